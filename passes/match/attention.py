@@ -1,0 +1,186 @@
+"""Attention sites: a mix whose weights descend from a contraction, through a softmax."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from toastc.graphs import Graph, Kind, Op
+from toastc.sites import Coupling, Reject, Site
+
+from .couplings import Block, Ledger, coupling, linear_ops
+from .flow import Contraction, Flow, Mix
+from .names import site_name
+
+SOFTMAX = {"softmax", "logsoftmax", "_softmax", "_safe_softmax"}
+
+
+def is_softmax(op: Op) -> bool:
+    return op.kind is Kind.REDUCE and op.type.lower() in SOFTMAX
+
+
+def ancestors(graph: Graph, op: Op, slot: int, limit: int = 60) -> list[Op]:
+    """The ops above one operand, nearest first, not looking past linears and other products."""
+    found: list[Op] = []
+    todo = [graph.producer(op.inputs[slot])]
+    while todo and len(found) < limit:
+        above = todo.pop(0)
+        if above is None or above in found:
+            continue
+        found.append(above)
+        if above.kind in (Kind.PRODUCT, Kind.ATTENTION) or (above.kind is Kind.LINEAR and not is_between(graph, above)):
+            continue
+        todo += [graph.producer(v) for v in above.inputs if v is not None]
+    return found
+
+
+def is_between(graph: Graph, op: Op) -> bool:
+    """A linear over heads (talking heads) stands inside the scores; one over the model width stands outside."""
+    return len(graph.shape(op.outputs[0])) >= 4
+
+
+def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
+    flow, graph = ledger.flow, ledger.flow.graph
+    by_op = {c.op: c for c in flow.contractions}
+    sites: list[Site] = []
+    rejects: list[Reject] = []
+    used: set[Op] = set()
+    for mix in flow.mixes:
+        contraction = softmax = None
+        if mix.slot < 0:
+            contraction, softmax = by_op.get(mix.op), mix.op
+            candidates = [mix.op]
+        else:
+            above = ancestors(graph, mix.op, mix.slot)
+            softmax = next((o for o in above if is_softmax(o)), None)
+            candidates = [o for o in above if o.kind is Kind.PRODUCT]
+            contraction = next((by_op[o] for o in candidates if o in by_op), None)
+        if softmax is None or not candidates:
+            continue
+        used.update([mix.op, softmax, *candidates])
+        site = build(ledger, mix, contraction, candidates[0])
+        for c in (*site.couplings, *([site.heads] if site.heads else [])):
+            if c.reason and c.name != "heads":
+                rejects.append(Reject(f"{site.name}.{c.name}", c.reason))
+        if any(c.prunable for c in site.couplings):
+            sites.append(site)
+    for op in graph.ops:
+        if op.kind is Kind.ATTENTION and op not in used:
+            reasons = [p.reason for p in flow.pins if p.op is op]
+            rejects.append(Reject(str(op), (reasons or ["its query, key and value do not come from linears"])[0]))
+        if is_softmax(op) and op not in used:
+            above = [o for o in ancestors(graph, op, 0) if o.kind is Kind.PRODUCT]
+            if above:
+                reasons = [p.reason for p in flow.pins if p.op is op or p.op in above]
+                rejects.append(Reject(str(op), (reasons or ["no product of it and a value from a linear was found"])[0]))
+    return sites, rejects
+
+
+def build(ledger: Ledger, mix: Mix, contraction: Contraction | None, scores: Op) -> Site:
+    graph = ledger.flow.graph
+    qk_macs, vo_macs, tokens = product_macs(graph, mix, scores)
+    if contraction is not None:
+        qk_block = ledger.block(contraction.q)
+        crooked = ledger.nonlinear[qk_block.classes].any() and not only_rotates(ledger, qk_block)
+        moved = ledger.shifted[qk_block.classes].any()
+        extra = "an activation stands between the linear and the product" if crooked else ""
+        extra = extra or ("a constant is added to all its channels alike" if moved else "")
+        qk = coupling(ledger, "qk", qk_block, {"in": "qk", "with": "qk", "out": "qk"}, qk_macs, extra)
+    else:
+        reason = next((p.reason for p in ledger.flow.pins if p.op is scores), "") or blocked_above(ledger, scores)
+        qk_block = None
+        qk = Coupling("qk", 1, 1, (), reason or "its labels do not reach the product")
+    vo_block = ledger.block(mix.value)
+    vo = coupling(ledger, "vo", vo_block, {"in": "v", "with": "v", "out": "out"}, vo_macs, "")
+    consumers = [m for m in vo.members if m.role == "out"]
+    if not vo.reason and not consumers:
+        vo = replace(vo, reason="no linear consumes it")
+    if not vo.reason and len({m.operand for m in consumers}) > 1:
+        vo = replace(vo, reason="its channels are used twice")
+    heads = heads_coupling(ledger, mix, contraction, qk_block, vo_block, qk, vo)
+    ops = linear_ops((*qk.members, *vo.members))
+    name = site_name([o.path for o in ops], "attn")
+    rest = sum(o.macs for o in {id(o): o for o in ops}.values() if not (qk.members and vo.members))
+    macs = (qk.groups * qk.width * qk.channel_macs if qk.members else qk_macs) + vo.groups * vo.width * vo.channel_macs
+    params = sum(c.groups * c.width * c.channel_params for c in (qk, vo) if c.members)
+    count = len(mix.value)
+    head_dim = contraction.q.shape[1] if contraction is not None else scores_dim(graph, mix, scores)
+    wiring = AttentionWiring(scores, mix.op, scores_at=mix.slot)
+    scale = mix.op.attention.scale if mix.op.attention else None
+    del rest
+    return Site(name, "attention", (qk, vo), macs, params, count, head_dim, mix.value.shape[1], 0, heads, scale, tokens, wiring)
+
+
+class AttentionWiring:
+    def __init__(self, scores: Op, mix: Op, scores_at: int) -> None:
+        self.scores, self.mix, self.scores_at = scores, mix, scores_at
+
+
+def only_rotates(ledger: Ledger, block: Block) -> bool:
+    """Products of labelled tensors or activations make a path crooked; tables and signs do not."""
+    ids = set(block.classes.ravel().tolist())
+    ops = [op for op, some in ledger.flow.nonlinear if ids & set(ledger.root[some[some >= 0]].tolist())]
+    return not ops
+
+
+def product_macs(graph: Graph, mix: Mix, scores: Op) -> tuple[int, int, tuple[int, int]]:
+    """MACs of Q.K' and of P.V for one sample, and the numbers of query and key tokens."""
+    if mix.slot < 0:
+        spec = mix.op.attention
+        assert spec is not None
+        axis = {"bhnd": 2, "bnhd": 1, "bn(hd)": 1}
+        n, m = (graph.shape(mix.op.inputs[i])[axis[spec.layouts[i]]] for i in (0, 1))
+        last = [graph.shape(mix.op.inputs[i])[-1] // (h if spec.layouts[i] == "bn(hd)" else 1) for i, h in ((0, spec.heads), (2, spec.kv_heads))]
+        total = last[0] + last[1]
+        return mix.op.macs * last[0] // total, mix.op.macs * last[1] // total, (n, m)
+    shape = graph.shape(scores.outputs[0])
+    return scores.macs, mix.op.macs, (shape[-2], shape[-1])
+
+
+def scores_dim(graph: Graph, mix: Mix, scores: Op) -> int:
+    if mix.slot < 0:
+        spec = mix.op.attention
+        assert spec is not None
+        last = graph.shape(mix.op.inputs[0])[-1]
+        return last // spec.heads if spec.layouts[0] == "bn(hd)" else last
+    out = math.prod(graph.shape(scores.outputs[0]))
+    batch = max(math.prod(graph.shape(mix.op.outputs[0])) // max(mix.value.size, 1), 1)
+    del out, batch
+    left, _, final = scores.spec
+    return math.prod(s for x, s in zip(left, graph.shape(scores.inputs[0]), strict=True) if x not in final)
+
+
+def blocked_above(ledger: Ledger, scores: Op) -> str:
+    """Why the operands of the product carry no labels: the nearest pin above it."""
+    graph, seen = ledger.flow.graph, []
+    by_op: dict[Op, str] = {p.op: p.reason for p in reversed(ledger.flow.pins) if p.op is not None}
+    for slot in range(2):
+        seen += ancestors(graph, scores, slot)
+    return next((by_op[o] for o in seen if o in by_op), "")
+
+
+def heads_coupling(
+    ledger: Ledger, mix: Mix, contraction: Contraction | None, qk_block: Block | None, vo_block: Block, qk: Coupling, vo: Coupling
+) -> Coupling:
+    """Whole heads: what else carries a head axis, and whether the scores keep the heads apart."""
+    count = vo_block.classes.shape[0]
+    reason, members = qk.reason or vo.reason, ()
+    if not reason and (mix.heads is None or contraction is None or contraction.heads is None):
+        reason = "the scores do not keep its heads apart" if len(mix.value) > 1 else "it has a single head"
+    elif not reason:
+        assert contraction is not None and contraction.heads is not None and mix.heads is not None and qk_block is not None
+        roots = ledger.root[mix.heads]
+        if not np.array_equal(roots, ledger.root[contraction.heads]) or len(set(roots.tolist())) != len(roots):
+            reason = "the scores do not keep its heads apart"
+        elif not np.array_equal(qk_block.group_of_head, vo_block.group_of_head):
+            reason = "its heads share channels of the query and the key"
+        else:
+            reason = ledger.pin_reason(roots)
+            if not reason and count == len(roots):
+                members, reason = ledger.members(roots[None, :], {})
+            elif not reason and ledger.sources_of(roots):
+                reason = "several of its heads share a key, and a bias tells them apart"
+    classes = ledger.root[mix.heads][None, :] if not reason and mix.heads is not None else None
+    return Coupling("heads", 1, count, members, reason, classes=classes)

@@ -1,0 +1,139 @@
+"""From a finished flow to couplings: which classes move together, and on which rows of which weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from toastc.graphs import Kind, Op
+from toastc.sites import Coupling, Member
+
+from .flow import Flow, Source
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Classes as [groups, width], and for every row of the original [heads, width] array its group."""
+
+    classes: np.ndarray
+    group_of_head: np.ndarray
+    reason: str = ""
+
+
+class Ledger:
+    """What the flow says of each class, looked up by its representative."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        before = flow.classes.find(np.arange(flow.classes.size))
+        self.side = np.zeros(flow.classes.size, np.int8)  # 1: reached Q of a contraction, 2: reached K
+        for contraction in flow.contractions:
+            self.side[before[contraction.k]] = 2
+            self.side[before[contraction.q]] = 1
+        self.side = self.side[before]
+        for contraction in flow.contractions:
+            flow.classes.tie(contraction.q, contraction.k)
+        self.root = flow.classes.find(np.arange(flow.classes.size))
+        self.pinned = np.full(flow.classes.size, -1, np.int64)
+        for number, pin in reversed(list(enumerate(flow.pins))):
+            self.pinned[self.root[pin.ids]] = number
+        self.nonlinear = self._flag([ids for _, ids in flow.nonlinear])
+        self.shifted = self._flag(flow.shifted)
+        self.scaled = self._flag(flow.scaled)
+        self.by_class: dict[int, list[int]] = {}
+        for number, source in enumerate(flow.sources):
+            for root in np.unique(self.root[source.ids[source.ids >= 0]]):
+                self.by_class.setdefault(int(root), []).append(number)
+
+    def _flag(self, lists: Sequence[np.ndarray]) -> np.ndarray:
+        flags = np.zeros(self.flow.classes.size, bool)
+        for ids in lists:
+            flags[self.root[ids[ids >= 0]]] = True
+        return flags
+
+    def sources_of(self, classes: np.ndarray) -> list[Source]:
+        numbers = sorted({n for root in np.unique(classes) for n in self.by_class.get(int(root), ())})
+        return [self.flow.sources[n] for n in numbers]
+
+    def pin_reason(self, classes: np.ndarray) -> str:
+        numbers = self.pinned[classes.ravel()]
+        numbers = numbers[numbers >= 0]
+        return self.flow.pins[int(numbers.min())].reason if len(numbers) else ""
+
+    # ---- blocks and members ------------------------------------------------------------------------------
+
+    def block(self, ids: np.ndarray) -> Block:
+        """Heads that share classes become one group; classes keep the order in which they first appear."""
+        if (ids < 0).any():
+            return Block(np.zeros((1, 0), np.int64), np.zeros(len(ids), np.int64), "some of its channels come from no linear")
+        roots = self.root[ids]
+        group_of_head = np.arange(len(roots))
+        first_head: dict[int, int] = {}
+        for head, row in enumerate(roots):
+            for root in row:
+                owner = first_head.setdefault(int(root), head)
+                if group_of_head[owner] != group_of_head[head]:
+                    group_of_head[group_of_head == group_of_head[head]] = group_of_head[owner]
+        labels, group_of_head = np.unique(group_of_head, return_inverse=True)
+        groups = []
+        for group in range(len(labels)):
+            flat = roots[group_of_head == group].ravel()
+            _, first = np.unique(flat, return_index=True)
+            groups.append(flat[np.sort(first)])
+        if len({len(g) for g in groups}) != 1:
+            return Block(roots, group_of_head, "its heads have different numbers of channels")
+        return Block(np.stack(groups), group_of_head)
+
+    def members(self, classes: np.ndarray, roles: dict[str, str]) -> tuple[tuple[Member, ...], str]:
+        """One member for each weight and each copy of the channels in it; or why there is no such thing.
+
+        `roles` renames a source's role: a linear that makes the channels, a constant they meet, a consumer.
+        """
+        place = {int(root): position for position, root in enumerate(classes.ravel())}
+        found: list[Member] = []
+        for source in self.sources_of(classes):
+            roots = np.where(source.ids >= 0, self.root[source.ids], -1)
+            where = np.array([place.get(int(r), -1) for r in roots])
+            for side in (1, 2, 0):
+                rows = np.flatnonzero((where >= 0) & (self.side[source.ids] == side))
+                if not len(rows):
+                    continue
+                counts = np.bincount(where[rows], minlength=classes.size)
+                if len(set(counts.tolist())) != 1:
+                    return (), f"its channels do not meet {source.op} one by one"
+                order = rows[np.lexsort((rows, where[rows]))].reshape(*classes.shape, counts[0])
+                role = {1: "q", 2: "k"}.get(side, roles.get(source.role, source.role))
+                if source.role == "out":
+                    role = roles.get("out", "out")
+                name = self.flow.graph.constant_name(source.op, source.slot)
+                for copy in range(counts[0]):
+                    operand = (source.op, source.slot)
+                    found.append(Member(name, role, source.axes, order[..., copy], operand))
+        return tuple(found), ""
+
+
+def coupling(ledger: Ledger, name: str, block: Block, roles: dict[str, str], macs: int, extra: str = "") -> Coupling:
+    """A coupling with its members, or with the first reason why it can not be cut. `macs`: of its products."""
+    groups, width = block.classes.shape
+    reason = block.reason or ledger.pin_reason(block.classes) or extra
+    members: tuple[Member, ...] = ()
+    if not block.reason:
+        members, uneven = ledger.members(block.classes, roles)
+        reason = reason or uneven
+    each_macs, each_params = macs // max(groups * width, 1), 0
+    for member in members:
+        op, slot = member.operand  # type: ignore[misc]
+        shape = ledger.flow.graph.shape(op.inputs[slot])
+        own = int(np.prod([shape[a] for a in member.axes]))
+        each_params += int(np.prod(shape)) // own
+        if op.kind is Kind.LINEAR and slot == 1:
+            each_macs += op.macs // own
+    single = len({(m.operand, m.role) for m in members}) == len(members)
+    straight = not ledger.nonlinear[block.classes].any() and not ledger.scaled[block.classes].any()
+    return Coupling(name, groups, width, members, reason, single and straight, each_macs, each_params, block.classes)
+
+
+def linear_ops(members: Sequence[Member]) -> list[Op]:
+    return [m.operand[0] for m in members if m.operand[0].kind is Kind.LINEAR and m.operand[1] == 1]  # type: ignore[index]

@@ -1,0 +1,106 @@
+"""FFN sites: linears, element by element through an activation, into one linear."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from toastc.graphs import Kind, Op
+from toastc.sites import Reject, Site
+
+from .couplings import Ledger, coupling, linear_ops
+from .flow import Source
+from .names import site_name
+
+
+def find_ffn(ledger: Ledger, taken: set[int]) -> tuple[list[Site], list[Reject]]:
+    """`taken`: classes that belong to attention already."""
+    flow = ledger.flow
+    sites: list[Site] = []
+    rejects: list[Reject] = []
+    seen: set[int] = set()
+    for consumer in [s for s in flow.sources if s.role == "out"]:
+        if (consumer.ids < 0).any():
+            continue
+        roots = ledger.root[consumer.ids]
+        if set(roots.tolist()) & (taken | seen) or not ledger.nonlinear[roots].any():
+            continue
+        seen |= set(roots.tolist())
+        made = build(ledger, consumer)
+        if isinstance(made, Reject):
+            rejects.append(made)
+        elif made is not None:
+            sites.append(made)
+    return sites, rejects + blocked(ledger, taken | seen)
+
+
+def build(ledger: Ledger, consumer: Source) -> Site | Reject | None:
+    graph = ledger.flow.graph
+    block = ledger.block(consumer.ids[None, :])
+    hidden = coupling(ledger, "hidden", block, {"in": "in", "with": "in", "out": "out"}, 0)
+    ops = linear_ops(hidden.members) or [consumer.op]
+    makers = [op for op in ops if op is not consumer.op]
+    into, out = (graph.shape(op.inputs[1])[op.weight_axes[end]] for op, end in ((makers or ops)[0:1] and [((makers or ops)[0], 0), (consumer.op, 1)]))
+    if into != out:
+        return None  # a head or an embedding, not an FFN of the residual stream
+    name = site_name([op.path for op in ops], "mlp")
+    reason = hidden.reason
+    consumers = {m.operand for m in hidden.members if m.role == "out"}
+    if not reason and len(consumers) > 1:
+        reason = "its hidden channels are used twice: " + ", ".join(str(op) for op, _ in sorted(consumers, key=lambda o: o[0].name))  # type: ignore[misc]
+    if reason:
+        return Reject(name, reason)
+    width = hidden.groups * hidden.width
+    return Site(name, "ffn", (hidden,), width * hidden.channel_macs, width * hidden.channel_params, hidden=width)
+
+
+def blocked(ledger: Ledger, known: set[int]) -> list[Reject]:
+    """Linears whose channels pass an activation and then meet something that pins them, before another linear."""
+    flow, graph = ledger.flow, ledger.flow.graph
+    rejects = []
+    for source in flow.sources:
+        if source.role != "in" or source.op.kind is not Kind.LINEAR:
+            continue
+        roots = ledger.root[source.ids]
+        if set(roots.tolist()) & known or not ledger.nonlinear[roots].any():
+            continue
+        numbers = ledger.pinned[roots]
+        if (numbers < 0).all():
+            continue
+        pin = flow.pins[int(numbers[numbers >= 0].min())]
+        width_in = graph.shape(source.op.inputs[1])[source.op.weight_axes[0]]
+        end = linear_below(ledger, pin.op, len(source.ids))
+        if end is not None and graph.shape(end.inputs[1])[end.weight_axes[1]] == width_in:
+            known |= set(roots.tolist())
+            rejects.append(Reject(site_name([source.op.path, end.path], "mlp"), pin.reason))
+    return rejects
+
+
+def linear_below(ledger: Ledger, op: Op | None, width: int, limit: int = 12) -> Op | None:
+    """The nearest linear of `width` inputs below an op."""
+    graph = ledger.flow.graph
+    todo, seen = [op], 0
+    while todo and seen < limit:
+        here = todo.pop(0)
+        seen += 1
+        if here is None:
+            continue
+        for value in here.outputs:
+            for user, slot in graph.users(value) if value is not None else ():
+                if user.kind is Kind.LINEAR and slot == 0:
+                    if graph.shape(user.inputs[1])[user.weight_axes[0]] == width:
+                        return user
+                else:
+                    todo.append(user)
+    return None
+
+
+def classes_of(ledger: Ledger, sites: list[Site]) -> set[int]:
+    taken: set[int] = set()
+    for site in sites:
+        for c in site.couplings:
+            for member in c.members:
+                op, slot = member.operand  # type: ignore[misc]
+                for source in ledger.flow.sources:
+                    if source.op is op and source.slot == slot and source.axes == member.axes:
+                        taken |= set(np.unique(ledger.root[source.ids[member.index.ravel()]]).tolist())
+    return taken

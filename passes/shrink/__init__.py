@@ -1,0 +1,197 @@
+"""shrink: make the graph as small as the plan says.
+
+Weights are cut by their members' indices (`cuts`), the shape plumbing next to them is written anew
+(`regions`), other shape nodes that carry a size of a cut axis get the new size, and the softmax scale is
+written out, because every runtime's default follows the head_dim that has just changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from toastc.errors import CannotShrink
+from toastc.graphs import Graph, Kind, Op, Value
+from toastc.labels import varying
+from toastc.pipeline import State
+from toastc.plan import Choice, Plan
+from toastc.sites import Coupling, Member, Site
+from toastc.views import compact
+
+from ..match.couplings import Ledger
+from ..match.flow import Source
+from .cuts import Cut, install, mixtures
+from .regions import emit_exits, lone_shape, plan_exits, rebuild_above
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Cut the weights and rewrite the graph around them, as the plan says."""
+
+    name = "shrink"
+
+    def __call__(self, state: State) -> State:
+        shrink(state.graph, state.matched, state.sites, state.plan)
+        return replace(state, matched=None)
+
+
+def shrink(graph: Graph, ledger: Ledger, sites: tuple[Site, ...], plan: Plan) -> None:
+    work = Work(graph, ledger, sites, plan)
+    if not work.touched:
+        return
+    work.rewrite()
+    graph.finish()
+
+
+class Work:
+    """One shrink: `touched[value]` is the collapsed mask of what stays of a value that loses something."""
+
+    def __init__(self, graph: Graph, ledger: Ledger, sites: tuple[Site, ...], plan: Plan) -> None:
+        self.graph, self.ledger = graph, ledger
+        self.stays = np.ones(len(ledger.root) + 1, bool)  # by class; the last entry stands for "no label"
+        self.choices: list[tuple[Coupling, Choice, list[int]]] = []
+        for site in sites:
+            self._choose(site, plan)
+        self.touched: dict[Value, np.ndarray] = {}
+        for value, labels in ledger.flow.labels.items():
+            mask = self._mask(labels)
+            if not mask.all():
+                self.touched[value] = mask
+        self.orders: dict[Source, np.ndarray] = {}
+        self.gone: set[Op] = set()
+
+    def _choose(self, site: Site, plan: Plan) -> None:
+        heads = plan.get(site.name, "heads")
+        groups = None if heads is None else heads.index[0].tolist()
+        if heads is not None and site.heads is not None:
+            self._drop(site.heads.classes, heads.index)
+        for coupling in site.couplings:
+            choice = plan.get(site.name, coupling.name)
+            every = list(range(coupling.groups))
+            if groups is not None and coupling.groups == site.heads.width:  # type: ignore[union-attr]
+                self.stays[np.delete(coupling.classes, groups, axis=0)] = False
+                every = groups
+            if choice is None:
+                continue
+            if len(choice.index) != coupling.groups or choice.index.max(initial=0) >= coupling.width:
+                raise CannotShrink(f"the plan for {site.name}.{coupling.name} is for {len(choice.index)} groups, it has {coupling.groups}")
+            self._drop(coupling.classes, choice.index)
+            self.choices.append((coupling, choice, every))
+
+    def _drop(self, classes: np.ndarray, index: np.ndarray) -> None:
+        kept = np.zeros(classes.shape, bool)
+        np.put_along_axis(kept, index.astype(np.int64), True, axis=1)
+        self.stays[classes[~kept]] = False
+
+    def _mask(self, labels: np.ndarray) -> np.ndarray:
+        return self.stays[np.where(labels >= 0, self.ledger.root[labels], -1)]
+
+    def full_mask(self, value: Value) -> np.ndarray:
+        mask = self.touched.get(value, np.array(True))
+        return np.broadcast_to(mask, self.graph.shape(value))
+
+    # ---- the rewrite -----------------------------------------------------------------------------------
+
+    def rewrite(self) -> None:
+        sources = [s for s in self.ledger.flow.sources if not self._mask(s.ids).all()]
+        for source in sources:
+            if source.role == "in" and source.op.kind is Kind.LINEAR:
+                self._below(source)
+        for source in sources:
+            if source.role == "out":
+                self.gone.update(rebuild_above(self.graph, source.op, 0, self.full_mask))
+        for op in self.graph.ops:
+            if op.kind is Kind.SHAPE and op not in self.gone and self._meets(op):
+                self._resize(op)
+            elif op.kind is Kind.ATTENTION and self._meets(op):
+                self._attention(op)
+        self._cut(sources)
+
+    def _meets(self, op: Op) -> bool:
+        return any(v in self.touched for v in (*op.inputs, *op.outputs) if v is not None)
+
+    def _below(self, source: Source) -> None:
+        """Follow a linear's output to where shape nodes begin, and write those anew."""
+        root, same_axis = source.op.outputs[0], [source]
+        same_axis += self._constants(source.op, besides=source)
+        while True:
+            users = self.graph.users(root)
+            op = users[0][0] if len(users) == 1 else None
+            if op is None or op.kind is not Kind.ELEMENTWISE:
+                break
+            others = [v for v in op.inputs if v is not None and v is not root]
+            if not all(self.graph.is_constant(v) for v in others) or self.graph.shape(op.outputs[0]) != self.graph.shape(root):
+                break
+            same_axis += self._constants(op)
+            root = op.outputs[0]
+        labels = self.ledger.flow.labels.get(root)
+        if labels is None or varying(labels) != (labels.ndim - 1,):
+            return
+        exits = plan_exits(self.graph, root, self._mask(labels).reshape(-1))
+        if exits is None:
+            return
+        order = np.concatenate([e.order for e in exits])
+        for own in same_axis:
+            self.orders[own] = order
+        self._retire(root, {e.value for e in exits})
+        emit_exits(self.graph, root, exits)
+
+    def _constants(self, op: Op, besides: Source | None = None) -> list[Source]:
+        return [s for s in self.ledger.flow.sources if s.op is op and s.role == "with" and s is not besides]
+
+    def _retire(self, value: Value, exits: set[Value]) -> None:
+        for op, _ in self.graph.users(value):
+            if lone_shape(op):
+                self.gone.add(op)
+                for out in op.outputs:
+                    if out is not None and out not in exits:
+                        self._retire(out, exits)
+
+    def _resize(self, op: Op) -> None:
+        before = [self._ids(v) for v in op.inputs if v is not None]
+        after = [self._ids(v) for v in op.outputs if v is not None]
+        self.graph.resize(op, before, after)
+
+    def _ids(self, value: Value) -> np.ndarray:
+        """The labels that stay, in the shape the value will have."""
+        shape = self.graph.shape(value)
+        labels = np.broadcast_to(self.ledger.flow.labels.get(value, np.array(-1)), shape)
+        small = compact(self.full_mask(value))
+        if small is None:
+            raise CannotShrink(f"{self.graph.producer(value)}: what stays of its output {shape} is no grid")
+        return labels.ravel()[small[1].ravel()].reshape(small[0])
+
+    def _attention(self, op: Op) -> None:
+        spec = op.attention
+        assert spec is not None
+        kept = spec.heads, spec.kv_heads
+        for mix in self.ledger.flow.mixes:
+            if mix.op is op:
+                heads = self._mask(mix.value).any(axis=1)
+                kept = int(heads.sum()), int(heads[:: spec.heads // spec.kv_heads].sum())
+        self.graph.set_attention(op, kept[0], kept[1], spec.scale)
+
+    def _cut(self, sources: list[Source]) -> None:
+        by_operand: dict[tuple[Op, int], list[Cut]] = {}
+        members: dict[tuple[Op, int], list[tuple[Member, Choice, list[int]]]] = {}
+        for coupling, choice, groups in self.choices:
+            for member in coupling.members:
+                members.setdefault(member.operand, []).append((member, choice, groups))  # type: ignore[arg-type]
+        for source in sources:
+            order = self.orders.get(source)
+            if order is None:
+                shape = [self.graph.shape(source.op.inputs[source.slot])[a] for a in source.axes]
+                small = compact(self._mask(source.ids).reshape(shape))
+                if small is None:
+                    raise CannotShrink(f"{source.op}: what stays of its weight is no grid")
+                order = small[1]
+            mixed = [
+                m
+                for member, choice, groups in members.get((source.op, source.slot), ())
+                if member.axes == source.axes
+                for m in mixtures(member, choice, groups, order, member.role == "out")
+            ]
+            by_operand.setdefault((source.op, source.slot), []).append(Cut(source.axes, order, tuple(mixed)))
+        for (op, slot), cuts in by_operand.items():
+            install(self.graph, op, slot, cuts)

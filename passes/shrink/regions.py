@@ -1,0 +1,217 @@
+"""Shape plumbing, removed and written anew.
+
+Below a cut linear stands a region of shape nodes that takes its output apart into operands (the *exits*); above a
+consumer stands one that puts the heads together again. Both are views, so both are re-emitted in one canonical
+form: split the last axis, reshape, transpose, reshape. Before and after, for a fused qkv:
+
+    [B, N, 3*H*d] -> reshape, transpose, slice, squeeze ... -> q, k, v  [B, H, N, d]
+    [B, N, H*dk + H*dk + H*dv] -> split -> reshape [0, 0, H, dk] -> transpose -> q, k, v
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from toastc.graphs import Dim, Graph, Kind, Op, Value
+from toastc.views import Atom, View, compact, view_of
+
+Kept = Callable[[Value], np.ndarray]  # full-shape mask of the elements of a value that stay
+
+
+@dataclass(frozen=True, eq=False)
+class Exit:
+    """A value where the shape region ends: `order` are its channels (of the root's last axis) that stay."""
+
+    value: Value
+    view: View
+    order: np.ndarray
+    sizes: dict[Atom, int]
+    grid: list[Atom]
+
+
+def lone_shape(op: Op) -> bool:
+    return op.kind is Kind.SHAPE and len([v for v in op.inputs if v is not None]) == 1
+
+
+def numbered(shape: Sequence[int]) -> np.ndarray:
+    return np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
+
+
+def find_exits(graph: Graph, value: Value, ids: np.ndarray, root_shape: tuple[int, ...]) -> list[tuple[Value, View]] | None:
+    """The furthest values below `value` that together take its channels apart; `value` itself if there are none."""
+    here = view_of(ids, root_shape)
+    users = graph.users(value)
+    if users and all(lone_shape(op) for op, _ in users) and value not in graph.outputs:
+        parts: list[tuple[Value, View]] = []
+        whole = True
+        for op, _ in users:
+            for out, array in zip(op.outputs, graph.push(op, [ids]), strict=True):
+                if out is None:
+                    continue
+                below = find_exits(graph, out, np.asarray(array), root_shape)
+                whole = whole and below is not None
+                parts += below or []
+        if whole and apart([view for _, view in parts], root_shape):
+            return parts
+    return [(value, here)] if here is not None else None
+
+
+def apart(views: Sequence[View], root_shape: tuple[int, ...]) -> bool:
+    """Does every part hold all rows, and each channel belong to one part at most?"""
+    lead = int(np.prod(root_shape[:-1]))
+    seen: set[int] = set()
+    for view in views:
+        channels = channels_of(view)
+        rows = np.prod([a.size for a in view.atoms if a.axis < len(root_shape) - 1], dtype=np.int64)
+        if rows != lead or seen & set(channels.ravel().tolist()):
+            return False
+        seen |= set(channels.ravel().tolist())
+    return bool(views)
+
+
+def channel_atoms(view: View) -> list[Atom]:
+    """Atoms of the source's last axis, in the order in which the target runs through them."""
+    return [a for axis in view.target for a in axis if a.axis == len(view.source_shape) - 1]
+
+
+def channels_of(view: View) -> np.ndarray:
+    """Positions on the source's last axis, as a grid over the channel atoms."""
+    grid = np.array(view.offset % view.source_shape[-1])
+    for atom in channel_atoms(view):
+        grid = grid[..., None] + np.arange(atom.size) * atom.stride
+    return grid
+
+
+def plan_exits(graph: Graph, root: Value, kept: np.ndarray) -> list[Exit] | None:
+    """`kept` [channels]: which positions of the root's last axis stay. None if the region is no set of views."""
+    shape = graph.shape(root)
+    if not any(lone_shape(op) for op, _ in graph.users(root)):
+        return None
+    found = find_exits(graph, root, numbered(shape), shape)
+    if found is None or (len(found) == 1 and found[0][0] is root):
+        return None
+    exits = []
+    for value, view in found:
+        channels = channels_of(view)
+        small = compact(kept[channels])
+        if small is None:
+            return None
+        atoms = channel_atoms(view)
+        exits.append(Exit(value, view, channels.ravel()[small[1].ravel()], dict(zip(atoms, small[0], strict=True)), atoms))
+    return sorted(exits, key=lambda e: int(channels_of(e.view).min()))
+
+
+def emit_exits(graph: Graph, root: Value, exits: Sequence[Exit]) -> None:
+    """Write the region below `root` anew, and hand its new exits to the users of the old ones."""
+    like = first_user(graph, root)
+    pieces = graph.split(root, [len(e.order) for e in exits], like) if len(exits) > 1 else [root]
+    for piece, leaving in zip(pieces, exits, strict=True):
+        last = len(leaving.view.source_shape) - 1
+        source = [a for a in leaving.view.atoms if a.axis < last] + leaving.grid
+        new = emit_view(graph, piece, leaving.view, source, leaving.sizes, graph.varies(root), like)
+        hand_over(graph, leaving.value, new)
+
+
+def first_user(graph: Graph, value: Value) -> Op:
+    order = {op: i for i, op in enumerate(graph.ops)}
+    return min((op for op, _ in graph.users(value)), key=order.__getitem__)
+
+
+def hand_over(graph: Graph, old: Value, new: Value) -> None:
+    for op, slot in graph.users(old):
+        graph.redirect(op, slot, new)
+
+
+def chain_above(graph: Graph, value: Value) -> tuple[Value, list[Op]]:
+    """Up through shape nodes with one input and one user: (where they start, the nodes from the bottom up)."""
+    chain: list[Op] = []
+    while (op := graph.producer(value)) is not None and lone_shape(op) and len(op.outputs) == 1:
+        if len(graph.users(value)) != 1:
+            break
+        chain.append(op)
+        value = op.inputs[0]
+    return value, chain
+
+
+def rebuild_above(graph: Graph, consumer: Op, slot: int, kept: Kept) -> list[Op]:
+    """Write the region above a consumer anew; returns the nodes it replaces, none if it is no view."""
+    start, chain = chain_above(graph, consumer.inputs[slot])
+    if not chain:
+        return []
+    shape = graph.shape(start)
+    ids = numbered(shape)
+    for op in reversed(chain):
+        ids = np.asarray(graph.push(op, [ids])[0])
+    view = view_of(ids, shape)
+    if view is None or int(np.prod([a.size for a in view.atoms])) != int(np.prod(shape)):
+        return []
+    atoms = view.atoms
+    small = compact(kept(start).reshape([a.size for a in atoms]))
+    if small is None:
+        return []
+    sizes = dict(zip(atoms, small[0], strict=True))
+    new = emit_view(graph, start, view, atoms, sizes, graph.varies(start), chain[0])
+    graph.redirect(consumer, slot, new)
+    return chain
+
+
+def emit_view(
+    graph: Graph, value: Value, view: View, source: Sequence[Atom], sizes: dict[Atom, int], varies: Sequence[bool], like: Op
+) -> Value:
+    """Reshape, transpose, reshape: `source` are the atoms as they stand in `value`, `sizes` their new sizes."""
+    size = {a: sizes.get(a, a.size) for a in source}
+    groups = coalesce(source, view.target)
+    target = [[g for g in groups if g[0] in axis] for axis in view.target]
+    order = [g for axis in target for g in axis]
+    whole = {g: whole_axis(g, view.source_shape, source) for g in groups}
+    unknown = {g: any(varies[a.axis] and outermost(a, source) for a in g) for g in groups}
+    length = {g: int(np.prod([size[a] for a in g])) for g in groups}
+
+    dims: list[int | Dim] = []
+    for i, g in enumerate(groups):
+        axis = whole[g]
+        same = axis is not None and (axis == i or unknown[g]) and all(a not in sizes for a in g)
+        dims.append(Dim(axis) if same and axis is not None else -1 if unknown[g] else length[g])
+    shape = [length[g] for g in groups]
+    if [d.axis if isinstance(d, Dim) else None for d in dims] != list(range(len(view.source_shape))):
+        value = graph.reshape(value, dims, shape, like)
+    perm = [groups.index(g) for g in order]
+    if perm != list(range(len(perm))):
+        value = graph.transpose(value, perm, like)
+    if any(len(axis) != 1 for axis in target):
+        merged: list[int | Dim] = []
+        for i, axis in enumerate(target):
+            if len(axis) == 1:
+                at = order.index(axis[0])
+                merged.append(Dim(at) if at == i or unknown[axis[0]] else length[axis[0]])
+            else:
+                merged.append(-1 if any(unknown[g] for g in axis) else int(np.prod([length[g] for g in axis])))
+        value = graph.reshape(value, merged, [int(np.prod([length[g] for g in axis])) for axis in target], like)
+    return value
+
+
+def coalesce(source: Sequence[Atom], target: Sequence[Sequence[Atom]]) -> list[tuple[Atom, ...]]:
+    """Atoms that stand side by side before and after travel as one."""
+    after = {a: axis[i + 1] for axis in target for i, a in enumerate(axis[:-1])}
+    groups: list[tuple[Atom, ...]] = []
+    for atom in source:
+        if groups and after.get(groups[-1][-1]) is atom:
+            groups[-1] = (*groups[-1], atom)
+        else:
+            groups.append((atom,))
+    return groups
+
+
+def whole_axis(group: tuple[Atom, ...], shape: tuple[int, ...], source: Sequence[Atom]) -> int | None:
+    axes = {a.axis for a in group}
+    axis = next(iter(axes))
+    own = [a for a in source if a.axis == axis]
+    return axis if len(axes) == 1 and list(group) == own else None
+
+
+def outermost(atom: Atom, source: Sequence[Atom]) -> bool:
+    """Of an axis whose size is only known at run time, the outermost atom is the one that varies."""
+    return atom is next(a for a in source if a.axis == atom.axis)

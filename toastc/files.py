@@ -1,0 +1,63 @@
+"""Writing files so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from .errors import ToastcError
+
+
+@contextlib.contextmanager
+def write_beside(target: Path) -> Iterator[Path]:
+    """Yield a temporary path in the target's folder; rename it over the target if all goes well."""
+    target = Path(target)
+    if target.is_dir():
+        raise ToastcError(f"{target}: is a folder; give the name of a file to write")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent or Path("."))
+    except FileNotFoundError:
+        raise ToastcError(f"{target}: its folder does not exist") from None
+    except OSError as error:
+        raise ToastcError(f"{target}: can not be written ({error.strerror})") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~current_umask())
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ToastcError(f"{target}: can not be written ({error.strerror or error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def stop_cleanly() -> Iterator[None]:
+    """SIGTERM unwinds the stack like Ctrl-C does, so that temporary files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

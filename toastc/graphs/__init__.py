@@ -1,0 +1,91 @@
+"""What the compiler asks of a graph, whatever framework it came from.
+
+An adapter reads its graph into a topological list of `Op`s, a neutral view in which each node is one of
+seven kinds. Matching reads the ops and pushes labels through them; shrinking edits the graph through the
+few verbs at the end of the protocol. Nothing else in the project touches torch.fx or ONNX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any, Protocol
+
+import numpy as np
+
+Value = Hashable  # the framework's own handle of a tensor
+
+
+class Kind(Enum):
+    LINEAR = auto()  # a 2-D weight contracts the last axis; `weight_axes` = (in, out)
+    PRODUCT = auto()  # two tensors are multiplied and summed over an axis; `spec` is its equation
+    ATTENTION = auto()  # softmax(QK')V as one node; `attention` says how its tensors are laid out
+    SHAPE = auto()  # moves elements about and changes none; `Graph.push` executes it
+    ELEMENTWISE = auto()  # element by element, operands broadcast; `effect` says how
+    REDUCE = auto()  # ties the elements along `axes` together: softmax, norms, sums
+    OPAQUE = auto()  # anything else
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Layouts are `bhnd`, `bnhd` or `bn(hd)`; `bias` is the slot of a [q|k|v] bias, -1 if none."""
+
+    heads: int
+    kv_heads: int
+    layouts: tuple[str, str, str, str]  # of q, k, v and the output
+    scale: float
+    masks: tuple[int, ...] = ()
+    bias: int = -1
+
+
+@dataclass(eq=False)
+class Op:
+    kind: Kind
+    type: str  # the framework's word for it, for messages
+    name: str
+    path: str  # module path if the graph tells, else ""
+    inputs: list[Value | None]
+    outputs: list[Value | None]
+    node: Any
+    effect: str = "nonlinear"  # ELEMENTWISE: "linear", "affine" or "nonlinear"
+    axes: tuple[int, ...] = ()  # REDUCE, of the first input; empty means all
+    spec: tuple[str, str, str] = ("", "", "")  # PRODUCT
+    weight_axes: tuple[int, int] = (0, 1)  # LINEAR
+    attention: AttentionSpec | None = None
+    macs: int = field(default=0)  # of one sample
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.type})" if self.name else self.type
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A size taken at run time from axis `axis` of the value being reshaped."""
+
+    axis: int
+
+
+class Graph(Protocol):
+    ops: list[Op]
+    outputs: frozenset[Value]
+
+    # reading
+    def shape(self, value: Value) -> tuple[int, ...]: ...
+    def is_constant(self, value: Value) -> bool: ...
+    def constant(self, value: Value) -> np.ndarray: ...
+    def constant_name(self, op: Op, slot: int) -> str: ...
+    def producer(self, value: Value) -> Op | None: ...
+    def users(self, value: Value) -> Sequence[tuple[Op, int]]: ...
+    def push(self, op: Op, arrays: Sequence[np.ndarray | None]) -> list[np.ndarray]: ...
+    def varies(self, value: Value) -> tuple[bool, ...]: ...  # per axis: is the size only known at run time
+
+    # writing
+    def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None: ...
+    def split(self, value: Value, sizes: Sequence[int], like: Op) -> list[Value]: ...
+    def reshape(self, value: Value, dims: Sequence[int | Dim], shape: Sequence[int], like: Op) -> Value: ...
+    def transpose(self, value: Value, perm: Sequence[int], like: Op) -> Value: ...
+    def redirect(self, op: Op, slot: int, value: Value) -> None: ...
+    def resize(self, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None: ...
+    def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None: ...
+    def finish(self) -> None: ...

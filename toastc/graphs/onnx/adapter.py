@@ -1,0 +1,187 @@
+"""Reading side of the ONNX adapter: nodes become `Op`s; constants fold; labels are pushed through shape nodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from .. import Kind, Op, Value
+from . import facts as facts_of
+from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_spec, kind_of, product_spec, reduced_axes
+from .edit import OnnxEdits
+from .names import module_path
+
+
+class OnnxGraph(OnnxEdits):
+    """Owns `model`: the caller hands over a copy it will not use again."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.opsets = dict(model.graph.opset_imports)
+        small = facts_of.sizes_for(model)
+        self.facts = facts_of.gather(model, small)
+        self._other = facts_of.gather(model, facts_of.sizes_for(model, large=True)) if small else self.facts
+        self.batch = self._batch()
+        self._tensors = {v: v.const_value for v in self.graph.initializers.values() if v.const_value is not None}
+        self._constants = self._find_constants()
+        self._folded = self._fold_small()
+        self.ops = [op for node in self.graph if (op := self._op(node)) is not None]
+        self.outputs = frozenset(self.graph.outputs)
+        self._index()
+
+    # ---- reading ---------------------------------------------------------------------------------------
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        return self.facts.shapes[value]  # type: ignore[index]
+
+    def has_shape(self, value: Value) -> bool:
+        return value in self.facts.shapes
+
+    def varies(self, value: Value) -> tuple[bool, ...]:
+        other = self._other.shapes.get(value, ())  # type: ignore[call-overload]
+        mine = self.shape(value)
+        return tuple(a != b for a, b in zip(mine, other, strict=True)) if len(other) == len(mine) else (True,) * len(mine)
+
+    def is_constant(self, value: Value) -> bool:
+        return value in self._constants
+
+    def constant(self, value: Value) -> np.ndarray:
+        """The numbers of a constant, as the file had them before any edit."""
+        if value in self._folded:
+            return self._folded[value]
+        if value in self._tensors:
+            return self._tensors[value].numpy()  # type: ignore[index]
+        node = value.producer()  # type: ignore[attr-defined]
+        if node.op_type == "Constant":
+            return self.facts.data[value]  # type: ignore[index]
+        arrays = facts_of.evaluate(node, [self.constant(v) for v in node.inputs if v is not None], self.opsets)
+        return np.asarray(arrays[list(node.outputs).index(value)])
+
+    def constant_name(self, op: Op, slot: int) -> str:
+        value = op.inputs[slot]
+        named = str(value.name)  # type: ignore[union-attr]
+        if "." in named and not named.startswith(("onnx::", "/")):
+            return named
+        return f"{op.path}.weight" if op.path else named
+
+    def producer(self, value: Value) -> Op | None:
+        return self._producers.get(value)
+
+    def users(self, value: Value) -> Sequence[tuple[Op, int]]:
+        return self._users.get(value, ())
+
+    def push(self, op: Op, arrays: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        """Execute a shape node on integer arrays instead of its tensors; the others keep their known data."""
+        given = [a for a in arrays if a is not None]
+        sizes = [self.facts.data[v] for v in op.node.inputs[len(op.inputs) :] if v is not None]
+        return facts_of.evaluate(op.node, given + sizes, self.opsets)
+
+    # ---- building the view -------------------------------------------------------------------------------
+
+    def _batch(self) -> int:
+        for value in facts_of.runtime_inputs(self.model):
+            varying = [i for i, v in enumerate(self.varies(value)) if v] if self.has_shape(value) else []
+            if self.has_shape(value) and len(self.shape(value)):
+                return self.shape(value)[varying[0] if varying else 0]
+        return 1
+
+    def _find_constants(self) -> set[ir.Value]:
+        found = set(self._tensors)
+        for node in self.graph:
+            if node.op_type in facts_of.RANDOM or not node.outputs:
+                continue
+            inputs = [v for v in node.inputs if v is not None]
+            if node.op_type == "Constant" or (inputs and all(v in found for v in inputs)) or self._same_data(node):
+                found.update(node.outputs)
+        return found
+
+    def _same_data(self, node: ir.Node) -> bool:
+        """Known, and the same whatever the run-time sizes are."""
+        mine, other = self.facts.data, self._other.data
+        return all(
+            v in mine and v in other and mine[v].shape == other[v].shape and np.array_equal(mine[v], other[v])
+            for v in node.outputs
+        )
+
+    def _fold_small(self) -> dict[ir.Value, np.ndarray]:
+        """Values computed from sizes alone become constants, so that a cut can not change what they meant."""
+        folded = {}
+        for node in self.graph:
+            for value in node.outputs:
+                if value in self._constants and value in self.facts.data and node.op_type != "Constant":
+                    folded[value] = self.facts.data[value]
+        return folded
+
+    def _index(self) -> None:
+        self._producers: dict[Value, Op] = {v: op for op in self.ops for v in op.outputs if v is not None}
+        self._users: dict[Value, list[tuple[Op, int]]] = {}
+        for op in self.ops:
+            for slot, value in enumerate(op.inputs):
+                if value is not None:
+                    self._users.setdefault(value, []).append((op, slot))
+
+    def _op(self, node: ir.Node) -> Op | None:
+        if all(v in self._constants for v in node.outputs):
+            return None
+        shapes = [self.facts.shapes.get(v) if v is not None else None for v in node.inputs]
+        constant = [v in self._constants if v is not None else True for v in node.inputs]
+        kind = Kind.OPAQUE
+        if all(v in self.facts.shapes for v in node.outputs if v.name):
+            kind = kind_of(node, constant, shapes) if node.domain in ("", "com.microsoft") else Kind.OPAQUE
+        op = Op(kind, node.op_type, node.name or "", module_path(node), list(node.inputs), list(node.outputs), node)
+        if node.op_type == "Shape":
+            op.inputs = []  # reads a size, which follows whatever the tensor becomes
+        if kind is Kind.SHAPE and node.op_type != "Concat":
+            if all(v is None or v in self.facts.data for v in node.inputs[1:]):
+                op.inputs = op.inputs[:1]  # the rest are sizes and positions
+            else:
+                op.kind = Kind.OPAQUE
+        if kind is Kind.ELEMENTWISE:
+            op.effect = effect_of(node)
+        elif kind is Kind.PRODUCT:
+            spec = product_spec(node, shapes)
+            op.kind, op.spec = (Kind.PRODUCT, spec) if spec else (Kind.OPAQUE, op.spec)
+        elif kind is Kind.REDUCE:
+            axes = self._axes_input(node)
+            op.axes = reduced_axes(node, len(shapes[0] or ()), axes)
+        elif kind is Kind.LINEAR and node.op_type == "Gemm":
+            op.weight_axes = (1, 0) if node.attributes.get("transB") and node.attributes["transB"].as_int() else (0, 1)
+        elif kind is Kind.LINEAR and node.op_type == "FusedMatMul":
+            op.weight_axes = (1, 0) if node.attributes.get("transB") and node.attributes["transB"].as_int() else (0, 1)
+        elif kind is Kind.ATTENTION:
+            op.attention = attention_spec(node, shapes)
+        op.macs = self._macs(op, shapes)
+        return op
+
+    def _axes_input(self, node: ir.Node) -> list[int] | None:
+        if len(node.inputs) > 1 and node.inputs[1] in self.facts.data and node.op_type.startswith("Reduce"):
+            return [int(a) for a in self.facts.data[node.inputs[1]].ravel()]
+        return None
+
+    def _macs(self, op: Op, shapes: list[tuple[int, ...] | None]) -> int:
+        """Multiply-accumulates of one sample: linears, convolutions and the two attention products."""
+        out = self.facts.shapes.get(op.outputs[0]) if op.outputs else None  # type: ignore[call-overload]
+        if out is None:
+            return 0
+        if op.kind is Kind.LINEAR:
+            weight = shapes[1] or (0, 0)
+            return math.prod(out) * weight[op.weight_axes[0]] // self.batch
+        if op.kind is Kind.PRODUCT:
+            sizes = dict(zip(op.spec[0], shapes[0] or (), strict=True))
+            for letter, size in zip(op.spec[1], shapes[1] or (), strict=True):
+                sizes[letter] = max(size, sizes.get(letter, 1))
+            return math.prod(sizes.values()) // self.batch
+        if op.type in ("Conv", "ConvTranspose") and shapes[1] is not None:
+            size = math.prod(out) if op.type == "Conv" else math.prod(shapes[0] or ())
+            return size * math.prod(shapes[1][1:]) // self.batch
+        return 0
+
+
+def effect_of(node: ir.Node) -> str:
+    if node.op_type in LINEAR_EFFECT:
+        return "linear"
+    return "affine" if node.op_type in AFFINE_EFFECT else "nonlinear"

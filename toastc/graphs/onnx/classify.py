@@ -1,0 +1,123 @@
+"""Which of the seven kinds an ONNX node is: tables of operator names, and a few rules."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from .. import AttentionSpec, Kind
+
+LINEAR_EFFECT = {"Mul", "Div", "Neg", "Identity", "Cast", "Dropout"}
+AFFINE_EFFECT = {"Add", "Sub", "BiasAdd", "Sum"}
+NONLINEAR = {
+    "Relu", "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "Erf", "Tanh", "Sigmoid", "HardSwish", "HardSigmoid", "Mish",
+    "Swish", "Softplus", "Softsign", "Exp", "Log", "Sqrt", "Abs", "Pow", "Clip", "LeakyRelu", "Elu", "Selu", "Celu",
+    "PRelu", "ThresholdedRelu", "Reciprocal", "Sin", "Cos", "Min", "Max", "Where", "Sign", "Floor", "Ceil", "Round",
+    "Not", "And", "Or", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "IsNaN", "IsInf", "Mod", "CastLike",
+}  # fmt: skip
+SHAPES = {
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Gather", "Concat", "Expand", "Flatten", "Tile",
+    "GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth",
+}  # fmt: skip
+LAST_AXES = {"LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax", "LpNormalization", "Hardmax"}
+SKIP_NORMS = {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization"}
+RANGES_OF_AXIS = {"LayerNormalization", "RMSNormalization"}
+
+
+def attribute(node: ir.Node, name: str, default: object = None) -> object:
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def kind_of(node: ir.Node, constant: list[bool], shapes: list[tuple[int, ...] | None]) -> Kind:
+    """`constant[i]`, `shapes[i]`: whether input i is known before running, and its concrete shape."""
+    kind = node.op_type
+    if kind == "MatMul" or (kind == "FusedMatMul" and not attribute(node, "transA", 0)):
+        if constant[1] and shapes[1] is not None and len(shapes[1]) == 2 and not constant[0]:
+            return Kind.LINEAR if attribute(node, "alpha", 1.0) == 1.0 else Kind.OPAQUE
+        return Kind.PRODUCT
+    if kind == "FusedMatMul":
+        return Kind.PRODUCT
+    if kind == "Gemm":
+        plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
+        return Kind.LINEAR if plain and constant[1] and not attribute(node, "transA", 0) else Kind.OPAQUE
+    if kind == "Einsum":
+        return Kind.PRODUCT if len(node.inputs) == 2 and einsum_spec(node, shapes) else Kind.OPAQUE
+    if kind in ("Attention", "MultiHeadAttention"):
+        return Kind.ATTENTION if attention_spec(node, shapes) else Kind.OPAQUE
+    if kind in SHAPES:
+        return Kind.SHAPE
+    if kind in LINEAR_EFFECT or kind in AFFINE_EFFECT or kind in NONLINEAR:
+        return Kind.ELEMENTWISE
+    if kind in LAST_AXES or kind in SKIP_NORMS or kind.startswith("Reduce"):
+        return Kind.REDUCE
+    return Kind.OPAQUE
+
+
+def reduced_axes(node: ir.Node, rank: int, axes_input: list[int] | None) -> tuple[int, ...]:
+    """The axes of the first input along which the node mixes elements; empty means all."""
+    if node.op_type in SKIP_NORMS:
+        return (rank - 1,)
+    if node.op_type in LAST_AXES:
+        axis = int(attribute(node, "axis", -1)) % rank  # type: ignore[call-overload]
+        return tuple(range(axis, rank)) if node.op_type in RANGES_OF_AXIS else (axis,)
+    axes = attribute(node, "axes") if axes_input is None else axes_input
+    return tuple(int(a) % rank for a in axes) if axes else ()  # type: ignore[attr-defined]
+
+
+def product_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> tuple[str, str, str] | None:
+    """MatMul as an equation over single letters: (a axes, b axes, output axes)."""
+    if node.op_type == "Einsum":
+        return einsum_spec(node, shapes)
+    a, b = shapes[0], shapes[1]
+    if a is None or b is None or len(a) < 2 or len(b) < 2:
+        return None
+    batch = "abcdefgh"[: max(len(a), len(b)) - 2]
+    left = batch[len(batch) - (len(a) - 2) :] + ("ki" if attribute(node, "transA", 0) else "ik")
+    right = batch[len(batch) - (len(b) - 2) :] + ("jk" if attribute(node, "transB", 0) else "kj")
+    return left, right, batch + "ij"
+
+
+def einsum_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> tuple[str, str, str] | None:
+    equation = str(attribute(node, "equation", "")).replace(" ", "")
+    if "->" not in equation or "." in equation or equation.count(",") != 1:
+        return None
+    inputs, out = equation.split("->")
+    left, right = inputs.split(",")
+    if any(len(set(term)) != len(term) for term in (left, right, out)) or set(out) - set(left) - set(right):
+        return None
+    return left, right, out
+
+
+def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> AttentionSpec | None:
+    """Layouts and heads of ONNX `Attention` and `com.microsoft.MultiHeadAttention`; None if it is neither."""
+    if len(shapes) < 3 or any(s is None for s in shapes[:3]):
+        return None
+    ranks = [len(s) for s in shapes[:3] if s is not None]
+    scale = attribute(node, "scale")
+    if node.op_type == "Attention" and node.domain == "":
+        if len(node.outputs) > 1 or len([v for v in node.inputs[4:] if v is not None]):
+            return None  # a KV cache or the scores as an output
+        if ranks == [4, 4, 4]:
+            heads, kv = shapes[0][1], shapes[1][1]  # type: ignore[index]
+            layouts, width = ("bhnd",) * 4, shapes[0][3]  # type: ignore[index]
+        elif ranks == [3, 3, 3]:
+            heads, kv = int(attribute(node, "q_num_heads", 0)), int(attribute(node, "kv_num_heads", 0))  # type: ignore[call-overload]
+            layouts, width = ("bn(hd)",) * 4, shapes[0][2] // heads  # type: ignore[index]
+        else:
+            return None
+        return AttentionSpec(heads, kv, layouts, float(scale or 1 / math.sqrt(width)), masks=(3,))  # type: ignore[arg-type]
+    if node.op_type == "MultiHeadAttention" and node.domain == "com.microsoft":
+        heads = int(attribute(node, "num_heads", 0))  # type: ignore[call-overload]
+        if ranks[0] != 3 or ranks[1] not in (3, 4) or ranks[2] not in (3, 4) or len(node.outputs) > 1:
+            return None
+        if len([v for v in node.inputs[6:] if v is not None]):
+            return None
+        kv_layouts = ["bn(hd)" if r == 3 else "bhnd" for r in ranks[1:]]
+        width = shapes[0][2] // heads  # type: ignore[index]
+        return AttentionSpec(
+            heads, heads, ("bn(hd)", *kv_layouts, "bn(hd)"), float(scale or 1 / math.sqrt(width)),  # type: ignore[arg-type]
+            masks=(5,), bias=3 if len(node.inputs) > 3 and node.inputs[3] is not None else -1,
+        )  # fmt: skip
+    return None

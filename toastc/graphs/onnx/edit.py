@@ -1,0 +1,140 @@
+"""Writing side of the ONNX adapter: new constants, new shape nodes, and what must be patched in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from ...errors import CannotShrink
+from .. import Dim, Op, Value
+
+if TYPE_CHECKING:
+    from .facts import Facts
+
+
+class OnnxEdits:
+    """The verbs of the protocol that change the graph. New nodes stand right before the op they are made for."""
+
+    model: ir.Model
+    graph: ir.Graph
+    facts: Facts
+    _users: dict[Value, list[tuple[Op, int]]]
+    _tensors: dict[ir.Value, ir.TensorProtocol]
+    _folded: dict[ir.Value, np.ndarray]
+    _counter = 0
+
+    def _name(self, stem: str) -> str:
+        """A fresh name: never one that the file already uses."""
+        taken = self.__dict__.setdefault("_taken", {v.name for n in self.graph for v in n.outputs})
+        taken |= set(self.graph.initializers)
+        while True:
+            self._counter += 1
+            name = f"{stem}_toastc_{self._counter}"
+            if name not in taken:
+                taken.add(name)
+                return name
+
+    def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
+        """Give this one operand new numbers. Other users of the old constant keep the old one."""
+        old = op.inputs[slot]
+        dtype = ir.DataType(self.facts.dtypes[old])  # type: ignore[index]
+
+        def evaluate() -> ir.TensorProtocol:
+            array = make()
+            if array.shape != tuple(shape):
+                raise CannotShrink(f"{op}: operand {slot} became {array.shape}, expected {tuple(shape)}")
+            return ir.Tensor(np.ascontiguousarray(array.astype(dtype.numpy(), copy=False)), dtype=dtype)
+
+        uses = old.uses()  # type: ignore[union-attr]
+        alone = len(uses) == 1 and old in self._tensors and not old.is_graph_input()  # type: ignore[union-attr]
+        name = str(old.name) if alone else self._name(str(old.name or op.name))  # type: ignore[union-attr]
+        tensor = ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(shape), name=name)
+        if alone:
+            old.const_value, old.shape = tensor, ir.Shape(shape)  # type: ignore[union-attr]
+            return
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        op.node.replace_input_with(slot, value)
+
+    def _constant_input(self, numbers: Sequence[int], stem: str) -> ir.Value:
+        tensor = ir.tensor(np.array(numbers, np.int64), name=self._name(stem))
+        value = ir.Value(
+            name=tensor.name, shape=ir.Shape([len(numbers)]), type=ir.TensorType(ir.DataType.INT64), const_value=tensor
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def _insert(self, kind: str, inputs: list[ir.Value], like: Op, outputs: int = 1, **attributes: object) -> list[ir.Value]:
+        stem = self._name(f"{like.path or like.name or 'graph'}/{kind}")
+        made = [ir.Value(name=f"{stem}_{i}", type=inputs[0].type) for i in range(outputs)]
+        node = ir.Node(
+            "", kind, inputs, ir.convenience.convert_attributes(attributes), outputs=made, name=stem,
+            metadata_props=dict(like.node.metadata_props),
+        )  # fmt: skip
+        self.graph.insert_before(like.node, node)
+        return made
+
+    def split(self, value: Value, sizes: Sequence[int], like: Op) -> list[Value]:
+        numbers = self._constant_input(list(sizes), "split")
+        return list(self._insert("Split", [value, numbers], like, outputs=len(sizes), axis=-1))  # type: ignore[list-item]
+
+    def transpose(self, value: Value, perm: Sequence[int], like: Op) -> Value:
+        return self._insert("Transpose", [value], like, perm=list(perm))[0]  # type: ignore[list-item]
+
+    def reshape(self, value: Value, dims: Sequence[int | Dim], shape: Sequence[int], like: Op) -> Value:
+        """`0` copies the size of the same axis; one size may be inferred; a third unknown is read from the tensor."""
+        numbers: list[int] = [0 if isinstance(d, Dim) and d.axis == i else -1 if isinstance(d, Dim) else d for i, d in enumerate(dims)]
+        if numbers.count(-1) <= 1:
+            return self._insert("Reshape", [value, self._constant_input(numbers, "shape")], like)[0]  # type: ignore[list-item]
+        sizes = self._insert("Shape", [value], like)[0]  # type: ignore[list-item]
+        parts = []
+        for d in dims:
+            if isinstance(d, Dim):
+                parts.append(self._insert("Gather", [sizes, self._constant_input([d.axis], "axis")], like, axis=0)[0])
+            else:
+                parts.append(self._constant_input([d], "size"))
+        target = self._insert("Concat", parts, like, axis=0)[0]
+        return self._insert("Reshape", [value, target], like)[0]  # type: ignore[list-item]
+
+    def redirect(self, op: Op, slot: int, value: Value) -> None:
+        op.node.replace_input_with(slot, value)
+
+    def resize(self, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None:
+        """Patch the sizes a shape node carries; arrays are its inputs and outputs as they will be (ids, full shape)."""
+        from .resize import resized_inputs
+
+        for slot, numbers in resized_inputs(self, op, before, after).items():
+            value = self._constant_input(numbers, f"{op.name or op.type}_sizes")
+            while len(op.node.inputs) <= slot:
+                op.node.resize_inputs(slot + 1)
+            op.node.replace_input_with(slot, value)
+
+    def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None:
+        node, spec = op.node, op.attention
+        node.attributes["scale"] = ir.AttrFloat32("scale", scale)
+        if node.op_type == "MultiHeadAttention":
+            node.attributes["num_heads"] = ir.AttrInt64("num_heads", heads)
+        elif spec is not None and spec.layouts[0] == "bn(hd)":
+            node.attributes["q_num_heads"] = ir.AttrInt64("q_num_heads", heads)
+            node.attributes["kv_num_heads"] = ir.AttrInt64("kv_num_heads", kv_heads)
+
+    def finish(self) -> None:
+        """Fold what is known, drop what is dead, forget the shapes that are no longer true."""
+        for value, array in self._folded.items():
+            if value.uses() and value.producer() is not None:
+                name = self._name(str(value.name))
+                new = ir.Value(
+                    name=name, shape=ir.Shape(array.shape), type=value.type, const_value=ir.tensor(array, name=name)
+                )
+                self.graph.register_initializer(new)
+                ir.convenience.replace_all_uses_with(value, new)
+        RemoveUnusedNodesPass()(self.model)
+        outputs = set(self.graph.outputs)
+        for node in self.graph:
+            for value in node.outputs:
+                if value not in outputs:
+                    value.shape = None

@@ -1,0 +1,192 @@
+"""Concrete facts about an ONNX graph: the shape of every value and the data of the small ones.
+
+Symbolic sizes are replaced by numbers and the graph is walked once, node by node: what is small and known
+is computed (`onnx.reference`), everything else has its shape inferred (`onnx.shape_inference`). Walking twice
+with different numbers tells which sizes are only known at run time. Weights are never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+SMALL = 4096  # elements; a value of up to this size is computed, not only shaped
+RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+# com.microsoft nodes have no schema in onnx: how their first output is shaped.
+SAME_AS_FIRST_INPUT = {
+    "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "BiasSplitGelu", "SkipLayerNormalization", "RotaryEmbedding",
+    "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization", "BiasAdd", "GroupQueryAttention",
+}  # fmt: skip
+
+
+@dataclass
+class Facts:
+    shapes: dict[ir.Value, tuple[int, ...]] = field(default_factory=dict)
+    data: dict[ir.Value, np.ndarray] = field(default_factory=dict)
+    dtypes: dict[ir.Value, int] = field(default_factory=dict)
+
+
+def symbols(model: ir.Model) -> list[str]:
+    """Names of the symbolic sizes of the inputs, in order; the first is taken for the batch."""
+    found: dict[str, None] = {}
+    for value in runtime_inputs(model):
+        for axis, dim in enumerate(value.shape or ()):
+            if not isinstance(dim, int):
+                found.setdefault(symbol_of(value, axis), None)
+    return list(found)
+
+
+def runtime_inputs(model: ir.Model) -> list[ir.Value]:
+    return [v for v in model.graph.inputs if v.name not in model.graph.initializers]
+
+
+def symbol_of(value: ir.Value, axis: int) -> str:
+    dim = value.shape[axis]  # type: ignore[index]
+    return str(dim.value) if dim.value else f"{value.name}.{axis}"
+
+
+def sizes_for(model: ir.Model, large: bool = False) -> dict[str, int]:
+    """A number for every symbolic size: small, and different when `large`."""
+    sizes: dict[str, int] = {}
+    for value in runtime_inputs(model):
+        shape = value.shape or ()
+        for axis, dim in enumerate(shape):
+            if isinstance(dim, int):
+                continue
+            spatial = len(shape) == 4 and axis >= 2
+            number = (256 if large else 224) if spatial else (3 if large else 2) if not sizes else (24 if large else 16)
+            sizes.setdefault(symbol_of(value, axis), number)
+    return sizes
+
+
+def gather(model: ir.Model, sizes: Mapping[str, int]) -> Facts:
+    """Walk the graph once with these sizes. A value nothing is known about has no entry."""
+    facts = Facts()
+    for value in model.graph.inputs:
+        if value.shape is not None:
+            facts.shapes[value] = tuple(
+                d if isinstance(d, int) else sizes[symbol_of(value, i)] for i, d in enumerate(value.shape)
+            )
+        facts.dtypes[value] = int(value.dtype or 0)
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            note_tensor(facts, value, value.const_value)
+    opsets = dict(model.graph.opset_imports)
+    imports = [onnx.helper.make_opsetid(d, v) for d, v in opsets.items()]
+    for node in model.graph:
+        visit(facts, node, opsets, imports)
+    return facts
+
+
+def note_tensor(facts: Facts, value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    facts.shapes[value] = tuple(int(d) for d in tensor.shape)
+    facts.dtypes[value] = int(tensor.dtype)
+    if tensor.size <= SMALL and tensor.dtype != ir.DataType.STRING:
+        facts.data[value] = tensor.numpy()
+
+
+def visit(facts: Facts, node: ir.Node, opsets: dict[str, int], imports: list[onnx.OperatorSetIdProto]) -> None:
+    if node.op_type == "Constant" and node.domain == "":
+        attr = next(iter(node.attributes.values()))
+        tensor = attr.value if attr.type == ir.AttributeType.TENSOR else ir.tensor(np.asarray(attr.value))
+        return note_tensor(facts, node.outputs[0], tensor)
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        return declared(facts, node)
+    given = [v for v in node.inputs if v is not None]
+    if node.op_type == "Shape" and given[0] in facts.shapes:
+        start = node.attributes["start"].as_int() if "start" in node.attributes else 0
+        end = node.attributes["end"].as_int() if "end" in node.attributes else None
+        return note_data(facts, node.outputs[0], np.array(facts.shapes[given[0]], np.int64)[start:end])
+    if node.op_type not in RANDOM and given and all(v in facts.data for v in given):
+        for value, array in zip(node.outputs, evaluate(node, [facts.data[v] for v in given], opsets), strict=False):
+            note_data(facts, value, np.asarray(array))
+        return None
+    return infer(facts, node, imports, opsets)
+
+
+def note_data(facts: Facts, value: ir.Value, array: np.ndarray) -> None:
+    facts.shapes[value] = array.shape
+    facts.dtypes[value] = int(ir.DataType.from_numpy(array.dtype))
+    if array.size <= SMALL:
+        facts.data[value] = array
+
+
+def evaluate(node: ir.Node, given: list[np.ndarray], opsets: Mapping[str, int]) -> list[np.ndarray]:
+    """Run one node by the reference implementation on the inputs that are present."""
+    names = [v.name for v in node.inputs if v is not None]
+    feeds = dict(zip(names, given, strict=True))
+    return ReferenceEvaluator(ir.to_proto(node), opsets=dict(opsets)).run(None, feeds)  # type: ignore[no-any-return]
+
+
+def infer(facts: Facts, node: ir.Node, imports: list[onnx.OperatorSetIdProto], opsets: dict[str, int]) -> None:
+    version = opsets.get(node.domain, 1)
+    if not onnx.defs.has(node.op_type, version, node.domain):
+        return infer_contrib(facts, node)
+    types, data = {}, {}
+    for value in node.inputs:
+        if value is None:
+            continue
+        if value not in facts.shapes:
+            return declared(facts, node)
+        types[value.name] = onnx.helper.make_tensor_type_proto(facts.dtypes[value], facts.shapes[value])
+        if value in facts.data:
+            data[value.name] = onnx.numpy_helper.from_array(np.ascontiguousarray(facts.data[value]), value.name)
+    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+    try:
+        found = onnx.shape_inference.infer_node_outputs(schema, ir.to_proto(node), types, data, opset_imports=imports)
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        return declared(facts, node)
+    for value in node.outputs:
+        proto = found.get(value.name)
+        if proto is None or not proto.HasField("tensor_type"):
+            continue
+        tensor = proto.tensor_type
+        facts.dtypes[value] = tensor.elem_type
+        if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
+            facts.shapes[value] = tuple(d.dim_value for d in tensor.shape.dim)
+    return declared(facts, node)
+
+
+def infer_contrib(facts: Facts, node: ir.Node) -> None:
+    """Shapes of the `com.microsoft` nodes that fused transformers are made of."""
+    first = facts.shapes.get(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
+    if first is None:
+        return declared(facts, node)
+    shape: tuple[int, ...] | None = None
+    if node.op_type in SAME_AS_FIRST_INPUT:
+        shape = first
+    elif node.op_type == "MultiHeadAttention":
+        heads = node.attributes["num_heads"].as_int()
+        value = facts.shapes.get(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+        width = first[2] * first[4] if len(first) == 5 else first[2]
+        if value is not None:
+            width = value[2] if len(value) == 3 else heads * value[3]
+        shape = (first[0], first[1], width)
+    elif node.op_type == "FusedMatMul" and node.inputs[1] in facts.shapes:
+        a, b = list(first), list(facts.shapes[node.inputs[1]])
+        if "transA" in node.attributes and node.attributes["transA"].as_int():
+            a[-1], a[-2] = a[-2], a[-1]
+        if "transB" in node.attributes and node.attributes["transB"].as_int():
+            b[-1], b[-2] = b[-2], b[-1]
+        shape = (*np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2])), a[-2], b[-1])
+    if shape is not None and node.outputs[0] not in facts.shapes:
+        facts.shapes[node.outputs[0]] = shape
+        facts.dtypes[node.outputs[0]] = facts.dtypes[node.inputs[0]]
+        if node.op_type == "SkipLayerNormalization" and len(node.outputs) > 3:
+            facts.shapes[node.outputs[3]] = shape
+            facts.dtypes[node.outputs[3]] = facts.dtypes[node.inputs[0]]
+    return declared(facts, node)
+
+
+def declared(facts: Facts, node: ir.Node) -> None:
+    """Last resort: what the file itself says of shapes, where it is all numbers."""
+    for value in node.outputs:
+        if value not in facts.shapes and value.shape is not None and all(isinstance(d, int) for d in value.shape):
+            facts.shapes[value] = tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
+        if value not in facts.dtypes and value.dtype is not None:
+            facts.dtypes[value] = int(value.dtype)

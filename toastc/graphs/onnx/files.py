@@ -1,0 +1,148 @@
+"""Reading and writing ONNX files: suspicious on the way in, all or nothing on the way out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
+
+from ...errors import ToastcError
+from ...files import current_umask
+from ...plan import Plan, from_dict
+
+PLAN_KEY = "toastc.plan"
+SINGLE_FILE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
+OLDEST_OPSET = 13
+QUANTIZED = {
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul",
+    "QLinearConv", "MatMulNBits", "QGemm", "QAttention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat",
+}  # fmt: skip
+TRAINING_OPS = {"SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss", "Gradient", "Adam", "Momentum", "Adagrad"}
+
+
+def load_model(path: Path) -> ir.Model:
+    """The model of a file, weights untouched on disk; every way in which it is unfit is one clear error."""
+    path = Path(path)
+    if not path.exists():
+        raise ToastcError(f"{path}: no such file")
+    if path.is_dir():
+        raise ToastcError(f"{path}: is a folder; give the .onnx file in it")
+    try:
+        if path.stat().st_size == 0:
+            raise ToastcError(f"{path}: the file is empty")
+        model = ir.load(path)
+    except (DecodeError, ValueError, KeyError, TypeError, IndexError, UnicodeDecodeError, RecursionError) as error:
+        raise ToastcError(f"{path}: not an ONNX model, or a damaged one ({one_line(error)})") from None
+    except OSError as error:
+        raise ToastcError(f"{path}: can not be read ({error.strerror or one_line(error)})") from None
+    if not model.graph.outputs or not len(model.graph):
+        raise ToastcError(f"{path}: not an ONNX model, or an empty one (no nodes or no outputs)")
+    check_external_data(model, path)
+    return prepare(model, str(path))
+
+
+def prepare(model: ir.Model, what: str) -> ir.Model:
+    """Refuse what can not be compiled; inline functions; constants become initializers."""
+    if model.functions:
+        InlinePass()(model)
+    for node in model.graph:
+        if node.op_type in QUANTIZED:
+            raise ToastcError(f"{what}: is quantised ({node.op_type}); prune the float model and quantise the result")
+        training = node.attributes.get("training_mode")
+        if node.op_type in TRAINING_OPS or "training" in node.domain or (training is not None and training.as_int()):
+            raise ToastcError(f"{what}: is a training graph ({node.op_type}); export the model in eval mode")
+        if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
+            flag = node.inputs[2].const_value
+            if flag is None or flag.numpy().any():
+                raise ToastcError(f"{what}: is a training graph (Dropout); export the model in eval mode")
+    opset = model.graph.opset_imports.get("", OLDEST_OPSET)
+    if opset < OLDEST_OPSET:
+        raise ToastcError(f"{what}: opset {opset} is too old; export with opset {OLDEST_OPSET} or newer")
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    return model
+
+
+def one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def check_external_data(model: ir.Model, path: Path) -> None:
+    """Weights may live in files beside the model and nowhere else."""
+    folder = path.resolve().parent
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        location = str(tensor.location)
+        if os.path.isabs(location) or ".." in Path(location).parts or "\\" in location:
+            raise ToastcError(f"{path}: weight {value.name} points outside the model's folder ({location}); refused")
+        file = folder / location
+        if not file.exists():
+            raise ToastcError(f"{path}: the external data file {location} is missing; it belongs beside the model")
+        if folder not in file.resolve().parents or not file.is_file():
+            raise ToastcError(f"{path}: weight {value.name} leads outside the model's folder ({location}); refused")
+        end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+        if end > file.stat().st_size or tensor.nbytes > file.stat().st_size:
+            raise ToastcError(f"{path}: the external data file {location} is too short for weight {value.name}")
+
+
+def is_external(model: ir.Model) -> bool:
+    return any(isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values())
+
+
+def weight_bytes(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def save_model(model: ir.Model, target: Path, metadata: Mapping[str, str], external: bool | None = None) -> None:
+    """Write the model beside the target, then rename: the output is absent or whole at any moment."""
+    target = Path(target)
+    if target.is_dir():
+        raise ToastcError(f"{target}: is a folder; give the name of a file to write")
+    model.metadata_props.update(metadata)
+    if external is None:
+        external = weight_bytes(model) > SINGLE_FILE_LIMIT
+    data = f"{target.name}.data"
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        ir.save(model, folder / target.name, external_data=data if external else None, size_threshold_bytes=1024)
+        for name in (target.name, data):
+            if (folder / name).exists():
+                os.chmod(folder / name, 0o666 & ~current_umask())
+                sync(folder / name)
+        if (folder / data).exists():
+            target.unlink(missing_ok=True)
+            os.replace(folder / data, target.parent / data)
+        os.replace(folder / target.name, target)
+    except FileNotFoundError as error:
+        raise ToastcError(f"{target}: can not be written ({error.strerror or error})") from None
+    except OSError as error:
+        raise ToastcError(f"{target}: can not be written ({error.strerror or error})") from None
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def plan_of(model: ir.Model, what: str) -> Plan:
+    """The plan a pruned model carries in its metadata."""
+    text = model.metadata_props.get(PLAN_KEY)
+    if text is None:
+        raise ToastcError(f"{what}: carries no toastc plan; was it written by toastc?")
+    try:
+        return from_dict(json.loads(text))
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ToastcError(f"{what}: its plan can not be read ({one_line(error)})") from None

@@ -1,0 +1,89 @@
+"""New sizes for shape nodes that stay: which of their size inputs change, and to what.
+
+`before` and `after` are the labels on the node's tensors as they will be; where an axis of the output shrinks,
+the numbers on it tell which positions of the input it is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...errors import CannotShrink
+from .. import Op
+
+if TYPE_CHECKING:
+    from .edit import OnnxEdits
+
+
+def resized_inputs(graph: OnnxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> dict[int, list[int]]:
+    """`{slot: numbers}` of the node's inputs to replace."""
+    if op.type == "Reshape":
+        return {1: target_sizes(graph, op, after[0].shape)}
+    if op.type == "Expand":
+        return {1: target_sizes(graph, op, after[0].shape)}
+    if op.type == "Split":
+        axis = int(op.node.attributes["axis"].as_int()) if "axis" in op.node.attributes else 0
+        return {1: [a.shape[axis] for a in after]}
+    if op.type == "Slice":
+        return sliced(graph, op, before[0], after[0])
+    if op.type == "Gather":
+        return gathered(graph, op, before[0], after[0])
+    return {}
+
+
+def target_sizes(graph: OnnxEdits, op: Op, shape: tuple[int, ...]) -> list[int]:
+    """Sizes that vary at run time are copied (`0`) where the input has them on the same axis, else inferred."""
+    varies = graph.varies(op.outputs[0])  # type: ignore[attr-defined]
+    given, made = graph.shape(op.inputs[0]), graph.shape(op.outputs[0])  # type: ignore[attr-defined]
+    numbers = []
+    for axis, size in enumerate(shape):
+        if not varies[axis]:
+            numbers.append(size)
+        elif op.type == "Expand":
+            numbers.append(1)
+        else:
+            lead = given[: axis + 1] == made[: axis + 1]
+            numbers.append(0 if lead else -1)
+    if numbers.count(-1) > 1:
+        raise CannotShrink(f"{op}: more than one size of its output is only known at run time")
+    return numbers
+
+
+def line(array: np.ndarray, axis: int) -> np.ndarray:
+    return array[(0,) * axis + (slice(None),) + (0,) * (array.ndim - axis - 1)]
+
+
+def sliced(graph: OnnxEdits, op: Op, before: np.ndarray, after: np.ndarray) -> dict[int, list[int]]:
+    data = graph.facts.data
+    starts, ends = (data[op.node.inputs[i]].tolist() for i in (1, 2))
+    inputs = op.node.inputs
+    axes = data[inputs[3]].tolist() if len(inputs) > 3 and inputs[3] is not None else list(range(len(starts)))
+    steps = data[inputs[4]].tolist() if len(inputs) > 4 and inputs[4] is not None else [1] * len(starts)
+    for i, axis in enumerate(axes):
+        axis %= before.ndim
+        source, taken = line(before, axis).tolist(), line(after, axis).tolist()
+        if len(set(source)) != len(source) or len(source) == graph.shape(op.inputs[0])[axis]:  # type: ignore[attr-defined]
+            continue
+        at = [source.index(x) for x in taken]
+        step = at[1] - at[0] if len(at) > 1 else 1
+        if at != list(range(at[0], at[0] + step * len(at), step)):
+            raise CannotShrink(f"{op}: what stays of its slice is not evenly spaced")
+        starts[i], ends[i], steps[i] = at[0], at[-1] + 1 if step > 0 else at[-1] - 1, step
+        if step < 0 and ends[i] < 0:
+            ends[i] = -len(source) - 1
+    return {1: starts, 2: ends, 3: axes, 4: steps}
+
+
+def gathered(graph: OnnxEdits, op: Op, before: np.ndarray, after: np.ndarray) -> dict[int, list[int]]:
+    axis = int(op.node.attributes["axis"].as_int()) if "axis" in op.node.attributes else 0
+    axis %= before.ndim
+    if before.shape[axis] == graph.shape(op.inputs[0])[axis]:  # type: ignore[attr-defined]
+        return {}
+    indices = graph.facts.data[op.node.inputs[1]]
+    if indices.ndim != 1:
+        raise CannotShrink(f"{op}: picks single channels of an axis that is cut")
+    source = line(before, axis).tolist()
+    return {1: [source.index(x) for x in line(after, axis).tolist()]}

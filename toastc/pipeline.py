@@ -1,0 +1,67 @@
+"""What a pass is, and running a tuple of them.
+
+A pass is a frozen dataclass that is called with a `State` and returns a new one; its fields are its options
+and its docstring's first line is its help.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from .errors import ToastcError
+from .graphs import Graph
+from .plan import Plan
+from .ratios import Ratios
+from .sites import Reject, Site
+
+
+@dataclass(frozen=True)
+class State:
+    """What the passes hand on. `scores[coupling]` is [groups, width]: small means redundant."""
+
+    graph: Graph
+    ratios: Ratios | None = None
+    matched: Any = None  # what the matcher knows of the graph; gone once the graph is shrunk
+    sites: tuple[Site, ...] = ()
+    rejects: tuple[Reject, ...] = ()
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
+    plan: Plan = field(default_factory=Plan)
+    seed: int = 0
+
+
+class Pass(Protocol):
+    name: str
+
+    def __call__(self, state: State) -> State: ...
+
+
+class PassFailed(RuntimeError):
+    """A pass broke: our fault, not the user's. Names it and the passes that had run."""
+
+
+def run(
+    passes: Sequence[Pass], state: State, tell: Callable[[str, float], None] | None = None
+) -> tuple[State, dict[str, float]]:
+    """Run the passes in order; returns the last state and the seconds of each pass."""
+    seconds: dict[str, float] = {}
+    for step in passes:
+        start = time.perf_counter()
+        try:
+            state = step(state)
+        except ToastcError:
+            raise
+        except Exception as error:
+            before = ", ".join(seconds) or "none"
+            raise PassFailed(f"pass {step.name} failed (passes before it: {before}): {error}") from error
+        seconds[step.name] = time.perf_counter() - start
+        if tell is not None:
+            tell(step.name, seconds[step.name])
+    return state, seconds
+
+
+__all__ = ["Pass", "PassFailed", "State", "replace", "run"]

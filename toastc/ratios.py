@@ -1,0 +1,127 @@
+"""The ratio file: how much of every coupling is removed.
+
+    {"attention": {"qk": 0.5, "vo": 0.5, "heads": 0.0}, "ffn": 0.5,
+     "sites": {"blocks.0.*": 0, "blocks.11.mlp": {"hidden": 0.9}}, "round_to": 8}
+
+Every number is the fraction removed. `"attention": 0.5` is short for qk and vo. A list gives one value for
+each site of that kind, in order. Globs under `sites` override; the later line wins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from .errors import ToastcError
+from .sites import Site
+
+KEYS = {"attention", "ffn", "sites", "tokens", "round_to"}
+COUPLINGS = {"attention": ("qk", "vo", "heads"), "ffn": ("hidden",)}
+
+Number = float | Sequence[float]
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Checked against nothing but itself; `for_sites` checks it against a model."""
+
+    attention: Mapping[str, Number] = field(default_factory=dict)
+    ffn: Mapping[str, Number] = field(default_factory=dict)
+    sites: Mapping[str, object] = field(default_factory=dict)
+    round_to: int = 8
+
+    def for_sites(self, sites: Sequence[Site]) -> dict[str, dict[str, float]]:
+        """`{site: {coupling: fraction removed}}` for every site, or an error that names the key."""
+        table: dict[str, dict[str, float]] = {}
+        for kind, given in (("attention", self.attention), ("ffn", self.ffn)):
+            own = [s for s in sites if s.kind == kind]
+            columns = {name: spread(value, len(own), f"{kind}.{name}") for name, value in given.items()}
+            for i, site in enumerate(own):
+                table[site.name] = {name: column[i] for name, column in columns.items()}
+        for pattern, value in self.sites.items():
+            hit = [s for s in sites if fnmatchcase(s.name, pattern)]
+            if not hit:
+                raise ToastcError(f'ratios: "sites" pattern "{pattern}" matches no site; `toastc inspect` lists them')
+            for site in hit:
+                table[site.name].update(override(value, site, pattern))
+        return table
+
+
+def spread(value: Number, count: int, key: str) -> list[float]:
+    if isinstance(value, Sequence):
+        if len(value) != count:
+            raise ToastcError(f'ratios: "{key}" lists {len(value)} values, the model has {count} such sites')
+        return [float(v) for v in value]
+    return [float(value)] * count
+
+
+def override(value: object, site: Site, pattern: str) -> dict[str, float]:
+    names = COUPLINGS[site.kind]
+    if isinstance(value, Mapping):
+        unknown = [k for k in value if k not in names]
+        if unknown:
+            raise ToastcError(f'ratios: "sites"."{pattern}" has "{unknown[0]}", but {site.name} has {", ".join(names)}')
+        return {k: fraction(v, f"sites.{pattern}.{k}") for k, v in value.items()}
+    number = fraction(value, f"sites.{pattern}")
+    return {name: number for name in names if name != "heads"} | ({"heads": 0.0} if number == 0 and "heads" in names else {})
+
+
+def fraction(value: object, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ToastcError(f'ratios: "{key}" must be a number, got {json.dumps(value, default=str)}')
+    if not 0 <= value < 1:
+        raise ToastcError(f'ratios: "{key}" is {value}; it is the fraction removed and must be in [0, 1)')
+    return float(value)
+
+
+def numbers(value: object, key: str) -> Number:
+    if isinstance(value, list | tuple):
+        return [fraction(v, f"{key}[{i}]") for i, v in enumerate(value)]
+    return fraction(value, key)
+
+
+def group(value: object, kind: str) -> dict[str, Number]:
+    """`0.5`, `[..]` or `{"qk": ..}` as one mapping."""
+    names = COUPLINGS[kind]
+    if isinstance(value, Mapping):
+        unknown = [k for k in value if k not in names]
+        if unknown:
+            raise ToastcError(f'ratios: unknown key "{kind}.{unknown[0]}"; known: {", ".join(names)}')
+        return {k: numbers(v, f"{kind}.{k}") for k, v in value.items()}
+    return {name: numbers(value, kind) for name in names if name != "heads"}
+
+
+def parse(data: object) -> Ratios:
+    """A parsed JSON value (or a plain number: that much of everything) as `Ratios`."""
+    if isinstance(data, Ratios):
+        return data
+    if isinstance(data, int | float) and not isinstance(data, bool):
+        data = {"attention": data, "ffn": data}
+    if not isinstance(data, Mapping):
+        raise ToastcError("ratios: must be a JSON object with attention, ffn, sites, round_to")
+    unknown = [k for k in data if k not in KEYS]
+    if unknown:
+        raise ToastcError(f'ratios: unknown key "{unknown[0]}"; known: {", ".join(sorted(KEYS))}')
+    if data.get("tokens"):
+        raise ToastcError('ratios: "tokens" (token merging) is not part of this version; remove the key')
+    sites = data.get("sites", {})
+    if not isinstance(sites, Mapping):
+        raise ToastcError('ratios: "sites" must be an object of patterns')
+    round_to = data.get("round_to", 8)
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise ToastcError(f'ratios: "round_to" must be a whole number from 1, got {json.dumps(round_to, default=str)}')
+    return Ratios(group(data.get("attention", {}), "attention"), group(data.get("ffn", {}), "ffn"), dict(sites), round_to)
+
+
+def read(path: Path) -> Ratios:
+    try:
+        return parse(json.loads(Path(path).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ToastcError(f"{path}: no such ratio file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ToastcError(f"{path}: can not be read ({error})") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ToastcError(f"{path}: not JSON ({error})") from None

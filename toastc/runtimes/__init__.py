@@ -1,0 +1,1 @@
+"""Run a model for real, and time it. One file for each runtime."""

@@ -1,0 +1,58 @@
+"""ONNX Runtime: run a file, and time two files side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from ..errors import ToastcError
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+def session(path: Path, provider: str = "cpu", threads: int = 0, frugal: bool = False) -> ort.InferenceSession:
+    """`frugal` keeps one copy of the weights in memory instead of a second, rearranged one."""
+    name = PROVIDERS[provider]
+    if name not in ort.get_available_providers():
+        raise ToastcError(f"ONNX Runtime here has no {name}; install the matching extra (toastc[gpu])")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if frugal:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_mem_pattern = False
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    try:
+        return ort.InferenceSession(str(path), options, providers=[name])
+    except Exception as error:  # onnxruntime raises classes of its own that share no base
+        raise ToastcError(f"{path}: ONNX Runtime can not load it ({' '.join(str(error).split())[:200]})") from None
+
+
+def run(path: Path, feeds: Mapping[str, np.ndarray], provider: str = "cpu") -> list[np.ndarray]:
+    made = session(path, provider, frugal=True)
+    try:
+        return [np.asarray(out) for out in made.run(None, dict(feeds))]
+    except Exception as error:  # onnxruntime raises classes of its own that share no base
+        raise ToastcError(f"{path}: ONNX Runtime can not run it ({' '.join(str(error).split())[:200]})") from None
+
+
+def time_interleaved(
+    paths: Sequence[Path], feeds: Mapping[str, np.ndarray], provider: str, threads: int, seconds: float, warmup: int = 3
+) -> list[list[float]]:
+    """Milliseconds of each run of each file, taking turns, so that noise falls on all alike."""
+    sessions = [session(p, provider, threads) for p in paths]
+    for made in sessions:
+        for _ in range(warmup):
+            made.run(None, dict(feeds))
+    times: list[list[float]] = [[] for _ in sessions]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[0]) < 5:
+        for made, own in zip(sessions, times, strict=True):
+            start = time.perf_counter()
+            made.run(None, dict(feeds))
+            own.append((time.perf_counter() - start) * 1e3)
+    return times

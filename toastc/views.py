@@ -1,0 +1,113 @@
+"""Rearrangements, read off by their effect.
+
+Whatever chain of reshapes, transposes, splits and slices stands between two tensors, pushing the numbers
+`0..n-1` through it shows what it does. If every axis of the result steps through the source in a mixed radix,
+the chain is *split axes into atoms, permute the atoms, merge them again*, and can be written anew with other sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Atom:
+    """`size` steps of `stride` in the flat source; `axis` of the source it belongs to."""
+
+    size: int
+    stride: int
+    axis: int
+
+
+@dataclass(frozen=True)
+class View:
+    """`target[i]` lists the atoms that axis i of the result runs through, outer first."""
+
+    source_shape: tuple[int, ...]
+    target: tuple[tuple[Atom, ...], ...]
+    offset: int
+
+    @property
+    def atoms(self) -> list[Atom]:
+        """All atoms in the order of the source: outer first."""
+        return sorted((a for axis in self.target for a in axis), key=lambda a: -a.stride)
+
+
+def radix(steps: np.ndarray) -> list[tuple[int, int]] | None:
+    """`[0, 1, 2, 10, 11, 12]` as [(2, 10), (3, 1)]: sizes and strides, outer first; None if irregular."""
+    parts: list[tuple[int, int]] = []
+    while len(steps) > 1:
+        stride = int(steps[1])
+        run = 1
+        while run < len(steps) and steps[run] == run * stride:
+            run += 1
+        while len(steps) % run:
+            run -= 1
+        if run == 1 or stride == 0:
+            return None
+        inner = np.arange(run) * stride
+        outer = steps[::run]
+        if not np.array_equal(steps, (outer[:, None] + inner).ravel()):
+            return None
+        parts.insert(0, (run, stride))
+        steps = outer
+    return parts
+
+
+def view_of(ids: np.ndarray, source_shape: Sequence[int]) -> View | None:
+    """The view that takes a source of this shape, numbered 0..n-1, to `ids`; None if there is none."""
+    if ids.size == 0:
+        return None
+    strides = [math.prod(source_shape[i + 1 :]) for i in range(len(source_shape))]
+    origin = int(ids[(0,) * ids.ndim])
+    target: list[tuple[Atom, ...]] = []
+    rebuilt = np.array(origin)
+    for axis in range(ids.ndim):
+        line = ids[(0,) * axis + (slice(None),) + (0,) * (ids.ndim - axis - 1)] - origin
+        parts = radix(line)
+        if parts is None:
+            return None
+        atoms = []
+        for size, stride in parts:
+            owner = next((i for i, s in enumerate(strides) if 0 < s <= stride and source_shape[i] > 1), None)
+            if owner is None or stride % strides[owner] or stride * size > strides[owner] * source_shape[owner]:
+                return None
+            atoms.append(Atom(size, stride, owner))
+        target.append(tuple(atoms))
+        rebuilt = rebuilt[..., None] + line
+    if not np.array_equal(rebuilt, ids):
+        return None
+    view = View(tuple(source_shape), tuple(target), origin)
+    return view if len({a.stride for a in view.atoms}) == len(view.atoms) else None
+
+
+def compact(kept: np.ndarray) -> tuple[tuple[int, ...], np.ndarray] | None:
+    """Remove what is not kept and stay a grid: (new shape, old flat position of each element), or None.
+
+    Whole slices may go along any axis, and along one axis (the last that fits) each line may keep other
+    positions, as long as all lines keep equally many.
+    """
+    flat = np.arange(kept.size).reshape(kept.shape)
+    if kept.all():
+        return kept.shape, flat
+    if not kept.any():
+        return None
+    for axis in reversed(range(kept.ndim)):
+        counts = kept.sum(axis)
+        lines = counts > 0
+        if len(set(counts[lines].tolist())) != 1:
+            continue
+        slices = [lines.any(tuple(j for j in range(lines.ndim) if j != i)) for i in range(lines.ndim)]
+        grid = np.ix_(*[np.flatnonzero(s) for s in slices])
+        if not lines[grid].all() or lines.sum() != lines[grid].size:
+            continue
+        count = int(counts[lines][0])
+        mask, numbers = np.moveaxis(kept, axis, -1)[grid], np.moveaxis(flat, axis, -1)[grid]
+        order = np.argsort(~mask, axis=-1, kind="stable")[..., :count]
+        taken = np.moveaxis(np.take_along_axis(numbers, order, -1), -1, axis)
+        return taken.shape, taken
+    return None
