@@ -8,7 +8,7 @@ graphs are matched, so this trusts nothing the shrinking wrote but the plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def pad_back(dense: Graph, dense_sites: Sequence[Site], pruned: Graph, pruned_si
         named.discard(site.name)
         if site.name not in by_name:
             raise VerificationFailed(f"{site.name}: planned, but not found in the pruned model")
-        for key, pairing in pair_site(site, by_name[site.name], plan):
+        for key, pairing in pair_site(site, by_name[site.name], plan, pruned):
             pairs.setdefault(key, []).append(pairing)
     if named:
         raise VerificationFailed(f"{sorted(named)[0]}: planned, but not found in the dense model")
@@ -80,7 +80,7 @@ def spread(small: np.ndarray, pairing: Pairing, shape: tuple[int, ...]) -> np.nd
     return np.moveaxis(wide.reshape(*sizes, *rest), range(count), pairing.axes)
 
 
-def pair_site(dense: Site, pruned: Site, plan: Plan) -> list[tuple[tuple[object, object], Pairing]]:
+def pair_site(dense: Site, pruned: Site, plan: Plan, pruned_graph: Graph) -> list[tuple[tuple[object, object], Pairing]]:
     heads = plan.get(dense.name, "heads")
     found: dict[tuple[object, object, tuple[int, ...]], list[tuple[np.ndarray, np.ndarray]]] = {}
     every = [*dense.couplings, *([dense.heads] if dense.heads and heads is not None else [])]
@@ -89,7 +89,7 @@ def pair_site(dense: Site, pruned: Site, plan: Plan) -> list[tuple[tuple[object,
         if other is None or not coupling.members:
             continue
         kept = kept_positions(dense, coupling, plan)
-        for a, b in zip(coupling.members, matching(coupling, other, dense.name), strict=True):
+        for a, b in zip(coupling.members, matching(coupling, other, dense.name, pruned_graph), strict=True):
             rows = a.index[kept[..., 0], kept[..., 1]]
             if rows.shape != b.index.shape:
                 raise VerificationFailed(
@@ -126,14 +126,23 @@ def kept_positions(site: Site, coupling: Coupling, plan: Plan) -> np.ndarray:
     return np.stack([np.broadcast_to(groups[:, None], index[groups].shape), index[groups]], axis=-1)
 
 
-def matching(dense: Coupling, pruned: Coupling, site: str) -> list[Member]:
+def matching(dense: Coupling, pruned: Coupling, site: str, graph: Graph) -> list[Member]:
     """The pruned coupling's members in the dense one's order: same role, same turn."""
     left = list(pruned.members)
     found = []
     for member in dense.members:
         partner = next((m for m in left if m.role == member.role and m.axes == member.axes), None)
+        if partner is None and pruned.width <= 1:
+            partner = single(member, graph)
         if partner is None:
             raise VerificationFailed(f"{site}.{dense.name}: {member.weight} ({member.role}) has no counterpart in the pruned model")
-        left.remove(partner)
+        left = [m for m in left if m is not partner]
         found.append(partner)
     return found
+
+
+def single(member: Member, graph: Graph) -> Member | None:
+    """Of a lone head nothing carries labels any more: its constant is the same operand of the node of the same name."""
+    op, slot = member.operand  # type: ignore[misc]
+    twin = next((o for o in graph.ops if o.name == op.name and o.type == op.type), None)
+    return None if twin is None else replace(member, index=np.zeros((1, 1), np.int64), operand=(twin, slot))

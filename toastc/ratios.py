@@ -10,14 +10,16 @@ each site of that kind, in order. Globs under `sites` override; the later line w
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from .errors import ToastcError
-from .sites import Site
+from .sites import Coupling, Site
 
+NARROWEST = 2  # channels; a width of one leaves no axis to recognise
 KEYS = {"attention", "ffn", "sites", "tokens", "round_to"}
 COUPLINGS = {"attention": ("qk", "vo", "heads"), "ffn": ("hidden",)}
 
@@ -48,6 +50,28 @@ class Ratios:
             for site in hit:
                 table[site.name].update(override(value, site, pattern))
         return table
+
+
+def narrowed(ratios: Ratios, sites: Sequence[Site]) -> list[tuple[str, Coupling, int]]:
+    """(name, coupling, kept width) of every coupling that the ratios make narrower."""
+    table = ratios.for_sites(sites)
+    found = []
+    for site in sites:
+        for name, ratio in table[site.name].items():
+            coupling = site.coupling(name)
+            if coupling is None or not coupling.prunable or ratio == 0:
+                continue
+            heads = name == "heads"
+            count = kept_width(coupling.width, ratio, 1 if heads else ratios.round_to, 1 if heads else NARROWEST)
+            if count < coupling.width:
+                found.append((f"{site.name}.{name}", coupling, count))
+    return found
+
+
+def kept_width(width: int, ratio: float, step: int, least: int = NARROWEST) -> int:
+    """round_to * ceil((1 - ratio) * width / round_to), at most the width."""
+    wanted = math.ceil(round((1 - ratio) * width / step, 9)) * step
+    return min(width, max(wanted, least))
 
 
 def spread(value: Number, count: int, key: str) -> list[float]:

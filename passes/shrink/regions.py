@@ -164,7 +164,7 @@ def emit_view(
     """Reshape, transpose, reshape: `source` are the atoms as they stand in `value`, `sizes` their new sizes."""
     size = {a: sizes.get(a, a.size) for a in source}
     groups = coalesce(source, view.target)
-    target = [[g for g in groups if g[0] in axis] for axis in view.target]
+    target = [[g for atom in axis for g in groups if g[0] is atom] for axis in view.target]
     order = [g for axis in target for g in axis]
     whole = {g: whole_axis(g, view.source_shape, source) for g in groups}
     unknown = {g: any(varies[a.axis] and outermost(a, source) for a in g) for g in groups}
@@ -173,10 +173,10 @@ def emit_view(
     dims: list[int | Dim] = []
     for i, g in enumerate(groups):
         axis = whole[g]
-        same = axis is not None and (axis == i or unknown[g]) and all(a not in sizes for a in g)
+        same = axis is not None and (axis == i or unknown[g]) and all(size[a] == a.size for a in g)
         dims.append(Dim(axis) if same and axis is not None else -1 if unknown[g] else length[g])
     shape = [length[g] for g in groups]
-    if [d.axis if isinstance(d, Dim) else None for d in dims] != list(range(len(view.source_shape))):
+    if [whole[g] for g in groups] != list(range(len(view.source_shape))):
         value = graph.reshape(value, dims, shape, like)
     perm = [groups.index(g) for g in order]
     if perm != list(range(len(perm))):

@@ -7,6 +7,11 @@ and a cut weight is a lazy tensor, computed when the file is written.
 from __future__ import annotations
 
 from .adapter import OnnxGraph
-from .files import load_model, save_model
+from .facts import sizes_for
+from .files import embed_plan, file_bytes, load_model, plan_of, prepare, staged, write_model
+from .inputs import sample_inputs
 
-__all__ = ["OnnxGraph", "load_model", "save_model"]
+__all__ = [
+    "OnnxGraph", "embed_plan", "file_bytes", "load_model", "plan_of", "prepare", "sample_inputs", "sizes_for", "staged",
+    "write_model",
+]  # fmt: skip

@@ -10,9 +10,12 @@ import onnx_ir as ir
 
 from .. import Kind, Op, Value
 from . import facts as facts_of
-from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_spec, kind_of, product_spec, reduced_axes
+from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_macs, attention_spec, kind_of, product_spec, reduced_axes
 from .edit import OnnxEdits
 from .names import module_path
+
+
+FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 
 
 class OnnxGraph(OnnxEdits):
@@ -79,6 +82,15 @@ class OnnxGraph(OnnxEdits):
         given = [a for a in arrays if a is not None]
         sizes = [self.facts.data[v] for v in op.node.inputs[len(op.inputs) :] if v is not None]
         return facts_of.evaluate(op.node, given + sizes, self.opsets)
+
+    def float_types(self) -> set[str]:
+        """Names of the types that the values at run time have: float32, float16, ..."""
+        return {FLOATS.get(self.facts.dtypes[v], "") for op in self.ops for v in op.outputs if v in self.facts.dtypes}  # type: ignore[index]
+
+    def totals(self) -> tuple[int, int]:
+        """MACs of one sample and the number of parameters."""
+        params = sum(t.size for t in self._tensors.values() if t.dtype.is_floating_point())
+        return sum(op.macs for op in self.ops), params
 
     # ---- building the view -------------------------------------------------------------------------------
 
@@ -175,6 +187,8 @@ class OnnxGraph(OnnxEdits):
             for letter, size in zip(op.spec[1], shapes[1] or (), strict=True):
                 sizes[letter] = max(size, sizes.get(letter, 1))
             return math.prod(sizes.values()) // self.batch
+        if op.attention is not None:
+            return attention_macs(op.attention, shapes) // self.batch
         if op.type in ("Conv", "ConvTranspose") and shapes[1] is not None:
             size = math.prod(out) if op.type == "Conv" else math.prod(shapes[0] or ())
             return size * math.prod(shapes[1][1:]) // self.batch

@@ -121,3 +121,18 @@ def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> Atten
             masks=(5,), bias=3 if len(node.inputs) > 3 and node.inputs[3] is not None else -1,
         )  # fmt: skip
     return None
+
+
+def attention_macs(spec: AttentionSpec, shapes: list[tuple[int, ...] | None]) -> int:
+    """The two products: B * heads * N * M * (d_qk + d_v)."""
+    (b, n, dk), (_, m, _), (_, _, dv) = (
+        tokens_and_width(shapes[i] or (), spec.layouts[i], spec.kv_heads if i else spec.heads) for i in range(3)
+    )
+    return b * spec.heads * n * m * (dk + dv)
+
+
+def tokens_and_width(shape: tuple[int, ...], layout: str, heads: int) -> tuple[int, int, int]:
+    """(batch, tokens, width of a head)."""
+    if layout == "bn(hd)":
+        return shape[0], shape[1], shape[2] // heads
+    return shape[0], shape[layout.index("n")], shape[3]

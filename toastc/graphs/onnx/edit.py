@@ -127,9 +127,8 @@ class OnnxEdits:
         for value, array in self._folded.items():
             if value.uses() and value.producer() is not None:
                 name = self._name(str(value.name))
-                new = ir.Value(
-                    name=name, shape=ir.Shape(array.shape), type=value.type, const_value=ir.tensor(array, name=name)
-                )
+                tensor = ir.tensor(array, name=name)
+                new = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
                 self.graph.register_initializer(new)
                 ir.convenience.replace_all_uses_with(value, new)
         RemoveUnusedNodesPass()(self.model)

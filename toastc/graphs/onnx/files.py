@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_ir as ir
@@ -102,34 +103,40 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
-def save_model(model: ir.Model, target: Path, metadata: Mapping[str, str], external: bool | None = None) -> None:
-    """Write the model beside the target, then rename: the output is absent or whole at any moment."""
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A path to write the model to, in a hidden folder beside the target; moved over the target at the end.
+
+    The output is absent or whole at any moment: weights that live in a file of their own move first, and a model
+    that was there before goes before they do.
+    """
     target = Path(target)
     if target.is_dir():
         raise ToastcError(f"{target}: is a folder; give the name of a file to write")
-    model.metadata_props.update(metadata)
-    if external is None:
-        external = weight_bytes(model) > SINGLE_FILE_LIMIT
-    data = f"{target.name}.data"
     folder = None
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        ir.save(model, folder / target.name, external_data=data if external else None, size_threshold_bytes=1024)
-        for name in (target.name, data):
-            if (folder / name).exists():
-                os.chmod(folder / name, 0o666 & ~current_umask())
-                sync(folder / name)
-        if (folder / data).exists():
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.absolute().parent))
+        yield folder / target.name
+        data = folder / f"{target.name}.data"
+        for file in folder.iterdir():
+            os.chmod(file, 0o666 & ~current_umask())
+            sync(file)
+        if data.exists():
             target.unlink(missing_ok=True)
-            os.replace(folder / data, target.parent / data)
+            os.replace(data, target.parent / data.name)
         os.replace(folder / target.name, target)
-    except FileNotFoundError as error:
-        raise ToastcError(f"{target}: can not be written ({error.strerror or error})") from None
     except OSError as error:
         raise ToastcError(f"{target}: can not be written ({error.strerror or error})") from None
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_model(model: ir.Model, path: Path, external: bool | None = None) -> None:
+    """Large models put their weights into `<name>.data` beside the file."""
+    if external is None:
+        external = weight_bytes(model) > SINGLE_FILE_LIMIT
+    ir.save(model, path, external_data=f"{path.name}.data" if external else None, size_threshold_bytes=1024)
 
 
 def sync(path: Path) -> None:
@@ -146,3 +153,12 @@ def plan_of(model: ir.Model, what: str) -> Plan:
         return from_dict(json.loads(text))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ToastcError(f"{what}: its plan can not be read ({one_line(error)})") from None
+
+
+def embed_plan(model: ir.Model, plan: Plan) -> None:
+    model.metadata_props[PLAN_KEY] = json.dumps(plan.to_dict())
+
+
+def file_bytes(path: Path) -> int:
+    data = path.parent / f"{path.name}.data"
+    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)

@@ -1,0 +1,36 @@
+"""plan-ratios: keep the highest scores, as many as the ratio file leaves.
+
+    kept = round_to * ceil((1 - ratio) * width / round_to), at most the width, at least 2
+
+Every head keeps equally many channels, so that heads stay one batched product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from toastc.pipeline import State
+from toastc.plan import Choice, Keep, Plan
+from toastc.ratios import narrowed
+
+
+@dataclass(frozen=True)
+class PlanRatios:
+    """Keep the best-scored channels of every coupling, as many as the ratios leave."""
+
+    name = "plan-ratios"
+
+    def __call__(self, state: State) -> State:
+        assert state.ratios is not None
+        choices: dict[str, Choice] = {}
+        for name, _, count in narrowed(state.ratios, state.sites):
+            choices[name] = Keep(best(state.scores[name], count))
+        return replace(state, plan=Plan(choices))
+
+
+def best(scores: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the highest scores of each group, in rising order; ties go to the earlier channel."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return np.sort(order, axis=1)

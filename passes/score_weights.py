@@ -1,0 +1,95 @@
+"""score-weights: how much each channel weighs, from the weights alone.
+
+A channel's vector is everything the coupling owns of it: its rows of q and k (with their biases), or its row of v
+and its column of proj. `l1` and `l2` multiply the norms of both sides, since that is what reaches the other end;
+`geometric-median` is ToaSt's score, the distance of the vector to the geometric median of its group's vectors,
+by Weiszfeld's iteration, or coordinate-wise as the paper's code has it (`median=coordinate`). A channel that
+contributes exactly nothing comes first under every score.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from toastc.errors import ToastcError
+from toastc.graphs import Graph
+from toastc.pipeline import State
+from toastc.ratios import narrowed
+from toastc.sites import Coupling, Member
+
+WAYS = ("l1", "l2", "geometric-median")
+DEAD = -1.0
+
+
+@dataclass(frozen=True)
+class ScoreWeights:
+    """Score channels by the size of their weights: l1, l2 or distance to the geometric median."""
+
+    by: str = "l2"
+    median: str = "weiszfeld"
+    name = "score-weights"
+
+    def __post_init__(self) -> None:
+        if self.by not in WAYS or self.median not in ("weiszfeld", "coordinate"):
+            raise ToastcError(f'score-weights: by={self.by}, median={self.median}; by is one of {", ".join(WAYS)}')
+
+    def __call__(self, state: State) -> State:
+        scores = dict(state.scores)
+        wanted = None if state.ratios is None else {name for name, _, _ in narrowed(state.ratios, state.sites)}
+        for site in state.sites:
+            own: dict[str, np.ndarray] = {}
+            for coupling in site.couplings:
+                if coupling.prunable and (wanted is None or f"{site.name}.{coupling.name}" in wanted or f"{site.name}.heads" in wanted):
+                    own[coupling.name] = self.score(state.graph, coupling)
+                    scores[f"{site.name}.{coupling.name}"] = own[coupling.name]
+            if site.heads is not None and site.heads.prunable and "vo" in own:
+                scores[f"{site.name}.heads"] = np.maximum(own["vo"], 0).sum(axis=1)[None, :]
+        return replace(state, scores=scores)
+
+    def score(self, graph: Graph, coupling: Coupling) -> np.ndarray:
+        sides: dict[str, list[np.ndarray]] = defaultdict(list)
+        for member in coupling.members:
+            sides[member.role].append(vectors(graph, member))
+        norms = {role: side_norm(parts, 1 if self.by == "l1" else 2) for role, parts in sides.items()}
+        product = np.prod(list(norms.values()), axis=0)
+        if self.by != "geometric-median":
+            scores = product
+        else:
+            joined = np.concatenate([v for parts in sides.values() for v in parts], axis=2)
+            scores = np.stack([distance_to_median(group, self.median) for group in joined])
+        return np.where(product == 0, DEAD, scores)
+
+
+def vectors(graph: Graph, member: Member) -> np.ndarray:
+    """[groups, width, rest]: the member's slice for each channel."""
+    op, slot = member.operand  # type: ignore[misc]
+    array = graph.constant(op.inputs[slot])
+    front = np.moveaxis(array, member.axes, range(len(member.axes)))
+    flat = front.reshape(int(np.prod(front.shape[: len(member.axes)])), -1)
+    return flat[member.index].astype(np.float32, copy=False)
+
+
+def side_norm(parts: list[np.ndarray], order: int) -> np.ndarray:
+    if order == 1:
+        return np.sum([np.abs(p).sum(axis=2, dtype=np.float64) for p in parts], axis=0)
+    return np.sqrt(np.sum([np.einsum("gwr,gwr->gw", p, p, dtype=np.float64) for p in parts], axis=0))
+
+
+def distance_to_median(rows: np.ndarray, how: str, steps: int = 50, tolerance: float = 1e-6) -> np.ndarray:
+    """||row - median of rows||; the geometric median minimises the sum of those distances."""
+    rows = rows.astype(np.float64)
+    if how == "coordinate":
+        center = np.sort(rows, axis=0)[(len(rows) - 1) // 2]  # the lower median, as torch.median
+        return np.asarray(np.linalg.norm(rows - center, axis=1))
+    center = rows.mean(axis=0)
+    for _ in range(steps):
+        distances = np.linalg.norm(rows - center, axis=1)
+        weights = 1 / np.maximum(distances, 1e-12)
+        moved = weights @ rows / weights.sum()
+        if np.linalg.norm(moved - center) <= tolerance * max(np.linalg.norm(center), 1e-12):
+            break
+        center = moved
+    return np.asarray(np.linalg.norm(rows - center, axis=1))

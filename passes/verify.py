@@ -1,0 +1,88 @@
+"""verify: the pruned file equals the dense file with the pruned weights, zero-filled, in its place.
+
+    f_dense(pad(W')) == f_pruned(W')     on random inputs, at two sizes of every free axis
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from toastc.errors import VerificationFailed
+from toastc.padding import pad_back
+
+from .match import match
+
+TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1, "float64": 1e-9}
+DEFAULT_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Verification:
+    """`error` is the largest difference of any output, relative to the largest value of that output."""
+
+    ok: bool
+    error: float
+    tolerance: float
+    inputs: int
+    padded: int
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def difference(expected: np.ndarray, got: np.ndarray) -> float:
+    """max |a - b| / max |a|; infinite where shapes, types or the places of NaN differ."""
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        return float("inf")
+    if expected.dtype.kind not in "fc" and expected.dtype.name != "bfloat16":
+        return 0.0 if np.array_equal(expected, got) else float("inf")
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if same.all():
+        return 0.0
+    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+        return float("inf")
+    scale = np.abs(a[np.isfinite(a)]).max(initial=0.0)
+    return float(np.abs(np.where(same, 0.0, a - b)).max() / max(scale, 1e-30))
+
+
+def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
+    """Pad the pruned file back into the dense graph and run both through ONNX Runtime."""
+    from toastc.graphs.onnx import OnnxGraph, load_model, plan_of, sample_inputs, sizes_for, write_model
+    from toastc.runtimes import ort
+
+    small_model, model = load_model(pruned), load_model(dense)
+    plan = plan_of(small_model, str(pruned))
+    small, graph = OnnxGraph(small_model), OnnxGraph(model)
+    tolerance = tolerance_of(graph)
+    try:
+        padded = pad_back(graph, match(graph)[1], small, match(small)[1], plan)
+        feeds = [sample_inputs(model, sizes_for(model, large), seed) for large in sorted({False, bool(sizes_for(model))})]
+        expected = [ort.run(pruned, feed) for feed in feeds]
+        del small, small_model
+        with tempfile.TemporaryDirectory(prefix="toastc-verify-") as folder:
+            file = Path(folder) / "padded.onnx"
+            graph.finish()
+            write_model(model, file)
+            got = [ort.run(file, feed) for feed in feeds]
+    except VerificationFailed as error:
+        return Verification(False, float("inf"), tolerance, 0, 0, str(error))
+    errors = [difference(b, a) for run_a, run_b in zip(expected, got, strict=True) for a, b in zip(run_a, run_b, strict=True)]
+    worst = max(errors)
+    reason = "" if worst <= tolerance else f"outputs differ by {worst:.2e} of their scale, allowed {tolerance:.0e}"
+    return Verification(worst <= tolerance, worst, tolerance, len(feeds), padded, reason)
+
+
+def tolerance_of(graph: object) -> float:
+    """By the coarsest float type among the outputs of the graph's linears."""
+    from toastc.graphs.onnx import OnnxGraph
+
+    assert isinstance(graph, OnnxGraph)
+    found = [TOLERANCE[name] for name in graph.float_types() if name in TOLERANCE]
+    coarse = [t for t in found if t > DEFAULT_TOLERANCE]
+    return max(coarse, default=DEFAULT_TOLERANCE)

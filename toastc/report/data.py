@@ -1,0 +1,77 @@
+"""What a compile has to say, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from ..plan import Plan
+from ..sites import Reject, Site
+
+
+@dataclass(frozen=True)
+class Size:
+    macs: int
+    params: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class CouplingRow:
+    """Widths of one coupling, a head each where it has groups."""
+
+    site: str
+    coupling: str
+    groups: int
+    original: int
+    kept: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    model: str
+    recipe: str
+    before: Size
+    after: Size
+    couplings: tuple[CouplingRow, ...]
+    rejects: tuple[Reject, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    verified: Mapping[str, object] | None = None
+    notes: Sequence[str] = ()
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def coupling_rows(sites: Sequence[Site], plan: Plan) -> tuple[CouplingRow, ...]:
+    rows = []
+    for site in sites:
+        for coupling in (*site.couplings, *([site.heads] if site.heads else [])):
+            choice = plan.get(site.name, coupling.name)
+            kept = coupling.width if choice is None else choice.width
+            if coupling.name == "heads" and choice is None and coupling.reason:
+                continue
+            rows.append(CouplingRow(site.name, coupling.name, coupling.groups, coupling.width, kept, coupling.reason))
+    return tuple(rows)
+
+
+def site_dict(site: Site) -> dict[str, object]:
+    """One entry of `inspect --json`."""
+    return {
+        "name": site.name,
+        "kind": site.kind,
+        "heads": site.head_count,
+        "head_dim": site.head_dim,
+        "v_head_dim": site.v_head_dim,
+        "hidden": site.hidden,
+        "macs": site.macs,
+        "params": site.params,
+        "heads_prunable": bool(site.heads and site.heads.prunable),
+        "heads_reason": site.heads.reason if site.heads else "",
+        "couplings": [
+            {"name": c.name, "groups": c.groups, "width": c.width, "prunable": c.prunable, "reason": c.reason or None}
+            for c in site.couplings
+        ],
+    }

@@ -1,0 +1,83 @@
+"""Reports for a terminal: tables with rich, plain lines where nobody watches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from .data import Report
+
+
+def human(number: float, unit: str = "") -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.2f} {letter}{unit}"
+    return f"{number:.0f} {unit}".rstrip()
+
+
+def change(before: float, after: float) -> str:
+    return f"{100 * (after - before) / before:+.1f} %" if before else ""
+
+
+def print_report(report: Report, console: Console) -> None:
+    table = Table(title=f"{report.model}, recipe {report.recipe}", title_justify="left")
+    for heading in ("site", "heads", "qk", "vo", "hidden"):
+        table.add_column(heading, justify="left" if heading == "site" else "right")
+    for site, cells in by_site(report).items():
+        table.add_row(site, *[cells.get(name, "") for name in ("heads", "qk", "vo", "hidden")])
+    console.print(table)
+    sizes = Table(show_edge=False)
+    for heading in ("", "before", "after", "change"):
+        sizes.add_column(heading, justify="right" if heading else "left")
+    for name in ("macs", "params", "bytes"):
+        a, b = getattr(report.before, name), getattr(report.after, name)
+        sizes.add_row("MACs" if name == "macs" else name, human(a, "B" if name == "bytes" else ""), human(b, "B" if name == "bytes" else ""), change(a, b))
+    console.print(sizes)
+    for reject in report.rejects:
+        console.print(f"not cut: {reject.node}: {reject.reason}", markup=False, highlight=False)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    if report.verified is not None:
+        v = report.verified
+        word = "verified" if v["ok"] else "NOT EQUAL"
+        console.print(f"{word}: error {v['error']:.1e} of the output scale (allowed {v['tolerance']:.0e})", highlight=False)
+    console.print("seconds: " + ", ".join(f"{k} {s:.2f}" for k, s in report.seconds.items()), highlight=False)
+
+
+def by_site(report: Report) -> dict[str, dict[str, str]]:
+    sites: dict[str, dict[str, str]] = {}
+    for row in report.couplings:
+        text = str(row.original) if row.kept == row.original else f"{row.kept}/{row.original}"
+        sites.setdefault(row.site, {})[row.coupling] = "-" if row.reason and row.coupling != "heads" else text
+    return sites
+
+
+def print_sites(data: Mapping[str, object], console: Console) -> None:
+    table = Table(title=str(data["model"]), title_justify="left")
+    for heading in ("site", "kind", "heads", "head_dim", "v_head_dim", "hidden", "MACs", "params", "not prunable"):
+        table.add_column(heading, justify="left" if heading in ("site", "kind", "not prunable") else "right")
+    for site in data["sites"]:  # type: ignore[attr-defined]
+        why = "; ".join(f"{c['name']}: {c['reason']}" for c in site["couplings"] if not c["prunable"])
+        numbers = [str(site[k] or "") for k in ("heads", "head_dim", "v_head_dim", "hidden")]
+        table.add_row(site["name"], site["kind"], *numbers, human(site["macs"]), human(site["params"]), why)
+    console.print(table)
+    for reject in data["rejects"]:  # type: ignore[attr-defined]
+        console.print(f"rejected: {reject['node']}: {reject['reason']}", markup=False, highlight=False)
+    console.print(f"model: {human(data['macs'])} MACs, {human(data['params'])} params", highlight=False)  # type: ignore[arg-type]
+
+
+def print_bench(rows: Sequence[Mapping[str, object]], console: Console) -> None:
+    table = Table()
+    for heading in ("batch", "provider", "dense ms", "pruned ms", "speed-up"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        dense, pruned = row["dense"], row["pruned"]
+        table.add_row(
+            str(row["batch"]), str(row["provider"]),
+            f"{dense['median_ms']:.2f} +- {dense['iqr_ms'] / 2:.2f}",  # type: ignore[index]
+            f"{pruned['median_ms']:.2f} +- {pruned['iqr_ms'] / 2:.2f}",  # type: ignore[index]
+            f"{row['speedup']:.2f}x",
+        )  # fmt: skip
+    console.print(table)
