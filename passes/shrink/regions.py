@@ -111,7 +111,7 @@ def emit_exits(graph: Graph, root: Value, exits: Sequence[Exit]) -> None:
     for piece, leaving in zip(pieces, exits, strict=True):
         last = len(leaving.view.source_shape) - 1
         source = [a for a in leaving.view.atoms if a.axis < last] + leaving.grid
-        new = emit_view(graph, piece, leaving.view, source, leaving.sizes, graph.varies(root), like)
+        new = emit_view(graph, piece, leaving.view, source, leaving.sizes, graph.varies(root), graph.varies(leaving.value), like)
         hand_over(graph, leaving.value, new)
 
 
@@ -153,21 +153,23 @@ def rebuild_above(graph: Graph, consumer: Op, slot: int, kept: Kept) -> list[Op]
     if small is None:
         return []
     sizes = dict(zip(atoms, small[0], strict=True))
-    new = emit_view(graph, start, view, atoms, sizes, graph.varies(start), chain[0])
+    new = emit_view(graph, start, view, atoms, sizes, graph.varies(start), graph.varies(consumer.inputs[slot]), chain[0])
     graph.redirect(consumer, slot, new)
     return chain
 
 
 def emit_view(
-    graph: Graph, value: Value, view: View, source: Sequence[Atom], sizes: dict[Atom, int], varies: Sequence[bool], like: Op
-) -> Value:
+    graph: Graph, value: Value, view: View, source: Sequence[Atom], sizes: dict[Atom, int], varies: Sequence[bool],
+    varies_after: Sequence[bool], like: Op,
+) -> Value:  # fmt: skip
     """Reshape, transpose, reshape: `source` are the atoms as they stand in `value`, `sizes` their new sizes."""
     size = {a: sizes.get(a, a.size) for a in source}
+    moving = {a for axis, free in zip(view.target, varies_after, strict=True) if free for a in axis}
     groups = coalesce(source, view.target)
     target = [[g for atom in axis for g in groups if g[0] is atom] for axis in view.target]
     order = [g for axis in target for g in axis]
     whole = {g: whole_axis(g, view.source_shape, source) for g in groups}
-    unknown = {g: any(varies[a.axis] and outermost(a, source) for a in g) for g in groups}
+    unknown = {g: any(varies[a.axis] and a in moving for a in g) for g in groups}
     length = {g: int(np.prod([size[a] for a in g])) for g in groups}
 
     dims: list[int | Dim] = []
@@ -211,7 +213,3 @@ def whole_axis(group: tuple[Atom, ...], shape: tuple[int, ...], source: Sequence
     own = [a for a in source if a.axis == axis]
     return axis if len(axes) == 1 and list(group) == own else None
 
-
-def outermost(atom: Atom, source: Sequence[Atom]) -> bool:
-    """Of an axis whose size is only known at run time, the outermost atom is the one that varies."""
-    return atom is next(a for a in source if a.axis == atom.axis)

@@ -107,6 +107,8 @@ class OnnxEdits:
         """Patch the sizes a shape node carries; arrays are its inputs and outputs as they will be (ids, full shape)."""
         from .resize import resized_inputs
 
+        if op.type == "Reshape":
+            op.node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
         for slot, numbers in resized_inputs(self, op, before, after).items():
             value = self._constant_input(numbers, f"{op.name or op.type}_sizes")
             while len(op.node.inputs) <= slot:
