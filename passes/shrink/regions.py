@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from toastc.errors import CannotShrink
 from toastc.graphs import Dim, Graph, Kind, Op, Value
 from toastc.views import Atom, View, compact, view_of
 
@@ -111,18 +112,13 @@ def emit_exits(graph: Graph, root: Value, exits: Sequence[Exit]) -> None:
     for piece, leaving in zip(pieces, exits, strict=True):
         last = len(leaving.view.source_shape) - 1
         source = [a for a in leaving.view.atoms if a.axis < last] + leaving.grid
-        new = emit_view(graph, piece, leaving.view, source, leaving.sizes, graph.varies(root), graph.varies(leaving.value), like)
-        hand_over(graph, leaving.value, new)
+        new = emit_view(graph, piece, leaving.view, source, leaving.sizes, graph.varies(root), leaving.value, like)
+        graph.replace(leaving.value, new)
 
 
 def first_user(graph: Graph, value: Value) -> Op:
     order = {op: i for i, op in enumerate(graph.ops)}
     return min((op for op, _ in graph.users(value)), key=order.__getitem__)
-
-
-def hand_over(graph: Graph, old: Value, new: Value) -> None:
-    for op, slot in graph.users(old):
-        graph.redirect(op, slot, new)
 
 
 def chain_above(graph: Graph, value: Value) -> tuple[Value, list[Op]]:
@@ -153,18 +149,21 @@ def rebuild_above(graph: Graph, consumer: Op, slot: int, kept: Kept) -> list[Op]
     if small is None:
         return []
     sizes = dict(zip(atoms, small[0], strict=True))
-    new = emit_view(graph, start, view, atoms, sizes, graph.varies(start), graph.varies(consumer.inputs[slot]), chain[0])
+    new = emit_view(graph, start, view, atoms, sizes, graph.varies(start), consumer.inputs[slot], chain[0])
     graph.redirect(consumer, slot, new)
     return chain
 
 
 def emit_view(
     graph: Graph, value: Value, view: View, source: Sequence[Atom], sizes: dict[Atom, int], varies: Sequence[bool],
-    varies_after: Sequence[bool], like: Op,
+    after: Value, like: Op,
 ) -> Value:  # fmt: skip
-    """Reshape, transpose, reshape: `source` are the atoms as they stand in `value`, `sizes` their new sizes."""
+    """Reshape, transpose, reshape: `source` are the atoms as they stand in `value`, `sizes` their new sizes.
+
+    `after` is the value this takes the place of: it tells which sizes are only known at run time.
+    """
     size = {a: sizes.get(a, a.size) for a in source}
-    moving = {a for axis, free in zip(view.target, varies_after, strict=True) if free for a in axis}
+    moving = {a for axis, free in zip(view.target, graph.varies(after), strict=True) if free for a in axis}
     groups = coalesce(source, view.target)
     target = [[g for atom in axis for g in groups if g[0] is atom] for axis in view.target]
     order = [g for axis in target for g in axis]
@@ -178,6 +177,8 @@ def emit_view(
         same = axis is not None and (axis == i or unknown[g]) and all(size[a] == a.size for a in g)
         dims.append(Dim(axis) if same and axis is not None else -1 if unknown[g] else length[g])
     shape = [length[g] for g in groups]
+    if sum(d == -1 for d in dims) > 1:
+        dims = [read_size(graph, after, view, g) if d == -1 else d for d, g in zip(dims, groups, strict=True)]
     if [whole[g] for g in groups] != list(range(len(view.source_shape))):
         value = graph.reshape(value, dims, shape, like)
     perm = [groups.index(g) for g in order]
@@ -193,6 +194,15 @@ def emit_view(
                 merged.append(-1 if any(unknown[g] for g in axis) else int(np.prod([length[g] for g in axis])))
         value = graph.reshape(value, merged, [int(np.prod([length[g] for g in axis])) for axis in target], like)
     return value
+
+
+def read_size(graph: Graph, after: Value, view: View, group: tuple[Atom, ...]) -> Dim:
+    """Where to read a size that can not be inferred: an input's axis as long as the target's own."""
+    axis = next(i for i, atoms in enumerate(view.target) if atoms == group) if group in view.target else None
+    found = graph.size_at_runtime(after, axis) if axis is not None else None
+    if found is None:
+        raise CannotShrink(f"{graph.producer(after)}: several of its sizes are only known at run time; export with one of them fixed")
+    return found
 
 
 def coalesce(source: Sequence[Atom], target: Sequence[Sequence[Atom]]) -> list[tuple[Atom, ...]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from .. import Kind, Op, Value
+from .. import Dim, Kind, Op, Value
 from . import facts as facts_of
 from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_macs, attention_spec, kind_of, product_spec, reduced_axes
 from .edit import OnnxEdits
@@ -48,6 +48,15 @@ class OnnxGraph(OnnxEdits):
         other = self._other.shapes.get(value, ())  # type: ignore[call-overload]
         mine = self.shape(value)
         return tuple(a != b for a, b in zip(mine, other, strict=True)) if len(other) == len(mine) else (True,) * len(mine)
+
+    def size_at_runtime(self, value: Value, axis: int) -> Dim | None:
+        """An axis of a model input that is as long as this one, whatever the sizes are."""
+        wanted = self.shape(value)[axis], self._other.shapes[value][axis]  # type: ignore[index]
+        for given in facts_of.runtime_inputs(self.model):
+            for i, pair in enumerate(zip(self.shape(given), self._other.shapes[given], strict=True)):
+                if pair == wanted:
+                    return Dim(i, given)
+        return None
 
     def is_constant(self, value: Value) -> bool:
         return value in self._constants
@@ -142,9 +151,10 @@ class OnnxGraph(OnnxEdits):
         shapes = [self.facts.shapes.get(v) if v is not None else None for v in node.inputs]
         constant = [v in self._constants if v is not None else True for v in node.inputs]
         kind = Kind.OPAQUE
-        if all(v in self.facts.shapes for v in node.outputs if v.name):
+        if all(v in self.facts.shapes for v in node.outputs if v.uses() or v.is_graph_output()):
             kind = kind_of(node, constant, shapes) if node.domain in ("", "com.microsoft") else Kind.OPAQUE
-        op = Op(kind, node.op_type, node.name or "", module_path(node), list(node.inputs), list(node.outputs), node)
+        op = Op(kind, node.op_type, node.name or "", module_path(node), list(node.inputs),
+                [v if v in self.facts.shapes else None for v in node.outputs], node)  # fmt: skip
         if node.op_type == "Shape":
             op.inputs = []  # reads a size, which follows whatever the tensor becomes
         if kind is Kind.SHAPE and node.op_type != "Concat":

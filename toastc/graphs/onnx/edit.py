@@ -68,9 +68,11 @@ class OnnxEdits:
         self.graph.register_initializer(value)
         return value
 
-    def _insert(self, kind: str, inputs: list[ir.Value], like: Op, outputs: int = 1, **attributes: object) -> list[ir.Value]:
+    def _insert(
+        self, kind: str, inputs: list[ir.Value], like: Op, outputs: int = 1, of: ir.DataType | None = None, **attributes: object
+    ) -> list[ir.Value]:
         stem = self._name(f"{like.path or like.name or 'graph'}/{kind}")
-        made = [ir.Value(name=f"{stem}_{i}", type=inputs[0].type) for i in range(outputs)]
+        made = [ir.Value(name=f"{stem}_{i}", type=ir.TensorType(of) if of else inputs[0].type) for i in range(outputs)]
         node = ir.Node(
             "", kind, inputs, ir.convenience.convert_attributes(attributes), outputs=made, name=stem,
             metadata_props=dict(like.node.metadata_props),
@@ -86,19 +88,24 @@ class OnnxEdits:
         return self._insert("Transpose", [value], like, perm=list(perm))[0]  # type: ignore[list-item]
 
     def reshape(self, value: Value, dims: Sequence[int | Dim], shape: Sequence[int], like: Op) -> Value:
-        """`0` copies the size of the same axis; one size may be inferred; a third unknown is read from the tensor."""
-        numbers: list[int] = [0 if isinstance(d, Dim) and d.axis == i else -1 if isinstance(d, Dim) else d for i, d in enumerate(dims)]
+        """`0` copies the size of the same axis; one size may be inferred; further ones are read at run time."""
+        numbers = [d if isinstance(d, int) else 0 if d.of is None and d.axis == i else -1 for i, d in enumerate(dims)]
         if numbers.count(-1) <= 1:
             return self._insert("Reshape", [value, self._constant_input(numbers, "shape")], like)[0]  # type: ignore[list-item]
-        sizes = self._insert("Shape", [value], like)[0]  # type: ignore[list-item]
         parts = []
         for d in dims:
             if isinstance(d, Dim):
-                parts.append(self._insert("Gather", [sizes, self._constant_input([d.axis], "axis")], like, axis=0)[0])
+                sizes = self._insert("Shape", [d.of or value], like, of=ir.DataType.INT64)  # type: ignore[list-item]
+                index = self._constant_input([d.axis], "axis")
+                parts += self._insert("Gather", [*sizes, index], like, of=ir.DataType.INT64, axis=0)
             else:
                 parts.append(self._constant_input([d], "size"))
         target = self._insert("Concat", parts, like, axis=0)[0]
         return self._insert("Reshape", [value, target], like)[0]  # type: ignore[list-item]
+
+    def replace(self, old: Value, new: Value) -> None:
+        """All users of `old`, those that only read its size included, use `new`."""
+        ir.convenience.replace_all_uses_with(old, new)  # type: ignore[arg-type]
 
     def redirect(self, op: Op, slot: int, value: Value) -> None:
         op.node.replace_input_with(slot, value)
@@ -109,6 +116,8 @@ class OnnxEdits:
 
         if op.type == "Reshape":
             op.node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+        if op.type == "Split":
+            op.node.attributes.pop("num_outputs", None)
         for slot, numbers in resized_inputs(self, op, before, after).items():
             value = self._constant_input(numbers, f"{op.name or op.type}_sizes")
             while len(op.node.inputs) <= slot:

@@ -17,6 +17,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 from ...errors import ToastcError
 from ...files import current_umask
 from ...plan import Plan, from_dict
+from .unpack import unpack_attention
 
 PLAN_KEY = "toastc.plan"
 SINGLE_FILE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
@@ -67,6 +68,7 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
     if opset < OLDEST_OPSET:
         raise ToastcError(f"{what}: opset {opset} is too old; export with opset {OLDEST_OPSET} or newer")
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    unpack_attention(model)
     return model
 
 
