@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -54,7 +55,7 @@ def by_site(report: Report) -> dict[str, dict[str, str]]:
     return sites
 
 
-def print_sites(data: Mapping[str, object], console: Console) -> None:
+def print_sites(data: Mapping[str, Any], console: Console) -> None:
     table = Table(title=str(data["model"]), title_justify="left")
     for heading in ("site", "kind", "heads", "head_dim", "v_head_dim", "hidden", "MACs", "params", "not prunable"):
         table.add_column(heading, justify="left" if heading in ("site", "kind", "not prunable") else "right")
@@ -68,11 +69,11 @@ def print_sites(data: Mapping[str, object], console: Console) -> None:
     console.print(f"model: {human(data['macs'])} MACs, {human(data['params'])} params", highlight=False)  # type: ignore[arg-type]
 
 
-def print_bench(rows: Sequence[Mapping[str, object]], console: Console) -> None:
+def print_bench(data: Mapping[str, Any], console: Console) -> None:
     table = Table()
     for heading in ("batch", "provider", "dense ms", "pruned ms", "speed-up"):
         table.add_column(heading, justify="right")
-    for row in rows:
+    for row in data["rows"]:
         dense, pruned = row["dense"], row["pruned"]
         table.add_row(
             str(row["batch"]), str(row["provider"]),
@@ -81,3 +82,6 @@ def print_bench(rows: Sequence[Mapping[str, object]], console: Console) -> None:
             f"{row['speedup']:.2f}x",
         )  # fmt: skip
     console.print(table)
+    console.print(f"the MACs promise {data['ideal']:.2f}x", highlight=False)
+    for note in data["notes"]:
+        console.print(f"note: {note}", highlight=False)

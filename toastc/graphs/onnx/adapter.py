@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from .. import Dim, Kind, Op, Value
@@ -30,6 +31,7 @@ class OnnxGraph(OnnxEdits):
         self._other = facts_of.gather(model, facts_of.sizes_for(model, large=True)) if small else self.facts
         self.batch = self._batch()
         self._tensors = {v: v.const_value for v in self.graph.initializers.values() if v.const_value is not None}
+        self._recipes: dict[ir.Value, tuple[onnx.NodeProto, tuple[ir.Value, ...], int]] = {}  # how constants are computed
         self._constants = self._find_constants()
         self._folded = self._fold_small()
         self.ops = [op for node in self.graph if (op := self._op(node)) is not None]
@@ -67,11 +69,9 @@ class OnnxGraph(OnnxEdits):
             return self._folded[value]
         if value in self._tensors:
             return self._tensors[value].numpy()  # type: ignore[index]
-        node = value.producer()  # type: ignore[attr-defined]
-        if node.op_type == "Constant":
-            return self.facts.data[value]  # type: ignore[index]
-        arrays = facts_of.evaluate(node, [self.constant(v) for v in node.inputs if v is not None], self.opsets)
-        return np.asarray(arrays[list(node.outputs).index(value)])
+        proto, inputs, position = self._recipes[value]  # type: ignore[index]
+        arrays = facts_of.evaluate_proto(proto, [self.constant(v) for v in inputs], self.opsets)
+        return np.asarray(arrays[position])
 
     def constant_name(self, op: Op, slot: int) -> str:
         value = op.inputs[slot]
@@ -98,8 +98,12 @@ class OnnxGraph(OnnxEdits):
 
     def totals(self) -> tuple[int, int]:
         """MACs of one sample and the number of parameters."""
-        params = sum(t.size for t in self._tensors.values() if t.dtype.is_floating_point())
-        return sum(op.macs for op in self.ops), params
+        return sum(op.macs for op in self.ops), self.count_parameters(self.model)
+
+    @staticmethod
+    def count_parameters(model: ir.Model) -> int:
+        tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+        return sum(int(t.size) for t in tensors if t.dtype.is_floating_point())
 
     # ---- building the view -------------------------------------------------------------------------------
 
@@ -118,6 +122,8 @@ class OnnxGraph(OnnxEdits):
             inputs = [v for v in node.inputs if v is not None]
             if node.op_type == "Constant" or (inputs and all(v in found for v in inputs)) or self._same_data(node):
                 found.update(node.outputs)
+                proto = ir.to_proto(node)
+                self._recipes.update({v: (proto, tuple(inputs), i) for i, v in enumerate(node.outputs)})
         return found
 
     def _same_data(self, node: ir.Node) -> bool:

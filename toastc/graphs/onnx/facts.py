@@ -124,9 +124,12 @@ def note_data(facts: Facts, value: ir.Value, array: np.ndarray) -> None:
 
 def evaluate(node: ir.Node, given: list[np.ndarray], opsets: Mapping[str, int]) -> list[np.ndarray]:
     """Run one node by the reference implementation on the inputs that are present."""
-    names = [v.name for v in node.inputs if v is not None]
-    feeds = dict(zip(names, given, strict=True))
-    return ReferenceEvaluator(ir.to_proto(node), opsets=dict(opsets)).run(None, feeds)  # type: ignore[no-any-return]
+    return evaluate_proto(ir.to_proto(node), given, opsets)
+
+
+def evaluate_proto(proto: onnx.NodeProto, given: list[np.ndarray], opsets: Mapping[str, int]) -> list[np.ndarray]:
+    feeds = dict(zip([name for name in proto.input if name], given, strict=True))
+    return ReferenceEvaluator(proto, opsets=dict(opsets)).run(None, feeds)  # type: ignore[no-any-return]
 
 
 def infer(facts: Facts, node: ir.Node, imports: list[onnx.OperatorSetIdProto], opsets: dict[str, int]) -> None:

@@ -164,3 +164,12 @@ def embed_plan(model: ir.Model, plan: Plan) -> None:
 def file_bytes(path: Path) -> int:
     data = path.parent / f"{path.name}.data"
     return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+
+
+def external_files(model: ir.Model, path: Path) -> list[Path]:
+    found = {
+        path.resolve().parent / str(v.const_value.location)
+        for v in model.graph.initializers.values()
+        if isinstance(v.const_value, ir.ExternalTensor)
+    }
+    return sorted(found)

@@ -1,0 +1,187 @@
+"""prune, inspect, verify, bench: what the command and other people's Python call."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import ratios as ratio_file
+from .errors import ToastcError
+from .plan import Plan
+from .report.data import Report, site_dict
+
+
+@dataclass(frozen=True)
+class Result:
+    """`model` is of the kind that was given: a ModelProto for a path, else ir.Model, gs.Graph or nn.Module."""
+
+    model: Any
+    plan: Plan
+    report: Report
+
+
+def prune(
+    model: Any,
+    ratios: Any = None,
+    *,
+    target: str | float | None = None,
+    plan: Plan | str | Path | None = None,
+    recipe: str = "default",
+    output: str | Path | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    dry_run: bool = False,
+    tell: Callable[[str], None] = lambda stage: None,
+) -> Result:
+    """Make a model smaller: `ratios` (a dict, a number, a path) say how much of every coupling is removed.
+
+    `model` is a path to an ONNX file, an onnx ModelProto, an onnx_ir Model, an onnx_graphsurgeon Graph, or a
+    torch nn.Module / ExportedProgram. Instead of ratios, `target="macs=0.6"` keeps that share of the MACs, and
+    `plan` replays a plan.
+    """
+    from .compile_onnx import Request
+    from .passes import recipe as passes_of
+
+    if sum(x is not None for x in (ratios, target, plan)) != 1:
+        raise ToastcError("give one of ratios, target and plan")
+    request = Request(
+        None if ratios is None else read_ratios(ratios),
+        None if target is None else parse_target(target),
+        Plan.load(Path(plan)) if isinstance(plan, str | Path) else plan,
+        recipe, passes_of(recipe), seed, verify, dry_run,
+    )  # fmt: skip
+    if is_torch(model):
+        from .compile_module import compile_module
+
+        small, made, report = compile_module(model, example_inputs, request, tell)
+        return Result(small, made, report)
+    return prune_onnx(model, None if output is None else Path(output), request, tell)
+
+
+def prune_onnx(model: Any, output: Path | None, request: Any, tell: Callable[[str], None]) -> Result:
+    import onnx_ir as ir
+
+    from .compile_onnx import compile_onnx
+    from .graphs.onnx import load_model, prepare, write_model
+
+    if isinstance(model, str | Path):
+        path = Path(model)
+        tell("read")
+        loaded = load_model(path)
+        if output is not None:
+            refuse_same_file(path, output, loaded)
+        small, plan, report = compile_onnx(loaded, path, output, request, str(path), tell)
+        return Result(None if output is not None or request.dry_run else ir.to_proto(small), plan, report)
+    kind, source = as_ir(model)
+    with tempfile.TemporaryDirectory(prefix="toastc-") as folder:
+        dense = Path(folder) / "dense.onnx"
+        write_model(prepare(source, "model"), dense)
+        small, plan, report = compile_onnx(load_model(dense), dense, output, request, source.graph.name or "model", tell)
+        return Result(from_ir(kind, small), plan, report)
+
+
+def as_ir(model: Any) -> tuple[str, Any]:
+    """An in-memory model as a fresh ir.Model, and what it was."""
+    import onnx
+    import onnx_ir as ir
+
+    surgeon = sys.modules.get("onnx_graphsurgeon")
+    if surgeon is not None and isinstance(model, surgeon.Graph):
+        return "gs", ir.from_proto(surgeon.export_onnx(model))
+    if isinstance(model, onnx.ModelProto):
+        return "proto", ir.from_proto(model)
+    if isinstance(model, ir.Model):
+        return "ir", model.clone()
+    raise ToastcError(f"can not prune a {type(model).__name__}; give a path, an ONNX model, a gs.Graph or a torch module")
+
+
+def from_ir(kind: str, model: Any) -> Any:
+    import onnx_ir as ir
+
+    if kind == "ir":
+        return model
+    proto = ir.to_proto(model)
+    return sys.modules["onnx_graphsurgeon"].import_onnx(proto) if kind == "gs" else proto
+
+
+def is_torch(model: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and (
+        isinstance(model, torch.nn.Module) or type(model).__name__ == "ExportedProgram"
+    )
+
+
+def read_ratios(ratios: Any) -> ratio_file.Ratios:
+    return ratio_file.read(Path(ratios)) if isinstance(ratios, str | Path) else ratio_file.parse(ratios)
+
+
+def parse_target(target: str | float) -> float:
+    """`macs=0.6` or 0.6: the share of MACs to keep."""
+    if isinstance(target, int | float):
+        return float(target)
+    what, _, number = target.partition("=")
+    try:
+        share = float(number)
+    except ValueError:
+        raise ToastcError(f"target: {target} is not of the form macs=0.6") from None
+    if what.strip() != "macs":
+        raise ToastcError(f"target: {what} is not known; this version knows macs")
+    return share
+
+
+def refuse_same_file(source: Path, output: Path, model: Any) -> None:
+    from .graphs.onnx.files import external_files
+
+    taken = [source, *external_files(model, source)]
+    for made in (output, output.parent / f"{output.name}.data"):
+        if any(made.exists() and made.samefile(t) for t in taken):
+            raise ToastcError(f"{output}: would overwrite the input; choose another output")
+
+
+def inspect(model: Any) -> dict[str, Any]:
+    """What can be shrunk and what not, as the data of `toastc inspect --json`."""
+    from .passes.match import match
+
+    if is_torch(model):
+        from .compile_module import open_module
+
+        graph, name = open_module(model), type(model).__name__
+    else:
+        from .graphs.onnx import OnnxGraph, load_model, prepare
+
+        loaded = load_model(Path(model)) if isinstance(model, str | Path) else prepare(as_ir(model)[1], "model")
+        graph, name = OnnxGraph(loaded), str(model) if isinstance(model, str | Path) else "model"
+    _, sites, rejects = match(graph)
+    macs, params = graph.totals()
+    return {
+        "model": name,
+        "sites": [site_dict(s) for s in sites],
+        "rejects": [{"node": r.node, "reason": r.reason} for r in rejects],
+        "macs": macs,
+        "params": params,
+    }
+
+
+def verify(dense: str | Path, pruned: str | Path, *, seed: int = 0) -> dict[str, Any]:
+    """Pad `pruned` back into `dense` and compare: the data of `toastc verify --json`."""
+    from .passes.verify import verify_files
+
+    return verify_files(Path(dense), Path(pruned), seed).to_dict()
+
+
+def bench(
+    dense: str | Path, pruned: str | Path, *, provider: str = "cpu", batches: Sequence[int] = (1, 8), threads: int = 0, seconds: float = 3.0,
+    tell: Callable[[str], None] = lambda stage: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Time both files in turns: medians, spread, and the gain against what the MACs promise."""
+    from .bench import bench_files
+
+    return bench_files(Path(dense), Path(pruned), provider, batches, threads, seconds, tell)
+
+
+__all__ = ["Result", "bench", "inspect", "prune", "verify"]

@@ -1,0 +1,126 @@
+"""The whole path for ONNX: match -> score -> plan -> shrink -> write -> verify."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from .cost import saved_macs, uniform_ratios
+from .errors import NothingToPrune, ToastcError, VerificationFailed
+from .graphs.onnx import OnnxGraph, embed_plan, file_bytes, load_model, staged, write_model
+from .pipeline import Pass, State, run
+from .plan import Plan
+from .ratios import Ratios
+from .report.data import Report, Size, coupling_rows
+from .sites import Reject, Site
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to do with a model: ratios, or a target, or a plan to replay."""
+
+    ratios: Ratios | None = None
+    target: float | None = None
+    plan: Plan | None = None
+    recipe: str = "default"
+    passes: tuple[Pass, ...] = ()
+    seed: int = 0
+    verify: bool = True
+    dry_run: bool = False
+
+
+def choose(state: State, request: Request, total: int, tell: Callable[[str], None]) -> tuple[State, dict[str, float]]:
+    """Run matching, scoring and planning; or matching alone where a plan is given."""
+    first, *rest = request.passes
+    tell(first.name)
+    state, seconds = run([first], state)
+    if not state.sites:
+        raise NothingToPrune(nothing_found(state.rejects))
+    if request.plan is not None:
+        check_plan(request.plan, state.sites)
+        return replace(state, plan=request.plan), seconds
+    if request.target is not None:
+        state = replace(state, ratios=uniform_ratios(state.sites, total, request.target))
+    for step in rest:
+        tell(step.name)
+        state, took = run([step], state)
+        seconds |= took
+    return state, seconds
+
+
+def nothing_found(rejects: Sequence[Reject]) -> str:
+    why = f"; {rejects[0].node}: {rejects[0].reason}" if rejects else ""
+    return f"no attention and no FFN was found that can be shrunk{why}"
+
+
+def check_plan(plan: Plan, sites: Sequence[Site]) -> None:
+    known = {f"{s.name}.{c.name}": c for s in sites for c in (*s.couplings, *([s.heads] if s.heads else []))}
+    for name, choice in plan.choices.items():
+        coupling = known.get(name)
+        if coupling is None or not coupling.prunable:
+            why = "the model has no such coupling" if coupling is None else coupling.reason
+            raise ToastcError(f"plan: {name} can not be cut: {why}")
+        if len(choice.index) != coupling.groups or choice.width > coupling.width or choice.index.max() >= coupling.width or choice.index.min() < 0:
+            raise ToastcError(f"plan: {name} is for other widths than the model's {coupling.groups} x {coupling.width}")
+
+
+def compile_onnx(
+    model: ir.Model, dense: Path, output: Path | None, request: Request, name: str, tell: Callable[[str], None]
+) -> tuple[ir.Model, Plan, Report]:
+    """Shrinks `model` in place and writes it to `output`. `dense` is the file it came from, for verification."""
+    start = time.perf_counter()
+    graph = OnnxGraph(model)
+    macs, params = graph.totals()
+    state = State(graph, request.ratios, seed=request.seed)
+    reading = time.perf_counter() - start
+    state, seconds = choose(state, request, macs, tell)
+    if not state.plan:
+        raise NothingToPrune("the ratios remove nothing: every width stays as it is; nothing was written")
+    sites, plan = state.sites, state.plan
+    rows, rejects = coupling_rows(sites, plan), state.rejects
+    before = Size(macs, params, file_bytes(dense))
+    after_macs = macs - saved_macs(sites, plan)
+    seconds = {"read": reading} | seconds
+    settings = {"seed": request.seed, "recipe": request.recipe}
+    if request.dry_run:
+        report = Report(name, request.recipe, before, Size(after_macs, 0, 0), rows, rejects, seconds, notes=("dry run: nothing was written",), settings=settings)
+        return model, plan, report
+    from .passes import Shrink
+
+    tell("shrink")
+    state, took = run([Shrink()], state)
+    seconds |= took
+    embed_plan(model, plan)
+    after_params = OnnxGraph.count_parameters(model)
+    verified: dict[str, Any] | None = None
+    with tempfile.TemporaryDirectory(prefix="toastc-") as scratch:
+        target = output if output is not None else Path(scratch) / "pruned.onnx"
+        with staged(target) as file:
+            tell("write")
+            clock = time.perf_counter()
+            write_model(model, file)
+            seconds["write"] = time.perf_counter() - clock
+            if request.verify:
+                from .passes.verify import verify_files
+
+                tell("verify")
+                clock = time.perf_counter()
+                result = verify_files(dense, file, request.seed)
+                seconds["verify"] = time.perf_counter() - clock
+                verified = result.to_dict()
+                if not result.ok:
+                    raise VerificationFailed(f"{name}: verification failed: {result.reason}; nothing was written")
+            size = file_bytes(file)
+        if output is None:
+            model = load_model(target)
+            for value in model.graph.initializers.values():
+                if isinstance(value.const_value, ir.ExternalTensor):
+                    value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
+    report = Report(name, request.recipe, before, Size(after_macs, after_params, size), rows, rejects, seconds, verified, settings=settings)
+    return model, plan, report
