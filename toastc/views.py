@@ -34,7 +34,7 @@ class View:
     @property
     def atoms(self) -> list[Atom]:
         """All atoms in the order of the source: outer first."""
-        return sorted((a for axis in self.target for a in axis), key=lambda a: -a.stride)
+        return sorted((a for axis in self.target for a in axis), key=lambda a: (a.axis, -a.stride))
 
 
 def radix(steps: np.ndarray) -> list[tuple[int, int]] | None:
@@ -81,8 +81,14 @@ def view_of(ids: np.ndarray, source_shape: Sequence[int]) -> View | None:
         rebuilt = rebuilt[..., None] + line
     if not np.array_equal(rebuilt, ids):
         return None
-    view = View(tuple(source_shape), tuple(target), origin)
-    return view if len({a.stride for a in view.atoms}) == len(view.atoms) else None
+    view = View(tuple(source_shape), tuple(pair_units(target, source_shape)), origin)
+    return view if len(set(view.atoms)) == len(view.atoms) else None
+
+
+def pair_units(target: Sequence[tuple[Atom, ...]], source_shape: Sequence[int]) -> list[tuple[Atom, ...]]:
+    """Axes of size 1 are all alike: let those of the target stand for those of the source, in order."""
+    units = [i for i, size in enumerate(source_shape) if size == 1]
+    return [axis or ((Atom(1, 0, units.pop(0)),) if units else ()) for axis in target]
 
 
 def compact(kept: np.ndarray) -> tuple[tuple[int, ...], np.ndarray] | None:

@@ -1,0 +1,58 @@
+"""verify, for torch: the dense graph with the zero-filled pruned weights gives what the pruned graph gives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from toastc.compile_module import with_shapes
+from toastc.errors import VerificationFailed
+from toastc.graphs.fx import FxGraph
+from toastc.padding import pad_back
+from toastc.plan import Plan
+
+from .match import match
+from .verify import DEFAULT_TOLERANCE, TOLERANCE, Verification, difference
+
+
+def verify_modules(dense: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, args: Sequence[Any], seed: int = 0) -> Verification:
+    """Pads into `dense` (its weights are overwritten) and runs both."""
+    types = {str(p.dtype).removeprefix("torch.") for p in pruned.parameters() if p.is_floating_point()}
+    tolerance = max([TOLERANCE[t] for t in types if t in ("float16", "bfloat16")], default=DEFAULT_TOLERANCE)
+    try:
+        graph, small = FxGraph(dense), with_shapes(copy.deepcopy(pruned), args)
+        padded = pad_back(graph, match(graph)[1], small, match(small)[1], plan)
+        graph.finish()
+    except VerificationFailed as error:
+        return Verification(False, float("inf"), tolerance, 0, 0, str(error))
+    errors = [0.0]
+    generator = torch.Generator().manual_seed(seed)
+    for given in (args, [fresh(a, generator) for a in args]):
+        with torch.no_grad():
+            expected, got = (tensors(module(*given)) for module in (dense, pruned))
+        errors += [difference(as_array(a), as_array(b)) for a, b in zip(expected, got, strict=True)]
+    worst = max(errors)
+    reason = "" if worst <= tolerance else f"outputs differ by {worst:.2e} of their scale, allowed {tolerance:.0e}"
+    return Verification(worst <= tolerance, worst, tolerance, 2, padded, reason)
+
+
+def fresh(value: Any, generator: torch.Generator) -> Any:
+    """Random numbers of the same kind; token ids and masks stay as they are."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return value
+    return torch.randn(value.shape, generator=generator).to(value)
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(value)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()

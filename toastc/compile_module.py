@@ -1,0 +1,112 @@
+"""The whole path for torch modules: export -> match -> score -> plan -> shrink -> verify."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from .compile_onnx import Request, choose
+from .cost import saved_macs
+from .errors import NothingToPrune, ToastcError, VerificationFailed
+from .graphs.fx import FxGraph
+from .pipeline import State, run
+from .plan import Plan
+from .report.data import Report, Size, coupling_rows
+
+
+def example_inputs_of(model: torch.nn.Module) -> tuple[Any, ...]:
+    """Two images of the size a timm or torchvision-like model says it takes."""
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    size = config.get("input_size") if isinstance(config, dict) else None
+    embed = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if isinstance(embed, tuple | list) and size is not None:
+        size = (size[0], *embed)
+    elif size is None and isinstance(getattr(model, "image_size", None), int):
+        size = (3, model.image_size, model.image_size)
+    if size is None:
+        raise ToastcError(f"{type(model).__name__}: can not guess its inputs; give example_inputs=(tensor, ...), with a batch of 2")
+    channels = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "in_channels", size[0])
+    like = next(model.parameters())
+    return (torch.randn(2, channels, *size[1:], dtype=like.dtype, device=like.device),)
+
+
+def export(model: Any, example_inputs: Sequence[Any] | None) -> tuple[fx.GraphModule, tuple[Any, ...]]:
+    """A graph with parameters of its own; the batch stays free where the model allows it."""
+    if type(model).__name__ == "ExportedProgram":
+        args = model.example_inputs[0] if example_inputs is None else tuple(example_inputs)
+        return copy.deepcopy(model.module(check_guards=False)), tuple(args)
+    args = tuple(example_inputs) if example_inputs is not None else example_inputs_of(model)
+    if model.training:
+        raise ToastcError(f"{type(model).__name__}: is in training mode; call model.eval() first")
+    free = tuple({0: torch.export.Dim.AUTO} if isinstance(a, torch.Tensor) and a.ndim and a.shape[0] > 1 else None for a in args)
+    with torch.no_grad():
+        program = torch.export.export(model, args, dynamic_shapes=free, strict=False)
+    return copy.deepcopy(program.module(check_guards=False)), args
+
+
+def open_module(model: Any, example_inputs: Sequence[Any] | None = None) -> FxGraph:
+    return FxGraph(export(model, example_inputs)[0])
+
+
+def size_of(gm: fx.GraphModule, macs: int) -> Size:
+    tensors = {id(t): t for t in (*gm.parameters(), *gm.buffers())}.values()
+    params = sum(t.numel() for t in tensors if t.is_floating_point())
+    return Size(macs, params, sum(t.numel() * t.element_size() for t in tensors))
+
+
+def compile_module(
+    model: Any, example_inputs: Sequence[Any] | None, request: Request, tell: Callable[[str], None]
+) -> tuple[fx.GraphModule, Plan, Report]:
+    tell("export")
+    clock = time.perf_counter()
+    gm, args = export(model, example_inputs)
+    dense = copy.deepcopy(gm) if request.verify else None
+    graph = FxGraph(gm)
+    exporting = time.perf_counter() - clock
+    macs = graph.totals()[0]
+    before = size_of(gm, macs)
+    state, seconds = choose(State(graph, request.ratios, seed=request.seed), request, macs, tell)
+    seconds = {"export": exporting} | seconds
+    if not state.plan and not removes_nothing(request):
+        raise NothingToPrune("the ratios remove nothing: every width stays as it is")
+    sites, plan, rows, rejects = state.sites, state.plan, coupling_rows(state.sites, state.plan), state.rejects
+    after = macs - saved_macs(sites, plan)
+    name, settings = type(model).__name__, {"seed": request.seed, "recipe": request.recipe}
+    if request.dry_run:
+        return gm, plan, Report(name, request.recipe, before, Size(after, 0, 0), rows, rejects, seconds, settings=settings)
+    from .passes import Shrink
+
+    tell("shrink")
+    state, took = run([Shrink()], state)
+    verified = None
+    if dense is not None:
+        from .passes.verify_module import verify_modules
+
+        tell("verify")
+        clock = time.perf_counter()
+        result = verify_modules(dense, gm, plan, args, request.seed)
+        took["verify"] = time.perf_counter() - clock
+        verified = result.to_dict()
+        if not result.ok:
+            raise VerificationFailed(f"{name}: verification failed: {result.reason}")
+    gm.toastc_plan = plan  # type: ignore[assignment]
+    report = Report(name, request.recipe, before, size_of(gm, after), rows, rejects, seconds | took, verified, settings=settings)
+    return gm, plan, report
+
+
+def removes_nothing(request: Request) -> bool:
+    """All-zero ratios were asked for: the answer is the model as it is."""
+    return request.ratios is not None
+
+
+def with_shapes(gm: fx.GraphModule, args: Sequence[Any]) -> FxGraph:
+    """Look at an edited graph afresh: shapes are found by running it on fake tensors."""
+    FakeTensorProp(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*args)
+    return FxGraph(gm)

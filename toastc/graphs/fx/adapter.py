@@ -1,0 +1,245 @@
+"""Reading side of the fx adapter."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from .. import AttentionSpec, Dim, Kind, Op, Value
+from .classify import (
+    CREATIONS, NORMS, RANDOM, SOFTMAX, argument, effect_of, is_getitem_of_tuple, kind_of, meta, op_name, product_spec, reduced_axes,
+)  # fmt: skip
+from .edit import FxEdits
+
+WRAPPED = re.compile(r"L\['self'\]\.?|_modules\['([^']*)'\]|\['([^']*)'\]|\[(\d+)\]")
+
+
+class FxGraph(FxEdits):
+    """Owns `gm`. `bound` gives the tensors of placeholders that stand for parameters (Dynamo's graphs)."""
+
+    def __init__(self, gm: fx.GraphModule, bound: Mapping[fx.Node, torch.Tensor] | None = None) -> None:
+        self.gm = gm
+        self.bound = dict(bound or {})
+        self._constants: dict[fx.Node, Any] = {}  # tensor, or the node to compute it from
+        nodes = list(gm.graph.nodes)
+        for node in nodes:
+            self._note_constant(node)
+        self.inputs = [n for n in nodes if n.op == "placeholder" and n not in self.bound and self.has_shape(n)]
+        self.batch = self._batch()
+        self.ops = [op for node in nodes if (op := self._op(node)) is not None]
+        out = next(n for n in nodes if n.op == "output")
+        self.outputs = frozenset(out.all_input_nodes)
+        self._producers: dict[Value, Op] = {v: op for op in self.ops for v in op.outputs if v is not None}
+        self._users: dict[Value, list[tuple[Op, int]]] = {}
+        for op in self.ops:
+            for slot, value in enumerate(op.inputs):
+                if value is not None:
+                    self._users.setdefault(value, []).append((op, slot))
+
+    # ---- reading ---------------------------------------------------------------------------------------
+
+    def has_shape(self, value: Any) -> bool:
+        return isinstance(meta(value), torch.Tensor)
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        return tuple(hint(d) for d in meta(value).shape)  # type: ignore[arg-type]
+
+    def varies(self, value: Value) -> tuple[bool, ...]:
+        return tuple(isinstance(d, torch.SymInt) for d in meta(value).shape)  # type: ignore[arg-type]
+
+    def size_at_runtime(self, value: Value, axis: int) -> Dim | None:
+        wanted = str(meta(value).shape[axis])  # type: ignore[arg-type]
+        for given in self.inputs:
+            for i, size in enumerate(meta(given).shape):
+                if str(size) == wanted:
+                    return Dim(i, given)
+        return None
+
+    def is_constant(self, value: Value) -> bool:
+        return value in self._constants
+
+    def tensor(self, value: Any) -> torch.Tensor:
+        """The constant as it was before any edit; computed on first use where the graph computes it."""
+        found = self._constants[value]
+        if isinstance(found, torch.Tensor):
+            return found
+        target, args, kwargs, method = found
+        args, kwargs = fx.node.map_arg((args, kwargs), self.tensor)
+        with torch.no_grad():
+            made = getattr(args[0], target)(*args[1:], **kwargs) if method else target(*args, **kwargs)
+        self._constants[value] = made
+        return made  # type: ignore[no-any-return]
+
+    def constant(self, value: Value) -> np.ndarray:
+        tensor = self.tensor(value).detach().cpu()
+        return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+
+    def constant_name(self, op: Op, slot: int) -> str:
+        value: Any = op.inputs[slot]
+        if value.op == "get_attr":
+            return str(value.target)
+        return f"{op.path}.weight" if op.path else str(value.name)
+
+    def producer(self, value: Value) -> Op | None:
+        return self._producers.get(value)
+
+    def users(self, value: Value) -> Sequence[tuple[Op, int]]:
+        return self._users.get(value, ())
+
+    def push(self, op: Op, arrays: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        """Call the node's own target on integer tensors."""
+        tensors = {v: torch.from_numpy(np.array(a)) for v, a in zip(op.inputs, arrays, strict=True) if v is not None}
+
+        def concrete(node: fx.Node) -> Any:
+            return tensors[node] if node in tensors else hint(meta(node))
+
+        args, kwargs = fx.node.map_arg((op.node.args, op.node.kwargs), concrete)
+        if op.node.op == "call_method":
+            made = getattr(args[0], op.node.target)(*args[1:], **kwargs)
+        else:
+            made = op.node.target(*args, **kwargs)
+        parts = made if isinstance(made, tuple | list) else [made]
+        return [p.numpy() for p in parts]
+
+    def totals(self) -> tuple[int, int]:
+        return sum(op.macs for op in self.ops), self.count_parameters()
+
+    def count_parameters(self) -> int:
+        tensors = {id(t): t for t in (*self.gm.parameters(), *self.bound.values()) if t.is_floating_point()}
+        return sum(t.numel() for t in tensors.values())
+
+    # ---- building the view -------------------------------------------------------------------------------
+
+    def _note_constant(self, node: fx.Node) -> None:
+        if node.op == "get_attr":
+            found: Any = self.gm
+            for part in str(node.target).split("."):
+                found = getattr(found, part, None)
+            if isinstance(found, torch.Tensor):
+                self._constants[node] = found
+                node.meta.setdefault("val", found)
+        elif node in self.bound:
+            self._constants[node] = self.bound[node]
+        elif node.op in ("call_function", "call_method") and (self.has_shape(node) or isinstance(meta(node), tuple | list)):
+            name, above = op_name(node), node.all_input_nodes
+            computed = above and all(n in self._constants for n in above)
+            created = not above and name in CREATIONS
+            if (computed or created) and name not in RANDOM and name not in ("sdpa",):
+                self._constants[node] = (node.target, node.args, node.kwargs, node.op == "call_method")
+
+    def _batch(self) -> int:
+        for node in self.inputs:
+            free = [i for i, v in enumerate(self.varies(node)) if v]
+            if self.shape(node):
+                return self.shape(node)[free[0] if free else 0]
+        return 1
+
+    def _op(self, node: fx.Node) -> Op | None:
+        if node.op in ("placeholder", "get_attr", "output") or node in self._constants:
+            return None
+        if is_getitem_of_tuple(node):
+            return None  # an output of the op above
+        above = tensor_args(node, self)
+        name = op_name(node)
+        known = all(self.has_shape(n) for n in above)
+        outputs = self._outputs(node)
+        kind = Kind.OPAQUE
+        if known and node.op in ("call_function", "call_method") and above and any(v is not None for v in outputs):
+            kind = kind_of(node, name, [n in self._constants for n in above], [len(self.shape(n)) for n in above])
+        if name in ("size", "sym_size"):
+            above = []  # reads a size, which follows whatever the tensor becomes
+        op = Op(kind, name, str(node.name), module_path(node), list(above), outputs, node)
+        if kind is Kind.LINEAR and name == "addmm":
+            op.inputs = [above[1], above[2], above[0]]
+        if kind is Kind.LINEAR:
+            op.weight_axes = (1, 0) if name == "linear" else (0, 1)
+        elif kind is Kind.ELEMENTWISE:
+            op.effect = effect_of(node, name)
+        elif kind is Kind.REDUCE:
+            op.axes = reduced_axes(node, name, len(self.shape(above[0])))
+            if name in SOFTMAX | NORMS:
+                op.inputs = op.inputs[:1]
+        elif kind is Kind.PRODUCT:
+            spec = product_spec(node, name, [len(self.shape(n)) for n in above])
+            op.kind, op.spec = (kind, spec) if spec else (Kind.OPAQUE, op.spec)
+        elif kind is Kind.ATTENTION:
+            self._sdpa(op, node)
+        op.macs = self._macs(op)
+        return op
+
+    def _sdpa(self, op: Op, node: fx.Node) -> None:
+        shapes = [self.shape(v) for v in op.inputs[:3]]  # type: ignore[arg-type]
+        heads, kv = shapes[0][1], shapes[1][1]
+        if heads % kv or shapes[2][1] != kv:
+            op.kind = Kind.OPAQUE
+            return
+        scale = argument(node, 6, "scale")
+        own = 1 / math.sqrt(shapes[0][3]) if scale is None else float(scale)
+        op.attention = AttentionSpec(heads, kv, ("bhnd",) * 4, own, masks=(3,) if len(op.inputs) > 3 else ())  # type: ignore[arg-type]
+
+    def _outputs(self, node: fx.Node) -> list[Value | None]:
+        value = meta(node)
+        if not isinstance(value, tuple | list):
+            return [node if isinstance(value, torch.Tensor) else None]
+        outputs: list[Value | None] = [None] * len(value)
+        for user in node.users:
+            if is_getitem_of_tuple(user):
+                outputs[int(user.args[1])] = user  # type: ignore[arg-type]
+        return outputs
+
+    def _macs(self, op: Op) -> int:
+        if not op.outputs or op.outputs[0] is None:
+            return 0
+        out = self.shape(op.outputs[0])
+        if op.kind is Kind.LINEAR:
+            return math.prod(out) * self.shape(op.inputs[1])[op.weight_axes[0]] // self.batch
+        if op.kind is Kind.PRODUCT:
+            sizes = dict(zip(op.spec[0], self.shape(op.inputs[0]), strict=True))
+            for letter, size in zip(op.spec[1], self.shape(op.inputs[1]), strict=True):
+                sizes[letter] = max(size, sizes.get(letter, 1))
+            return math.prod(sizes.values()) // self.batch
+        if op.attention is not None:
+            q, k, v = (self.shape(op.inputs[i]) for i in range(3))
+            return q[0] * op.attention.heads * q[2] * k[2] * (q[3] + v[3]) // self.batch
+        if op.type in ("conv2d", "conv1d", "conv3d", "convolution") and len(op.inputs) > 1:
+            return math.prod(out) * math.prod(self.shape(op.inputs[1])[1:]) // self.batch
+        return 0
+
+
+def tensor_args(node: fx.Node, graph: FxGraph) -> list[fx.Node]:
+    """The tensor operands in order of appearance, repeated ones repeated."""
+    found: list[fx.Node] = []
+
+    def note(arg: fx.Node) -> fx.Node:
+        if isinstance(meta(arg), torch.Tensor):
+            found.append(arg)
+        return arg
+
+    fx.node.map_arg((node.args, node.kwargs), note)
+    return found
+
+
+def hint(size: Any) -> Any:
+    """The number behind a symbolic size."""
+    if isinstance(size, torch.SymInt):
+        value = size.node.hint
+        return int(value if value is not None else size.node.shape_env.size_hint(size.node.expr))
+    return size
+
+
+def module_path(node: fx.Node) -> str:
+    """`blocks.0.attn` from `blocks.0.attn` (export) or `L['self'].blocks[0].attn` (Dynamo)."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    if path.startswith("L["):
+        path = WRAPPED.sub(lambda m: next((g for g in m.groups() if g), "") and "." + next(g for g in m.groups() if g), path)
+        path = re.sub(r"\.+", ".", path).strip(".")
+    return "" if path.startswith("_empty") else path

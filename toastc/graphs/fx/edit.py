@@ -1,0 +1,136 @@
+"""Writing side of the fx adapter: new tensors, new shape nodes, and what must be patched in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from ...errors import CannotShrink
+from .. import Dim, Op, Value
+from .classify import meta
+
+aten = torch.ops.aten
+
+
+class FxEdits:
+    """The verbs of the protocol that change the graph. New nodes stand right before the op they are made for."""
+
+    gm: fx.GraphModule
+    _constants: dict[fx.Node, Any]
+    _counter = 0
+
+    def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
+        """Give this one operand new numbers. Other users of the old tensor keep the old one."""
+        old: Any = op.inputs[slot]
+        array = make()
+        if array.shape != tuple(shape):
+            raise CannotShrink(f"{op}: operand {slot} became {array.shape}, expected {tuple(shape)}")
+        like = self.tensor(old)  # type: ignore[attr-defined]
+        new = torch.from_numpy(np.ascontiguousarray(array)).to(dtype=like.dtype, device=like.device)
+        if old.op == "get_attr" and len(old.users) == 1 and self._sole(old):
+            self._install(str(old.target), new, isinstance(like, torch.nn.Parameter), like.requires_grad)
+            old.meta["val"] = new
+            return
+        self._counter += 1
+        name = f"{(op.path or op.name).replace('.', '_')}_weight_{self._counter}"
+        while hasattr(self.gm, name):
+            name += "_"
+        self._install(name, new, isinstance(like, torch.nn.Parameter), like.requires_grad)
+        with self.gm.graph.inserting_before(op.node):
+            node = self.gm.graph.get_attr(name)
+        node.meta = {"val": new, "nn_module_stack": op.node.meta.get("nn_module_stack", {})}
+        self.redirect(op, slot, node)
+
+    def _sole(self, node: fx.Node) -> bool:
+        """No other node reads the same tensor, under this name or another."""
+        tensor = self._constants[node]
+        return sum(1 for other in self._constants.values() if other is tensor) == 1
+
+    def _install(self, name: str, tensor: torch.Tensor, parameter: bool, grad: bool) -> None:
+        owner, _, leaf = name.rpartition(".")
+        module = self.gm.get_submodule(owner)
+        if parameter:
+            module._parameters.pop(leaf, None)
+            module.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=grad and tensor.is_floating_point()))
+        else:
+            module._buffers.pop(leaf, None)
+            if hasattr(module, leaf):
+                delattr(module, leaf)
+            module.register_buffer(leaf, tensor)
+
+    def _call(self, target: Any, args: tuple[Any, ...], like: Op) -> fx.Node:
+        with self.gm.graph.inserting_before(like.node):
+            node = self.gm.graph.call_function(target, args)
+        if "nn_module_stack" in like.node.meta:
+            node.meta["nn_module_stack"] = like.node.meta["nn_module_stack"]
+        return node
+
+    def split(self, value: Value, sizes: Sequence[int], like: Op) -> list[Value]:
+        import operator
+
+        parts = self._call(aten.split_with_sizes.default, (value, list(sizes), -1), like)
+        return [self._call(operator.getitem, (parts, i), like) for i in range(len(sizes))]
+
+    def transpose(self, value: Value, perm: Sequence[int], like: Op) -> Value:
+        return self._call(aten.permute.default, (value, list(perm)), like)
+
+    def reshape(self, value: Value, dims: Sequence[int | Dim], shape: Sequence[int], like: Op) -> Value:
+        """Sizes that are fixed are numbers; the others are read with `sym_size`."""
+        target: list[Any] = []
+        for d in dims:
+            if isinstance(d, int):
+                target.append(d)
+                continue
+            source: Any = value if d.of is None else d.of
+            size = meta(source).shape[d.axis] if meta(source) is not None else None
+            target.append(size if isinstance(size, int) else self._call(aten.sym_size.int, (source, d.axis), like))
+        return self._call(aten.reshape.default, (value, target), like)
+
+    def replace(self, old: Value, new: Value) -> None:
+        old.replace_all_uses_with(new)  # type: ignore[attr-defined]
+
+    def redirect(self, op: Op, slot: int, value: Value) -> None:
+        """Replace the operand of one slot and leave the same tensor in other slots alone."""
+        old = op.inputs[slot]
+        turn = [i for i, v in enumerate(op.inputs) if v is old].index(slot)
+        seen = -1
+
+        def swap(arg: fx.Node) -> Any:
+            nonlocal seen
+            if arg is not old:
+                return arg
+            seen += 1
+            return value if seen == turn else arg
+
+        op.node.args, op.node.kwargs = fx.node.map_arg((op.node.args, op.node.kwargs), swap)
+
+    def resize(self, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None:
+        """Patch the sizes a shape node carries, if it does not come out right by itself."""
+        from .resize import resize
+
+        resize(self, op, before, after)
+
+    def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None:
+        node = op.node
+        node.args, node.kwargs = node.args[:6], {**node.kwargs, **gqa(node), "scale": scale}
+
+    def finish(self) -> None:
+        self.gm.graph.eliminate_dead_code()
+        used = {str(n.target) for n in self.gm.graph.nodes if n.op == "get_attr"}
+        for name in [n for n, _ in (*self.gm.named_parameters(), *self.gm.named_buffers()) if n not in used]:
+            owner, _, leaf = name.rpartition(".")
+            module = self.gm.get_submodule(owner)
+            module._parameters.pop(leaf, None)
+            module._buffers.pop(leaf, None)
+        self.gm.delete_all_unused_submodules()
+        self.gm.graph.lint()
+        self.gm.recompile()
+
+
+def gqa(node: fx.Node) -> dict[str, Any]:
+    """`enable_gqa` if it was given by position behind the scale."""
+    return {"enable_gqa": node.args[7]} if len(node.args) > 7 else {}

@@ -1,0 +1,79 @@
+"""New sizes for fx shape nodes that stay.
+
+`before` and `after` are the labels on the node's tensors as they will be. A node that turns `before` into
+`after` as it is (a transpose, `chunk(2)`, `x[..., ::2]`) is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from ...errors import CannotShrink
+from .. import Op
+from .classify import meta
+
+if TYPE_CHECKING:
+    from .edit import FxEdits
+
+aten = torch.ops.aten
+
+
+def resize(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None:
+    if comes_out_right(graph, op, before, after):
+        return
+    node: fx.Node = op.node
+    given: Any = node.args[0]
+    if op.type in ("view", "reshape", "_unsafe_view", "unflatten", "flatten"):
+        become(node, aten.reshape.default, (given, sizes(node, after[0].shape)))
+    elif op.type == "expand":
+        become(node, aten.expand.default, (given, sizes(node, after[0].shape)))
+    elif op.type in ("split", "split_with_sizes", "chunk", "tensor_split"):
+        axis = next(i for i in range(before[0].ndim) if sum(a.shape[i] for a in after) == before[0].shape[i] != after[0].shape[i])
+        become(node, aten.split_with_sizes.default, (given, [a.shape[axis] for a in after], axis))
+    elif op.type in ("slice", "narrow", "getitem", "index_select") and before[0].ndim == after[0].ndim:
+        axis, positions = picked(op, before[0], after[0])
+        step = positions[1] - positions[0] if len(positions) > 1 else 1
+        if step < 1 or positions != list(range(positions[0], positions[0] + step * len(positions), step)):
+            raise CannotShrink(f"{op}: what stays of its slice is not evenly spaced")
+        become(node, aten.slice.Tensor, (given, axis, positions[0], positions[-1] + 1, step))
+    else:
+        raise CannotShrink(f"{op}: carries a size of an axis that is cut, and it is not known how to change it")
+
+
+def comes_out_right(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> bool:
+    try:
+        made = graph.push(op, before)  # type: ignore[attr-defined]
+    except (RuntimeError, IndexError, ValueError):
+        return False
+    kept = [m for m, v in zip(made, op.outputs, strict=False) if v is not None]
+    return len(kept) == len(after) and all(np.array_equal(a, b) for a, b in zip(kept, after, strict=True))
+
+
+def become(node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
+    node.op, node.target, node.args, node.kwargs = "call_function", target, args, {}
+
+
+def sizes(node: fx.Node, shape: tuple[int, ...]) -> list[Any]:
+    """Numbers where the size is fixed, -1 for the one that is not, the node's own symbols where there are more."""
+    free = [isinstance(d, torch.SymInt) for d in meta(node).shape]
+    if sum(free) <= 1:
+        return [-1 if f else int(s) for f, s in zip(free, shape, strict=True)]
+    given = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
+    if len(given) != len(shape):
+        raise CannotShrink(f"{node.name}: more than one size of its output is only known at run time")
+    return [g if f else int(s) for f, g, s in zip(free, given, shape, strict=True)]
+
+
+def picked(op: Op, before: np.ndarray, after: np.ndarray) -> tuple[int, list[int]]:
+    """The one axis along which a slice picks channels, and the positions it picks."""
+    axes = [i for i in range(before.ndim) if before.shape[i] != after.shape[i]]
+    if len(axes) != 1:
+        raise CannotShrink(f"{op}: slices several axes at once")
+    axis = axes[0]
+    source, taken = (a[(0,) * axis + (slice(None),) + (0,) * (a.ndim - axis - 1)].tolist() for a in (before, after))
+    return axis, [source.index(x) for x in taken]
