@@ -7,7 +7,7 @@ graphs are matched, so this trusts nothing the shrinking wrote but the plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,31 +23,50 @@ class Pairing:
     """Positions of a dense operand and the positions of the pruned one that belong there, flat over `axes`."""
 
     axes: tuple[int, ...]
-    dense: np.ndarray
+    every: np.ndarray  # all positions the couplings speak of, in the dense weight
+    kept: np.ndarray  # those that stay
+    pruned: np.ndarray  # and where each of them stands in the pruned weight
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One member's share of a pairing."""
+
+    every: np.ndarray
+    kept: np.ndarray
     pruned: np.ndarray
+
+
+Operands = tuple[Hashable, Hashable]  # of the dense and of the pruned graph
 
 
 def pad_back(dense: Graph, dense_sites: Sequence[Site], pruned: Graph, pruned_sites: Sequence[Site], plan: Plan) -> int:
     """Give the dense graph the pruned graph's weights, zero-filled; returns how many operands it padded."""
     by_name = {s.name: s for s in pruned_sites}
-    pairs: dict[tuple[object, object], list[Pairing]] = {}
     named = {name.rpartition(".")[0] for name in plan}
-    for site in dense_sites:
-        if site.name not in named:
-            continue
-        named.discard(site.name)
-        if site.name not in by_name:
+    touched: dict[Operands, dict[tuple[int, ...], list[Rows]]] = {}
+    for site in dense_sites:  # sites the plan does not name may share a weight with those it does
+        other = by_name.get(site.name)
+        if other is None and site.name in named:
             raise VerificationFailed(f"{site.name}: planned, but not found in the pruned model")
-        for key, pairing in pair_site(site, by_name[site.name], plan, pruned):
-            pairs.setdefault(key, []).append(pairing)
+        if other is not None:
+            named.discard(site.name)
+            for operands, axes, rows in pair_site(site, other, plan, pruned):
+                touched.setdefault(operands, {}).setdefault(axes, []).append(rows)
     if named:
         raise VerificationFailed(f"{sorted(named)[0]}: planned, but not found in the dense model")
-    for (to, source), pairings in pairs.items():
+    for (to, source), by_axes in touched.items():
         op, slot = to  # type: ignore[misc]
         value = source[0].inputs[source[1]]  # type: ignore[index]
         shape = dense.shape(op.inputs[slot])
-        dense.set_constant(op, slot, shape, filler(pruned, value, shape, pairings))
-    return len(pairs)
+        dense.set_constant(op, slot, shape, filler(pruned, value, shape, [join(axes, rows) for axes, rows in by_axes.items()]))
+    return len(touched)
+
+
+def join(axes: tuple[int, ...], parts: Sequence[Rows]) -> Pairing:
+    every = np.concatenate([p.every for p in parts])
+    kept = np.concatenate([p.kept for p in parts])
+    return Pairing(axes, every, kept, np.concatenate([p.pruned for p in parts]))
 
 
 def filler(pruned: Graph, value: object, shape: tuple[int, ...], pairings: Sequence[Pairing]) -> Callable[[], np.ndarray]:
@@ -70,50 +89,31 @@ def spread(small: np.ndarray, pairing: Pairing, shape: tuple[int, ...]) -> np.nd
     flat = front.reshape(-1, *rest)
     sizes = [shape[a] for a in pairing.axes]
     wide = np.zeros((int(np.prod(sizes)), *rest), small.dtype)
-    others = np.setdiff1d(np.arange(len(wide)), pairing.dense[:, 0])
+    others = np.setdiff1d(np.arange(len(wide)), pairing.every)
     left = np.setdiff1d(np.arange(len(flat)), pairing.pruned)
     if len(others) != len(left):
         raise VerificationFailed(f"a pruned weight keeps {len(left)} other rows, the dense one has {len(others)}")
     wide[others] = flat[left]
-    kept = pairing.dense[:, 1] >= 0
-    wide[pairing.dense[kept, 0]] = flat[pairing.pruned]
+    wide[pairing.kept] = flat[pairing.pruned]
     return np.moveaxis(wide.reshape(*sizes, *rest), range(count), pairing.axes)
 
 
-def pair_site(dense: Site, pruned: Site, plan: Plan, pruned_graph: Graph) -> list[tuple[tuple[object, object], Pairing]]:
-    heads = plan.get(dense.name, "heads")
-    found: dict[tuple[object, object, tuple[int, ...]], list[tuple[np.ndarray, np.ndarray]]] = {}
-    every = [*dense.couplings, *([dense.heads] if dense.heads and heads is not None else [])]
-    for coupling in every:
+def pair_site(dense: Site, pruned: Site, plan: Plan, pruned_graph: Graph) -> list[tuple[Operands, tuple[int, ...], Rows]]:
+    """For every member of the site: where its channels stand in the dense weight, and in the pruned one."""
+    found = []
+    for coupling in (*dense.couplings, *([dense.heads] if dense.heads and plan.get(dense.name, "heads") else [])):
         other = pruned.coupling(coupling.name)
-        if other is None or not coupling.members:
+        if other is None or not coupling.members or coupling.reason:
             continue
-        kept = kept_positions(dense, coupling, plan)
+        place = kept_positions(dense, coupling, plan)
         for a, b in zip(coupling.members, matching(coupling, other, dense.name, pruned_graph), strict=True):
-            rows = a.index[kept[..., 0], kept[..., 1]]
+            rows = a.index[place[..., 0], place[..., 1]]
             if rows.shape != b.index.shape:
                 raise VerificationFailed(
                     f"{dense.name}.{coupling.name}: the plan keeps {rows.shape}, the pruned model has {b.index.shape}"
                 )
-            found.setdefault((a.operand, b.operand, a.axes), []).append((np.stack([a.index.ravel(), mark(a, rows)], 1), b.index.ravel()))
-    result = []
-    for (a_operand, b_operand, axes), parts in found.items():
-        dense_rows = np.concatenate([p[0] for p in parts])
-        # one row per dense position: (position, order of its partner or -1); partners stand in that order
-        order = np.concatenate([np.where(p[0][:, 1] >= 0, p[0][:, 1], -1) for p in parts])
-        offsets = np.cumsum([0, *[len(p[1]) for p in parts[:-1]]])
-        order = np.concatenate([np.where(p[0][:, 1] >= 0, p[0][:, 1] + o, -1) for p, o in zip(parts, offsets, strict=True)])
-        rows_sorted = dense_rows[order >= 0][np.argsort(order[order >= 0])]
-        gone = dense_rows[order < 0]
-        table = np.concatenate([np.stack([rows_sorted[:, 0], np.arange(len(rows_sorted))], 1), np.stack([gone[:, 0], np.full(len(gone), -1)], 1)])
-        result.append(((a_operand, b_operand), Pairing(axes, table, np.concatenate([p[1] for p in parts]))))
-    return result
-
-
-def mark(member: Member, rows: np.ndarray) -> np.ndarray:
-    """For every position of a dense member, its rank among the kept ones, or -1."""
-    rank = {int(p): i for i, p in enumerate(rows.ravel())}
-    return np.array([rank.get(int(p), -1) for p in member.index.ravel()])
+            found.append(((a.operand, b.operand), a.axes, Rows(a.index.ravel(), rows.ravel(), b.index.ravel())))
+    return found
 
 
 def kept_positions(site: Site, coupling: Coupling, plan: Plan) -> np.ndarray:

@@ -225,8 +225,9 @@ ROWS = [
     Family("tv_swin", lambda full: tv.swin_t() if full else tv.SwinTransformer([4, 4], 32, [2, 2], [2, 4], [4, 4]),
            images, ((4, 4), (12, 12))),
     *(hugging(f"hf_vit_{kernel}", "ViT", EYE, kernel=kernel) for kernel in ("eager", "sdpa")),
-    *(hugging(f"hf_{arch.lower()}", arch, EYE) for arch in ("DeiT", "Dinov2", "DINOv3ViT")),
+    *(hugging(f"hf_{arch.lower()}", arch, EYE) for arch in ("DeiT", "Dinov2")),
     hugging("hf_dinov2_swiglu", "Dinov2", EYE, both={"use_swiglu_ffn": True}),
+    hugging("hf_dinov3", "DINOv3ViT", EYE, both={"num_register_tokens": 4}),
     hugging("hf_swin", "Swin", {**SWIN, "image_size": 32}, sites=((4, 4), (12, 12))),
     hugging("hf_vit_mae", "ViTMAE", EYE, "pixel_values noise", inputs=partial(images, noise=True)),
     hugging("hf_bert", "Bert", BERT, WORDS, inputs=words, axes={0: "batch", 1: "tokens"}),
@@ -246,5 +247,4 @@ ROWS = [
     toy("toy_leak", {"hidden": "leaked"}, ffn="leak"),
     toy("toy_tied", dict.fromkeys(("qk", "vo", "heads", "hidden"), "shared"), tied=True),
 ]
-# fmt: on
 FAMILIES: dict[str, Family] = {row.name: row for row in ROWS}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,24 @@ from .edit import FxEdits
 WRAPPED = re.compile(r"L\['self'\]\.?|_modules\['([^']*)'\]|\['([^']*)'\]|\[(\d+)\]")
 
 
+@dataclass(frozen=True)
+class Call:
+    """What a node calls, and with what."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    method: bool
+
+    @staticmethod
+    def of(node: fx.Node) -> Call:
+        return Call(node.target, node.args, node.kwargs, node.op == "call_method")
+
+    def run(self, value: Callable[[fx.Node], Any]) -> Any:
+        args, kwargs = fx.node.map_arg((self.args, self.kwargs), value)
+        return getattr(args[0], self.target)(*args[1:], **kwargs) if self.method else self.target(*args, **kwargs)
+
+
 class FxGraph(FxEdits):
     """Owns `gm`. `bound` gives the tensors of placeholders that stand for parameters (Dynamo's graphs)."""
 
@@ -33,6 +52,7 @@ class FxGraph(FxEdits):
         self.inputs = [n for n in nodes if n.op == "placeholder" and n not in self.bound and self.has_shape(n)]
         self.batch = self._batch()
         self.ops = [op for node in nodes if (op := self._op(node)) is not None]
+        self._calls = {op: Call.of(op.node) for op in self.ops}  # as they were before any edit
         out = next(n for n in nodes if n.op == "output")
         self.outputs = frozenset(out.all_input_nodes)
         self._producers: dict[Value, Op] = {v: op for op in self.ops for v in op.outputs if v is not None}
@@ -67,14 +87,10 @@ class FxGraph(FxEdits):
     def tensor(self, value: Any) -> torch.Tensor:
         """The constant as it was before any edit; computed on first use where the graph computes it."""
         found = self._constants[value]
-        if isinstance(found, torch.Tensor):
-            return found
-        target, args, kwargs, method = found
-        args, kwargs = fx.node.map_arg((args, kwargs), self.tensor)
-        with torch.no_grad():
-            made = getattr(args[0], target)(*args[1:], **kwargs) if method else target(*args, **kwargs)
-        self._constants[value] = made
-        return made  # type: ignore[no-any-return]
+        if isinstance(found, Call):
+            with torch.no_grad():
+                found = self._constants[value] = found.run(self.tensor)
+        return found  # type: ignore[no-any-return]
 
     def constant(self, value: Value) -> np.ndarray:
         tensor = self.tensor(value).detach().cpu()
@@ -94,16 +110,12 @@ class FxGraph(FxEdits):
 
     def push(self, op: Op, arrays: Sequence[np.ndarray | None]) -> list[np.ndarray]:
         """Call the node's own target on integer tensors."""
-        tensors = {v: torch.from_numpy(np.array(a)) for v, a in zip(op.inputs, arrays, strict=True) if v is not None}
+        tensors = {v: torch.from_numpy(np.array(a, order="C")) for v, a in zip(op.inputs, arrays, strict=True) if v is not None}
 
         def concrete(node: fx.Node) -> Any:
             return tensors[node] if node in tensors else hint(meta(node))
 
-        args, kwargs = fx.node.map_arg((op.node.args, op.node.kwargs), concrete)
-        if op.node.op == "call_method":
-            made = getattr(args[0], op.node.target)(*args[1:], **kwargs)
-        else:
-            made = op.node.target(*args, **kwargs)
+        made = self._calls[op].run(concrete)
         parts = made if isinstance(made, tuple | list) else [made]
         return [p.numpy() for p in parts]
 
@@ -131,7 +143,7 @@ class FxGraph(FxEdits):
             computed = above and all(n in self._constants for n in above)
             created = not above and name in CREATIONS
             if (computed or created) and name not in RANDOM and name not in ("sdpa",):
-                self._constants[node] = (node.target, node.args, node.kwargs, node.op == "call_method")
+                self._constants[node] = Call.of(node)
 
     def _batch(self) -> int:
         for node in self.inputs:
@@ -152,8 +164,8 @@ class FxGraph(FxEdits):
         kind = Kind.OPAQUE
         if known and node.op in ("call_function", "call_method") and above and any(v is not None for v in outputs):
             kind = kind_of(node, name, [n in self._constants for n in above], [len(self.shape(n)) for n in above])
-        if name in ("size", "sym_size"):
-            above = []  # reads a size, which follows whatever the tensor becomes
+        if all(v is None for v in outputs):
+            above = []  # reads a size or checks a type, which follow whatever the tensor becomes
         op = Op(kind, name, str(node.name), module_path(node), list(above), outputs, node)
         if kind is Kind.LINEAR and name == "addmm":
             op.inputs = [above[1], above[2], above[0]]

@@ -119,6 +119,11 @@ class FxEdits:
         node.args, node.kwargs = node.args[:6], {**node.kwargs, **gqa(node), "scale": scale}
 
     def finish(self) -> None:
+        for node in self.gm.graph.nodes:  # a view asks for strides that a permuted tensor does not have
+            if node.op == "call_function" and node.target is aten.view.default:
+                node.target = aten.reshape.default
+            elif node.op == "call_method" and node.target == "view" and not isinstance(node.args[1], torch.dtype):
+                node.target = "reshape"
         self.gm.graph.eliminate_dead_code()
         used = {str(n.target) for n in self.gm.graph.nodes if n.op == "get_attr"}
         for name in [n for n, _ in (*self.gm.named_parameters(), *self.gm.named_buffers()) if n not in used]:
