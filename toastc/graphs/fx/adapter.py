@@ -113,7 +113,10 @@ class FxGraph(FxEdits):
         tensors = {v: torch.from_numpy(np.array(a, order="C")) for v, a in zip(op.inputs, arrays, strict=True) if v is not None}
 
         def concrete(node: fx.Node) -> Any:
-            return tensors[node] if node in tensors else hint(meta(node))
+            if node in tensors:
+                return tensors[node]
+            other = meta(node)
+            return torch.empty(self.shape(node), dtype=torch.int64) if isinstance(other, torch.Tensor) else hint(other)
 
         made = self._calls[op].run(concrete)
         parts = made if isinstance(made, tuple | list) else [made]
@@ -166,6 +169,8 @@ class FxGraph(FxEdits):
             kind = kind_of(node, name, [n in self._constants for n in above], [len(self.shape(n)) for n in above])
         if all(v is None for v in outputs):
             above = []  # reads a size or checks a type, which follow whatever the tensor becomes
+        if name.endswith("_as"):
+            above = above[:1]  # the other tensor only lends its type or its sizes
         op = Op(kind, name, str(node.name), module_path(node), list(above), outputs, node)
         if kind is Kind.LINEAR and name == "addmm":
             op.inputs = [above[1], above[2], above[0]]
