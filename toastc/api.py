@@ -143,14 +143,15 @@ def refuse_same_file(source: Path, output: Path, model: Any) -> None:
             raise ToastcError(f"{output}: would overwrite the input; choose another output")
 
 
-def inspect(model: Any) -> dict[str, Any]:
+def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[str, Any]:
     """What can be shrunk and what not, as the data of `toastc inspect --json`."""
     from .passes.match import match
 
     if is_torch(model):
         from .compile_module import open_module
 
-        graph, name = open_module(model), type(model).__name__
+        graph: Any = open_module(model, example_inputs)
+        name = type(model).__name__
     else:
         from .graphs.onnx import OnnxGraph, load_model, prepare
 

@@ -8,6 +8,7 @@ that contracts numbers is their *consumer*. Whatever else touches numbers pins t
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,6 +67,7 @@ class Flow:
     nonlinear: list[tuple[Op, np.ndarray]] = field(default_factory=list)  # passed through an activation or a gate
     shifted: list[np.ndarray] = field(default_factory=list)  # moved by a constant that is not per channel
     scaled: list[np.ndarray] = field(default_factory=list)  # multiplied by a constant per channel
+    weights: dict[Hashable, list[tuple[Op, np.ndarray]]] = field(default_factory=dict)  # the linears of each weight
 
     def run(self) -> Flow:
         rules = {
@@ -124,12 +126,22 @@ class Flow:
         ids = self.classes.new(width)
         self.sources.append(Source(op, 1, (op.weight_axes[1],), ids, "in"))
         labels = ids.reshape([1] * (rank - 1) + [width])
+        self._note_shared(op, given, ids)
         if len(op.inputs) > 2 and op.inputs[2] is not None:
             if self.graph.is_constant(op.inputs[2]):
                 self._meet_constant(op, 2, labels)
             else:
                 self.pin(op, labels, f"{op} adds a bias that is not a constant")
         self.put(op.outputs[0], labels)
+
+    def _note_shared(self, op: Op, given: np.ndarray | None, ids: np.ndarray) -> None:
+        """A weight that several linears share would have to be copied to be cut: pin it everywhere."""
+        own = np.concatenate([ids, *([given.ravel()] if given is not None else [])])
+        twins = self.weights.setdefault(self.graph.identity(op.inputs[1]), [])
+        for other, other_ids in twins:
+            self.pin(op, own, f"its weight is shared by {other} and {op}")
+            self.pin(other, other_ids, f"its weight is shared by {other} and {op}")
+        twins.append((op, own))
 
     def _shape(self, op: Op) -> None:
         arrays = [self.labels.get(v) if v is not None else None for v in op.inputs]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,10 @@ class FxGraph(FxEdits):
     def constant(self, value: Value) -> np.ndarray:
         tensor = self.tensor(value).detach().cpu()
         return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+
+    def identity(self, value: Value) -> Hashable:
+        found = self._constants.get(value)  # type: ignore[call-overload]
+        return id(found) if isinstance(found, torch.Tensor) else value
 
     def constant_name(self, op: Op, slot: int) -> str:
         value: Any = op.inputs[slot]

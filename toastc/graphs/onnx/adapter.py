@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import onnx
@@ -72,6 +72,9 @@ class OnnxGraph(OnnxEdits):
         proto, inputs, position = self._recipes[value]  # type: ignore[index]
         arrays = facts_of.evaluate_proto(proto, [self.constant(v) for v in inputs], self.opsets)
         return np.asarray(arrays[position])
+
+    def identity(self, value: Value) -> Hashable:
+        return value
 
     def constant_name(self, op: Op, slot: int) -> str:
         value = op.inputs[slot]

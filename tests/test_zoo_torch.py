@@ -1,0 +1,57 @@
+"""Every family through torch.export, and its ONNX twin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from oracle import check_module
+from zoo_exports import make_variant, quiet
+from zoo_models import FAMILIES
+
+import toastc
+from toastc import api
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "toy_tied"])
+def test_family_shrinks_through_export(name: str) -> None:
+    family = FAMILIES[name]
+    with quiet():
+        model = family.small().eval()
+        args = tuple(family.inputs(False, 2).values())
+        errors = [check_module(model, args, basis=basis, seed=3) for basis in (False, True)]
+    assert max(errors) <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["deit_tiny", "swin_tiny", "hf_vit_sdpa", "dinov2", "toy_packed"])
+def test_onnx_and_torch_give_the_same_plan_and_outputs(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    ratios = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
+    with quiet():
+        model = family.small().eval()
+        make_variant(family, model, "dynamo20-dyn", tmp_path)
+    inputs = family.inputs(False, 2)
+    small = toastc.prune(model, ratios, example_inputs=tuple(inputs.values()))
+    other = toastc.prune(tmp_path / f"{name}.dynamo20-dyn.onnx", ratios, output=tmp_path / "small.onnx")
+    mine, theirs = (dict(r.plan.choices) for r in (small, other))
+    assert mine.keys() == theirs.keys()
+    for key, choice in mine.items():
+        assert np.array_equal(choice.index, theirs[key].index), key
+    with torch.no_grad():
+        expected = small.model(*inputs.values())
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    got = ort.InferenceSession(tmp_path / "small.onnx").run(None, {k: v.numpy() for k, v in inputs.items()})[0]
+    assert np.abs(expected.numpy() - got).max() <= 1e-4 * np.abs(got).max()
+
+
+def test_a_weight_used_by_two_blocks_is_rejected() -> None:
+    family = FAMILIES["toy_tied"]
+    with quiet():
+        found = api.inspect(family.small().eval(), example_inputs=tuple(family.inputs(False, 2).values()))
+    assert found["sites"] == []
+    assert all("shared" in r["reason"] for r in found["rejects"])
