@@ -71,18 +71,34 @@ def view_of(ids: np.ndarray, source_shape: Sequence[int]) -> View | None:
         parts = radix(line)
         if parts is None:
             return None
-        atoms = []
+        atoms: list[Atom] = []
         for size, stride in parts:
-            owner = next((i for i, s in enumerate(strides) if 0 < s <= stride and source_shape[i] > 1), None)
-            if owner is None or stride % strides[owner] or stride * size > strides[owner] * source_shape[owner]:
+            within = split_at_axes(size, stride, strides, source_shape)
+            if within is None:
                 return None
-            atoms.append(Atom(size, stride, owner))
+            atoms += within
         target.append(tuple(atoms))
         rebuilt = rebuilt[..., None] + line
     if not np.array_equal(rebuilt, ids):
         return None
     view = View(tuple(source_shape), tuple(pair_units(target, source_shape)), origin)
     return view if len(set(view.atoms)) == len(view.atoms) else None
+
+
+def split_at_axes(size: int, stride: int, strides: Sequence[int], source_shape: Sequence[int]) -> list[Atom] | None:
+    """Steps that run through several source axes, as one atom for each of them, outer first."""
+    atoms: list[Atom] = []
+    while size > 1:
+        owner = next((i for i, s in enumerate(strides) if 0 < s <= stride and source_shape[i] > 1), None)
+        if owner is None or stride % strides[owner]:
+            return None
+        room = strides[owner] * source_shape[owner] // stride
+        own = min(size, room)
+        if size % own:
+            return None
+        atoms.insert(0, Atom(own, stride, owner))
+        size, stride = size // own, stride * own
+    return atoms
 
 
 def pair_units(target: Sequence[tuple[Atom, ...]], source_shape: Sequence[int]) -> list[tuple[Atom, ...]]:

@@ -21,11 +21,12 @@ def find_ffn(ledger: Ledger, taken: set[int]) -> tuple[list[Site], list[Reject]]
     for consumer in [s for s in flow.sources if s.role == "out"]:
         if (consumer.ids < 0).any():
             continue
-        roots = ledger.root[consumer.ids]
-        if set(roots.tolist()) & (taken | seen) or not ledger.nonlinear[roots].any():
+        known = taken | seen
+        ids = np.array([i for i in consumer.ids if int(ledger.root[i]) not in known], np.int64)
+        if not len(ids) or not ledger.nonlinear[ledger.root[ids]].any():
             continue
-        seen |= set(roots.tolist())
-        made = build(ledger, consumer)
+        seen |= set(ledger.root[ids].tolist())
+        made = build(ledger, consumer, ids)
         if isinstance(made, Reject):
             rejects.append(made)
         elif made is not None:
@@ -33,9 +34,10 @@ def find_ffn(ledger: Ledger, taken: set[int]) -> tuple[list[Site], list[Reject]]
     return sites, rejects + blocked(ledger, taken | seen)
 
 
-def build(ledger: Ledger, consumer: Source) -> Site | Reject | None:
+def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | None:
+    """`ids`: the consumer's columns that no attention has; one linear may serve both."""
     graph = ledger.flow.graph
-    block = ledger.block(consumer.ids[None, :])
+    block = ledger.block(ids[None, :])
     hidden = coupling(ledger, "hidden", block, {"in": "in", "with": "in", "out": "out"}, 0)
     ops = linear_ops(hidden.members) or [consumer.op]
     makers = [op for op in ops if op is not consumer.op]
