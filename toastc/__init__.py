@@ -24,7 +24,7 @@ def __getattr__(name: str) -> _Any:
     from importlib import import_module
 
     if name == "backend":
-        return import_module("toastc.backend").backend
+        return import_module("toastc.dynamo").backend
     if name in _HOMES:
         return getattr(import_module(f"toastc.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'toastc' has no attribute {name!r}")

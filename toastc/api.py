@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ratios as ratio_file
-from .errors import ToastcError
+from .errors import NoChange, ToastcError
 from .plan import Plan
 from .report.data import Report, site_dict
 
@@ -75,13 +75,25 @@ def prune_onnx(model: Any, output: Path | None, request: Any, tell: Callable[[st
         loaded = load_model(path)
         if output is not None:
             refuse_same_file(path, output, loaded)
-        small, plan, report = compile_onnx(loaded, path, output, request, str(path), tell)
+        try:
+            small, plan, report = compile_onnx(loaded, path, output, request, str(path), tell)
+        except NoChange as same:
+            if output is not None:
+                raise
+            import onnx
+
+            return Result(onnx.load(path), Plan(), same.report)
         return Result(None if output is not None or request.dry_run else ir.to_proto(small), plan, report)
     kind, source = as_ir(model)
     with tempfile.TemporaryDirectory(prefix="toastc-") as folder:
         dense = Path(folder) / "dense.onnx"
         write_model(prepare(source, "model"), dense)
-        small, plan, report = compile_onnx(load_model(dense), dense, output, request, source.graph.name or "model", tell)
+        try:
+            small, plan, report = compile_onnx(load_model(dense), dense, output, request, source.graph.name or "model", tell)
+        except NoChange as same:
+            if output is not None:
+                raise
+            return Result(model, Plan(), same.report)
         return Result(from_ir(kind, small), plan, report)
 
 

@@ -14,7 +14,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from .compile_onnx import Request, choose
 from .cost import saved_macs
-from .errors import NothingToPrune, ToastcError, VerificationFailed
+from .errors import ToastcError, VerificationFailed
 from .graphs.fx import FxGraph
 from .pipeline import State, run
 from .plan import Plan
@@ -74,13 +74,11 @@ def compile_module(
     before = size_of(gm, macs)
     state, seconds = choose(State(graph, request.ratios, seed=request.seed), request, macs, tell)
     seconds = {"export": exporting} | seconds
-    if not state.plan and not removes_nothing(request):
-        raise NothingToPrune("the ratios remove nothing: every width stays as it is")
     sites, plan, rows, rejects = state.sites, state.plan, coupling_rows(state.sites, state.plan), state.rejects
     after = macs - saved_macs(sites, plan)
     name, settings = type(model).__name__, {"seed": request.seed, "recipe": request.recipe}
-    if request.dry_run:
-        return gm, plan, Report(name, request.recipe, before, Size(after, 0, 0), rows, rejects, seconds, settings=settings)
+    if request.dry_run or not plan:
+        return gm, plan, Report(name, request.recipe, before, before if not plan else Size(after, 0, 0), rows, rejects, seconds, settings=settings)
     from .passes import Shrink
 
     tell("shrink")
@@ -99,11 +97,6 @@ def compile_module(
     gm.toastc_plan = plan  # type: ignore[assignment]
     report = Report(name, request.recipe, before, size_of(gm, after), rows, rejects, seconds | took, verified, settings=settings)
     return gm, plan, report
-
-
-def removes_nothing(request: Request) -> bool:
-    """All-zero ratios were asked for: the answer is the model as it is."""
-    return request.ratios is not None
 
 
 def with_shapes(gm: fx.GraphModule, args: Sequence[Any]) -> FxGraph:

@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from .cost import saved_macs, uniform_ratios
-from .errors import NothingToPrune, ToastcError, VerificationFailed
+from .errors import NoChange, NothingToPrune, ToastcError, VerificationFailed
 from .graphs.onnx import OnnxGraph, embed_plan, file_bytes, load_model, staged, write_model
 from .pipeline import Pass, State, run
 from .plan import Plan
@@ -80,11 +80,11 @@ def compile_onnx(
     state = State(graph, request.ratios, seed=request.seed)
     reading = time.perf_counter() - start
     state, seconds = choose(state, request, macs, tell)
-    if not state.plan:
-        raise NothingToPrune("the ratios remove nothing: every width stays as it is; nothing was written")
     sites, plan = state.sites, state.plan
     rows, rejects = coupling_rows(sites, plan), state.rejects
     before = Size(macs, params, file_bytes(dense))
+    if not plan:
+        raise NoChange(Report(name, request.recipe, before, before, rows, rejects))
     after_macs = macs - saved_macs(sites, plan)
     seconds = {"read": reading} | seconds
     settings = {"seed": request.seed, "recipe": request.recipe}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ToastcError(Exception):
     """Bad usage or bad input: says what, where and what to do next."""
@@ -13,6 +15,14 @@ class NothingToPrune(ToastcError):
     """The model has no site, or the ratios remove nothing."""
 
     status = 1
+
+
+class NoChange(NothingToPrune):
+    """The ratios remove nothing: in Python the model comes back as it is, the command says so and exits with 1."""
+
+    def __init__(self, report: Any) -> None:
+        super().__init__("the ratios remove nothing: every width stays as it is; nothing was written")
+        self.report = report
 
 
 class VerificationFailed(ToastcError):
