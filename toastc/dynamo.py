@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from . import ratios as ratio_file
 from .compile_onnx import check_plan
@@ -93,7 +94,7 @@ def is_float(value: Any) -> bool:
 
 def shrunken(gm: fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any]) -> tuple[Runner, list[int]]:
     """The smaller graph handed on to what comes next, and which of the inputs it still takes."""
-    gm = fx.GraphModule(gm, copy_graph(gm.graph))
+    gm = unpacked(gm)
     placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
     bound = {n: v for n, v in zip(placeholders, inputs, strict=True) if is_weight(v)}
     graph = FxGraph(gm, bound)
@@ -111,6 +112,21 @@ def shrunken(gm: fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any])
     from torch._inductor.compile_fx import compile_fx
 
     return compile_fx(gm, kept), used
+
+
+def unpacked(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy to edit, in which `multi_head_attention_forward`, one node to Dynamo, is its linears and products."""
+    packed = torch.nn.functional.multi_head_attention_forward
+    if not any(n.target is packed for n in gm.graph.nodes):
+        return fx.GraphModule(gm, copy_graph(gm.graph))
+    fakes = [n.meta["example_value"] for n in gm.graph.nodes if n.op == "placeholder"]
+    with torch.no_grad():
+        traced = make_fx(gm, pre_dispatch=True, tracing_mode="fake")(*fakes)
+    for old, new in zip(gm.graph.nodes, traced.graph.nodes, strict=False):
+        if old.op != "placeholder":
+            break
+        new.name = old.name
+    return traced
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

@@ -2,8 +2,8 @@
 
     python tools/bench_compile.py [--models B,L,H] [--repeats 3] [--keep FOLDER] [--out benchmarks/compile-cpu.json]
 
-Random weights, no data, every width halved (qk, vo, ffn). It prints a table, the targets and what became of them, and
-writes one JSON file with every single measurement. Per model, taking turns:
+Random weights, no data, every width halved (qk, vo, ffn). Prints a table and the targets, met or missed, and writes
+every single measurement as JSON. Per model, taking turns, everything in a fresh process:
 
     cp             cp of the input file(s) into the folder toastc writes to, then fsync; toastc fsyncs its output too
     toastc         toastc MODEL.onnx -o OUT.onnx --ratios r.json --no-verify --quiet --json
@@ -12,10 +12,10 @@ writes one JSON file with every single measurement. Per model, taking turns:
     torch-pruning  MetaPruner as in its examples/transformers/prune_timm_vit.py --bottleneck: L2, heads kept, head dims
                    and FFN halved; the time is graph build + prune with the weights in memory, the peak the process's
 
-Everything is a fresh process: the time is from start to exit (torch-pruning times itself), the peak is ru_maxrss, which
-counts the mapped pages of a file too. A child inherits its parent's peak, so nothing heavy is imported here. Before
-each measurement dirty pages are written back and the input is read once, so that everybody reads from the page cache.
-The matcher's time is from toastc's own "seconds"; `toastc --help` is the median of ten.
+The time is from start to exit (torch-pruning times itself), the peak is ru_maxrss, mapped pages of files included. (A
+child inherits its parent's peak on Linux, so nothing heavy is imported here.) Before each measurement dirty pages are
+written back and the input is read once: everybody reads from the page cache. The matcher's time is from toastc's own
+"seconds"; `toastc --help` is the median of ten.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,13 +42,11 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = {"B": "vit_base_patch16_224", "L": "vit_large_patch16_224", "H": "vit_huge_patch14_224"}
 RATIOS = {"attention": {"qk": 0.5, "vo": 0.5}, "ffn": 0.5}
-PACKAGES = ("torch", "timm", "onnx", "onnx-ir", "onnxruntime", "torch-pruning", "numpy")
+PACKAGES = ("torch", "timm", "onnx-ir", "onnxruntime", "torch-pruning", "numpy")
 TOASTC = str(Path(sys.executable).with_name("toastc"))
 COPY = 'to=$1; shift; cp --reflink=never --sparse=never "$@" "$to" && sync "$to"/*'  # sync FILE is fsync
 LIBRARIES = "import onnx_ir, onnx.reference, onnxruntime"  # what toastc imports; their memory is not the model's
-# Runs toastc with the arguments it is given, then tells which modules that imported.
-IMPORTED = "import sys; from toastc.cli import main; code = main(sys.argv[1:]); print(*sys.modules, sep='\\n'); sys.exit(code)"
-
+IMPORTED = "import sys; from toastc.cli import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
 Run = dict[str, Any]  # "seconds", "peak" in bytes, and what else there is to tell
 
 
@@ -69,10 +68,9 @@ def export(name: str, path: str) -> None:
     """Write the model as ONNX by the dynamo exporter; the larger ones keep their weights in a file beside it."""
     import torch
 
-    external = "base" not in name
     torch.onnx.export(
-        random_vit(name), (torch.zeros(2, 3, 224, 224),), path, dynamo=True, opset_version=20, external_data=external,
-        verbose=False, input_names=["image"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
+        random_vit(name), (torch.zeros(2, 3, 224, 224),), path, dynamo=True, opset_version=20, verbose=False,
+        external_data="base" not in name, input_names=["image"], dynamic_shapes=({0: torch.export.Dim("batch")},),
     )  # fmt: skip
 
 
@@ -83,12 +81,11 @@ def torch_pruning(name: str) -> None:
     from timm.layers import Attention, Mlp
 
     model, image = random_vit(name), torch.randn(1, 3, 224, 224)
-    attentions = [m for m in model.modules() if isinstance(m, Attention)]
+    attentions, ffns = ([m for m in model.modules() if isinstance(m, kind)] for kind in (Attention, Mlp))
     start = time.perf_counter()
     pruner = tp.pruner.MetaPruner(
         model, image, importance=tp.importance.GroupMagnitudeImportance(p=2), global_pruning=False, pruning_ratio=0.5, round_to=2,
-        ignored_layers=[model.head, *(m.fc2 for m in model.modules() if isinstance(m, Mlp))],
-        num_heads={m.qkv: m.num_heads for m in attentions}, prune_num_heads=False, prune_head_dims=True,
+        ignored_layers=[model.head, *(m.fc2 for m in ffns)], num_heads={m.qkv: m.num_heads for m in attentions},
     )  # fmt: skip
     built = time.perf_counter()
     for group in pruner.step(interactive=True):
@@ -96,10 +93,9 @@ def torch_pruning(name: str) -> None:
     for m in attentions:
         m.attn_dim = m.qkv.out_features // 3
         m.head_dim = m.attn_dim // m.num_heads
-    done = time.perf_counter()
+    seconds = time.perf_counter() - start
     assert model(image).shape == (1, 1000), "the pruned model does not run"
-    params = sum(p.numel() for p in model.parameters())
-    print(json.dumps({"seconds": done - start, "build": built - start, "prune": done - built, "params": params}))
+    print(json.dumps({"seconds": seconds, "build": built - start, "params": sum(p.numel() for p in model.parameters())}))
 
 
 def measure(*command: str | Path) -> Run:
@@ -117,7 +113,6 @@ def measure(*command: str | Path) -> Run:
 
 
 def files_of(model: Path) -> list[Path]:
-    """The ONNX file and, where there is one, its external data."""
     return [p for p in (model, model.with_name(f"{model.name}.data")) if p.exists()]
 
 
@@ -152,27 +147,29 @@ def compile_once(model: Path, folder: Path, *options: str) -> Run:
     return run | {"stages": report["seconds"], "verified": report["verified"], "after": report["after"]}
 
 
-def prune_by_torch_pruning(letter: str) -> Run:
-    run = measure(sys.executable, "-W", "ignore", __file__, "--child", "torch-pruning", MODELS[letter])
-    return {"peak": run["peak"]} | json.loads(run["stdout"].splitlines()[-1])
+def prune_by_torch_pruning(model: Path, folder: Path) -> Run:
+    run = measure(sys.executable, "-W", "ignore", __file__, "--child", "torch-pruning", model.stem)
+    return run | json.loads(run.pop("stdout"))
+
+
+CONTENDERS: dict[str, Callable[[Path, Path], Run]] = {
+    "cp": lambda model, folder: measure("sh", "-c", COPY, "sh", folder, *files_of(model)),
+    "toastc": lambda model, folder: compile_once(model, folder, "--no-verify"),
+    "toastc+verify": compile_once,
+    "inspect": lambda model, folder: measure(TOASTC, "inspect", model, "--quiet"),
+    "torch-pruning": prune_by_torch_pruning,
+}
 
 
 def measure_all(models: dict[str, Path], turns: int) -> dict[str, Any]:
     """Every contender on every model, in turns; `runs[contender]` of a model has one entry a turn."""
-    found = {a: {"model": path.name, "input": sum(p.stat().st_size for p in files_of(path)), "runs": {}} for a, path in models.items()}
-    for turn, (letter, model) in ((turn, item) for turn in range(turns) for item in models.items()):
-        contenders: dict[str, Callable[[Path], Run]] = {
-            "cp": lambda to, model=model: measure("sh", "-c", COPY, "sh", to, *files_of(model)),
-            "toastc": lambda to, model=model: compile_once(model, to, "--no-verify"),
-            "toastc+verify": lambda to, model=model: compile_once(model, to),
-            "inspect": lambda to, model=model: measure(TOASTC, "inspect", model, "--quiet"),
-            "torch-pruning": lambda to, letter=letter: prune_by_torch_pruning(letter),
-        }
-        for name, contender in contenders.items():
-            with prepared(model) as folder:
-                run = contender(folder)
-            found[letter]["runs"].setdefault(name, []).append(run)
-            print(f"turn {turn + 1} of {turns}, ViT-{letter}, {name}: {run['seconds']:.2f} s", file=sys.stderr, flush=True)
+    found: dict[str, Any] = {}
+    for turn, (letter, model), name in product(range(turns), models.items(), CONTENDERS):
+        case = found.setdefault(letter, {"model": model.stem, "input": sum(map(os.path.getsize, files_of(model))), "runs": {}})
+        with prepared(model) as folder:
+            run = CONTENDERS[name](model, folder)
+        case["runs"].setdefault(name, []).append(run)
+        print(f"turn {turn + 1} of {turns}, ViT-{letter}, {name}: {run['seconds']:.2f} s", file=sys.stderr, flush=True)
     return found
 
 
@@ -212,8 +209,8 @@ def targets(case: dict[str, Any], helps: Sequence[float], libraries: int) -> dic
 
 def machine() -> dict[str, Any]:
     commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True).strip()
-    about = {"cpus": os.cpu_count(), "load": os.getloadavg(), "platform": platform.platform(), "commit": commit}
-    return about | {"python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES}}
+    about = {"commit": commit, "cpus": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()}
+    return about | {"platform": platform.platform(), "packages": {name: version(name) for name in PACKAGES}}
 
 
 def main() -> int:
@@ -225,10 +222,10 @@ def main() -> int:
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        {"export": export, "torch-pruning": torch_pruning}[args.child[0]](*args.child[1:])
+        export(*args.child[1:]) if args.child[0] == "export" else torch_pruning(*args.child[1:])
         return 0
-    with contextlib.ExitStack() as stack:
-        folder = (args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))).absolute()
+    with tempfile.TemporaryDirectory(prefix="bench-compile-") as scratch:
+        folder = (args.keep or Path(scratch)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         models = {letter: exported(letter, folder) for letter in args.models}
         about, helps = machine(), [measure(TOASTC, "--help")["seconds"] for _ in range(11)][1:]
@@ -242,11 +239,9 @@ def main() -> int:
     console.print(f"The libraries alone take {libraries / 1e6:,.0f} MB. Targets, on ViT-{args.models[-1]}:")
     for what, (got, limit) in wanted.items():
         console.print(f"  {'met   ' if got <= limit else 'MISSED'} {what}: {got:.2f}, at most {limit:g}")
-    console.print(f"torch {'WAS' if "torch" in modules else 'was not'} imported by a compile of ONNX to ONNX")
-    result = {
-        "machine": about, "ratios": RATIOS, "page_cache": "warm", "fsync": "included in cp and toastc", "models": found,
-        "libraries_peak": libraries, "help_seconds": helps, "torch_imported": "torch" in modules, "targets": wanted,
-    }  # fmt: skip
+    console.print(f"A compile of ONNX to ONNX imports torch: {'torch' in modules}")
+    result = {"machine": about, "ratios": RATIOS, "page_cache": "warm", "fsync": "included in cp and toastc", "targets": wanted}
+    result |= {"libraries_peak": libraries, "help_seconds": helps, "torch_imported": "torch" in modules, "models": found}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     return 0

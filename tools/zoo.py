@@ -17,40 +17,57 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor, nn
-from zoo_exports import (
-    TOLERANCE, VARIANTS, Axes, dynamic_axes, error, export_fx, first_line, flat, make_variant, outputs_of, quiet, run_onnx,
-)  # fmt: skip
+from zoo_exports import TOLERANCE, VARIANTS, Axes, dynamic_axes, error, export_fx, flat, make_variant, outputs_of, quiet, run_onnx
 from zoo_models import FAMILIES, Family
 
 import toastc
 
+Named = dict[str, Tensor]
 RATIOS = {"attention": {"qk": 0.5, "vo": 0.5}, "ffn": 0.5, "round_to": 4}
 TYPICAL = "dynamo20-dyn"  # the variant a family's numbers are taken from, and the only one of the full size
-FULL = """deit_tiny deit_small deit_base vit_base vit_base_avg vit_large vit_huge swin_tiny swin_small swin_base deit3_small
-dinov2 reg4_dinov2 beit_base eva02_tiny siglip_base vit_relpos_small tv_vit tv_swin hf_vit_sdpa hf_clip hf_bert""".split()
-TEMP = Path(tempfile.gettempdir())
+FULL = ["deit_tiny", "deit_small", "deit_base", "vit_base", "vit_base_avg", "vit_large", "vit_huge", "swin_tiny", "swin_small",
+        "swin_base", "deit3_small", "dinov2", "reg4_dinov2", "beit_base", "eva02_tiny", "siglip_base", "vit_relpos_small",
+        "tv_vit", "tv_swin", "hf_vit_sdpa", "hf_clip", "hf_bert"]  # fmt: skip
 BLAMED = {"exporter": "the exporter", "failed": "toastc"}
-INTRO = """# The zoo
+PAGE = """# The zoo
 
 Every model family that toastc should understand, through every exporter people use, cut by half in qk, vo and FFN
-(`round_to` 4) and proven: the smaller weights, zero-filled, are put back into the original graph, and both must give
-the same outputs. Weights are random. The page is written by `python tools/zoo.py --small --full`.
+(`round_to` 4) and proven: the smaller weights, zero-filled, go back into the original graph, and both must give the same
+outputs. Weights are random. A variant is a way to export (`tools/zoo_exports.py`); `export` and `compile` are torch
+without ONNX, and the proof of `compile` is that it equals `toastc.prune(module)`. This page is written by
 
-**{proven} of {total} proven**, worst error {worst:.1e} (allowed: 1e-04, relative to the largest output). {refused} rightly
-refused (there is nothing in them that may be cut), {exporter} where the exporter or ONNX Runtime fails without
-toastc, {failed} where toastc fails. {small} rows are small models ({families} families, {variants} variants), {full} are real architectures."""
-FULL_NOTE = """Exported with `torch.onnx.export` (opset 20, dynamic batch). MACs are those of one sample. Seconds are the
-whole of `toastc.prune` on two cores, most of it the proof: two runs of the original and two of the result."""
+    python tools/zoo.py --small --full
+
+**{proven} of {total} proven**, worst error {worst:.1e} of the largest output (allowed: 1e-04). {refused} rightly refused: nothing
+in them may be cut. In {exporter} the exporter or ONNX Runtime fails before toastc is asked; in {failed} toastc fails.
+{small} rows are small models ({families} families), {full} are real architectures.
+
+## Families, as small models
+
+Sites are attentions + FFNs; sizes, and what was not cut, are those of the `dynamo20-dyn` export.
+
+{family_table}
+
+## What failed
+
+{failure_table}
+
+## Real architectures
+
+Opset 20, dynamic batch. MACs are one sample's. Seconds are all of `toastc.prune` on two busy cores, most of them the proof.
+
+{full_table}
+"""
 
 
 @dataclass
@@ -61,7 +78,7 @@ class Row:
     variant: str
     status: str = "failed"
     reason: str = ""
-    sites: tuple[int, int] | None = None  # attentions, FFNs; None where the route gives no report (torch.compile)
+    sites: tuple[int, int] | None = None  # attentions, FFNs; None where there is no report (torch.compile)
     params: tuple[int, int] = (0, 0)
     macs: tuple[int, int] = (0, 0)
     error: float = 0.0
@@ -75,7 +92,7 @@ class Row:
         self.sites = len({c.site for c in report.couplings} - ffn), len(ffn)
         self.params = report.before.params, report.after.params
         self.macs = report.before.macs, report.after.macs
-        self.error, self.proof = report.verified["error"], report.seconds["verify"]
+        self.error, self.proof, self.seconds = report.verified["error"], report.seconds["verify"], sum(report.seconds.values())
         self.rejects = [short(r.node, r.reason) for r in report.rejects]
 
 
@@ -86,129 +103,107 @@ def short(node: str, reason: str) -> str:
     return f"{what}: " + re.sub(r"[^ ]+ \((\w+)\)", r"\1", reason)
 
 
+def one_line(problem: BaseException) -> str:
+    """The first line of an exception, and of ONNX Runtime's the part that says something."""
+    text = re.sub(r"\[ONNXRuntimeError\].* running (\w+) node.*\) ", r"\1: ", str(problem))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().partition("\n")[0]
+    return f"{type(problem).__name__}: {text}"[:250]
+
+
 class Models:
     """One family: its torch model and inputs, its exports, and what toastc makes of the module."""
 
-    def __init__(self, family: Family, full: bool, folder: Path) -> None:
-        self.family, self.full, self.folder = family, full, folder
-        self.references: dict[bool, Any] = {}
+    def __init__(self, family: Family, full: bool, folder: Path | None) -> None:
+        self.scratch = tempfile.TemporaryDirectory(prefix="zoo-")
+        self.family, self.full, self.folder = family, full, folder or Path(self.scratch.name)
+        self.references: dict[bool, toastc.Result] = {}
         with quiet():
             self.model: nn.Module = family.full() if full else family.small()
 
-    def inputs(self, dynamic: bool) -> tuple[dict[str, Tensor], dict[str, Tensor], Axes | None]:
+    def inputs(self, dynamic: bool) -> tuple[Named, Named, Axes | None]:
         """What is exported with and what is run with; where sizes are dynamic these differ."""
         torch.manual_seed(0)
         sample = self.family.inputs(self.full, 2 if dynamic else 1)
         if not dynamic:
             return sample, sample, None
         test, axes = self.family.inputs(self.full, 3), dynamic_axes(self.family, sample)
-        for name, known in axes.items():
-            for axis in (axis for axis, label in known.items() if label != "batch"):
-                test[name] = test[name].narrow(axis, 1, test[name].shape[axis] - 1)
+        for name, axis in ((n, a) for n, known in axes.items() for a, label in known.items() if label != "batch"):
+            test[name] = test[name].narrow(axis, 1, test[name].shape[axis] - 1)
         return sample, test, axes
 
-    def exported(self, variant: str) -> tuple[Path, float]:
-        """The ONNX file, made where it is missing, and how far it is from the torch model."""
-        path = self.folder / f"{self.family.name}.{variant}.onnx"
-        if not path.exists():
-            return path, make_variant(self.family, self.model, variant, self.folder, self.full)
-        test = self.inputs(variant.endswith("-dyn"))[1]
-        return path, error(run_onnx(path, test), outputs_of(self.model, test))
+    def exported(self, variant: str) -> Path:
+        """Where the ONNX file is, if the variant is one; raises unless the export equals the torch model."""
+        path, test = self.folder / f"{self.family.name}.{variant}.onnx", self.inputs(variant.endswith("-dyn"))[1]
+        if path.exists():
+            wrong = error(run_onnx(path, test), outputs_of(self.model, test))
+        else:
+            wrong = make_variant(self.family, self.model, variant, self.folder, self.full)
+        if not wrong <= TOLERANCE:
+            raise ValueError(f"the export differs from the torch model by {wrong:.1e}")
+        return path
 
-    def reference(self, dynamic: bool) -> Any:
+    def reference(self, dynamic: bool) -> toastc.Result:
         """The module, pruned; through the dynamic ExportedProgram where sizes are dynamic."""
         if dynamic not in self.references:
             sample, _, axes = self.inputs(dynamic)
             model: Any = export_fx(self.model, sample, axes) if dynamic else self.model
-            with quiet():
-                self.references[dynamic] = toastc.prune(model, RATIOS, example_inputs=tuple(sample.values()))
+            self.references[dynamic] = toastc.prune(model, RATIOS, example_inputs=tuple(sample.values()))
         return self.references[dynamic]
 
-    def compiled(self, dynamic: bool) -> Callable[..., Any]:
-        """The module behind toastc's backend, after its first call."""
-        sample, _, axes = self.inputs(dynamic)
-        torch._dynamo.reset()
-        with quiet():
-            for name, known in (axes or {}).items():
-                for axis in known:
-                    torch._dynamo.mark_dynamic(sample[name], axis)
-            options: dict[str, Any] = {"ratios": RATIOS, "then": "eager"}
-            run = torch.compile(self.model, backend=toastc.backend, options=options, dynamic=None if dynamic else False)
-            run(*sample.values())
-        return run
-
-    def prune(self, variant: str, row: Row, path: Path | None) -> None:
+    def prune(self, path: Path, row: Row) -> None:
         """Let toastc do its work and fill the row; raises what toastc raises."""
-        dynamic, began = variant.endswith("-dyn"), time.perf_counter()
-        if path is not None:
-            with quiet(), tempfile.TemporaryDirectory(prefix="toastc-zoo-") as folder:
-                row.fill(toastc.prune(path, RATIOS, output=Path(folder) / "small.onnx").report)
-        elif variant.startswith("export"):
-            self.references.pop(dynamic, None)
-            row.fill(self.reference(dynamic).report)
+        dynamic, output = row.variant.endswith("-dyn"), Path(self.scratch.name) / "small.onnx"
+        small = toastc.prune(path, RATIOS, output=output) if path.exists() else self.reference(dynamic)
+        if row.variant.startswith("compile"):
+            self.compare(row, small.model, *self.inputs(dynamic))
         else:
-            small, test = self.reference(dynamic).model, self.inputs(dynamic)[1]
-            began = time.perf_counter()
-            run = self.compiled(dynamic)
-            row.seconds = time.perf_counter() - began
-            with quiet():
-                row.error = error(flat(run(*test.values())), flat(small(*test.values())))
-            if not row.error <= TOLERANCE:
-                raise ValueError(f"torch.compile differs from the pruned module by {row.error:.1e}")
-        row.seconds = row.seconds or time.perf_counter() - began
+            row.fill(small.report)
+
+    def compare(self, row: Row, small: Callable[..., Any], sample: Named, test: Named, axes: Axes | None) -> None:
+        """The module behind toastc's backend must give what the pruned module gives."""
+        began = time.perf_counter()
+        torch._dynamo.reset()
+        for name, known in (axes or {}).items():
+            torch._dynamo.mark_dynamic(sample[name], list(known))
+        options: dict[str, Any] = {"ratios": RATIOS, "then": "eager"}
+        run = torch.compile(self.model, backend=toastc.backend, options=options, dynamic=None if axes else False)
+        run(*sample.values())
+        row.seconds = time.perf_counter() - began
+        row.error = error(flat(run(*test.values())), flat(small(*test.values())))
+        if not row.error <= TOLERANCE:
+            raise ValueError(f"torch.compile differs from the pruned module by {row.error:.1e}")
 
     def row(self, variant: str) -> Row:
         """Export, prune, prove. Whatever is raised becomes the row's reason."""
-        row, path = Row(self.family.name, variant), None
-        if not variant.startswith(("export", "compile")):
-            try:
-                path, wrong = self.exported(variant)
-                if not wrong <= TOLERANCE:
-                    raise ValueError(f"the export differs from the torch model by {wrong:.1e}")
-            except Exception as problem:  # noqa: BLE001 - exporters raise anything
-                row.status, row.reason = "exporter", first_line(problem)
-                return row
+        row = Row(self.family.name, variant)
+        try:
+            path = self.exported(variant)
+        except Exception as problem:  # noqa: BLE001 - exporters raise anything
+            return replace(row, status="exporter", reason=one_line(problem))
         for _ in range(2):
             try:
-                self.prune(variant, row, path)
-                row.status, row.reason = "proven", ""
-                return row
+                with quiet():
+                    self.prune(path, row)
+                return replace(row, status="proven", reason="")
             except Exception as problem:  # noqa: BLE001 - a finding, whatever it is
-                row.reason = first_line(problem)
+                row.reason = one_line(problem)
         if row.reason.startswith("NothingToPrune") and {"qk", "vo", "hidden"} <= self.family.unprunable.keys():
             row.status = "refused"
-        elif path is None:
-            try:
-                make_variant(self.family, self.model, variant, self.folder, self.full)  # toastc has no part in this
-            except Exception as problem:  # noqa: BLE001 - exporters raise anything
-                row.status, row.reason = "exporter", first_line(problem)
         return row
 
 
 def measure(cells: Sequence[tuple[str, str]], full: bool, models: Path | None, rows: dict[str, Row], file: Path) -> None:
-    """Fill `rows`, and write them to `file` after every family."""
+    """Fill `rows` and `file`. The progress bar has a descriptor of its own, which `quiet` does not close."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with progress(len(cells)) as tell:
-        for name in dict.fromkeys(name for name, _ in cells):
-            with tempfile.TemporaryDirectory(prefix="zoo-") as scratch:
-                made = Models(FAMILIES[name], full, models or Path(scratch))
-                for variant in (v for n, v in cells if n == name):
-                    row = rows[f"{name}.{variant}"] = made.row(variant)
-                    tell(f"{name}.{variant} {row.seconds:.1f} s {row.status} {row.error:.1e} {row.reason}")
+    made: Models | None = None
+    with os.fdopen(os.dup(2), "w") as sink, Progress(console=Console(file=sink)) as bar:
+        for name, variant in bar.track(cells):
+            if made is None or made.family.name != name:
+                made = Models(FAMILIES[name], full, models)
+            row = rows[f"{name}.{variant}"] = made.row(variant)
+            line = f"{name}.{variant} {row.seconds:.1f} s {row.status} {row.error:.1e} {row.reason}"
+            bar.console.print(line, soft_wrap=True, markup=False, highlight=False)
             file.write_text(json.dumps([asdict(r) for r in rows.values()], indent=1))
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal, elsewhere a line a row; on a descriptor of its own, which `quiet` does not close."""
-    with os.fdopen(os.dup(2), "w") as sink:
-        if not sink.isatty():
-            yield lambda text: print(text, file=sink, flush=True)
-            return
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, console=Console(file=sink)) as bar:
-            task = bar.add_task("", total=total)
-            yield lambda text: bar.update(task, advance=1, description=text)
 
 
 def number(value: int) -> str:
@@ -217,11 +212,7 @@ def number(value: int) -> str:
     return f"{value / scale:#.3g}".rstrip(".") + unit
 
 
-def size(row: Row) -> list[str]:
-    return [f"{number(a)} → {number(b)}" if a else "" for a, b in (row.params, row.macs)]
-
-
-def table(head: str, lines: Sequence[Sequence[object]]) -> str:
+def table(head: str, lines: Iterable[Sequence[object]]) -> str:
     """A markdown table; a column whose name ends in a colon holds numbers."""
     columns = head.split(" | ")
     rule = ["---:" if c.endswith(":") else "---" for c in columns]
@@ -229,33 +220,33 @@ def table(head: str, lines: Sequence[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in every)
 
 
-def family_line(name: str, rows: Sequence[Row]) -> list[object]:
-    """One family over all its variants; sizes and rejects are those of the typical one."""
+def family_line(rows: Sequence[Row]) -> list[object]:
+    """One family over all its variants."""
     proven = [r for r in rows if r.status == "proven"]
-    seen = sorted({f"{r.sites[0]} + {r.sites[1]}" for r in proven if r.sites})
+    seen = sorted({"{} + {}".format(*r.sites) for r in proven if r.sites})
     main = next((r for r in proven if r.variant == TYPICAL), (proven or rows)[0])
-    why = "; ".join(f"{main.rejects.count(r)} × {r}" for r in dict.fromkeys(main.rejects)) or (rows[0].reason if not proven else "")
+    why = "; ".join(f"{main.rejects.count(r)} × {r}" for r in dict.fromkeys(main.rejects)) if proven else main.reason
+    change = [f"{number(a)} → {number(b)}" if a else "" for a, b in (main.params, main.macs)]
     worst = f"{max(r.error for r in proven):.0e}" if proven else ""
-    return [name, " or ".join(seen), *size(main), worst, f"{len(proven)}/{len(rows)}", why]
+    return [main.family, " or ".join(seen), *change, worst, f"{len(proven)}/{len(rows)}", why]
 
 
 def page(small: Sequence[Row], full: Sequence[Row]) -> str:
-    """The page: what this is, totals, families, failures, real architectures."""
-    every = [*small, *full]
-    count = {s: sum(r.status == s for r in every) for s in ("proven", "refused", "exporter", "failed")}
-    families = {r.family: [x for x in small if x.family == r.family] for r in small}
-    bad = [(r.family, r.variant, BLAMED[r.status], r.reason) for r in every if r.status in BLAMED]
-    whole = [(r.family, f"{r.sites[0]} + {r.sites[1]}", *size(r), f"{r.error:.0e}", f"{r.seconds:.1f}", f"{r.proof:.1f}",
-              "; ".join(dict.fromkeys(r.rejects))) for r in full if r.status == "proven" and r.sites]  # fmt: skip
-    parts = [INTRO.format(
-        total=len(every), **count, worst=max((r.error for r in every if r.status == "proven"), default=0.0),
-        small=len(small), families=len(families), variants=len({r.variant for r in small}), full=len(full))]  # fmt: skip
-    if small:
-        parts += ["## Families, small models", table("family | sites | parameters | MACs | worst error: | proven: | not cut", [family_line(n, r) for n, r in families.items()])]
-    parts += ["## What failed", table("family | variant | whose failure | reason", bad) if bad else "Nothing."]
-    if full:
-        parts += ["## Real architectures", FULL_NOTE, table("architecture | sites | parameters | MACs | error: | seconds: | of these proof: | not cut", whole)]
-    return "\n\n".join(parts) + "\n"
+    """The page: what this is, totals, families, failures (variants of one reason on one line), real architectures."""
+    every, same = [*small, *full], defaultdict[tuple[str, ...], list[Row]](list)
+    for row in (r for r in every if r.status in BLAMED):
+        same[row.family, row.status, re.sub(r"\d", "", row.reason)].append(row)
+    bad = [[k[0], ", ".join(r.variant for r in rows), BLAMED[k[1]], rows[0].reason] for k, rows in same.items()]
+    families = [[r for r in small if r.family == name] for name in dict.fromkeys(r.family for r in small)]
+    lines = [[*family_line([r])[:5], f"{r.seconds:.1f}", f"{r.proof:.1f}"] for r in full if r.status == "proven"]
+    return PAGE.format(
+        **{s: sum(r.status == s for r in every) for s in ("proven", "refused", "exporter", "failed")},
+        total=len(every), small=len(small), families=len(families), full=len(full),
+        worst=max((r.error for r in every if r.status == "proven"), default=0.0),
+        family_table=table("family | sites | parameters | MACs | worst error: | proven: | not cut", map(family_line, families)),
+        failure_table=table("family | variants | whose failure | reason", bad),
+        full_table=table("architecture | sites | parameters | MACs | error: | seconds: | of these proof:", lines),
+    )  # fmt: skip
 
 
 def main() -> int:
@@ -265,24 +256,23 @@ def main() -> int:
     parser.add_argument("--family", nargs="+", choices=list(FAMILIES), metavar="NAME")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, metavar="NAME")
     parser.add_argument("--failed", action="store_true", help="only rows that were not proven last time")
-    parser.add_argument("--models", type=Path, help="folder of ONNX exports: used if there, kept if made")
-    parser.add_argument("--records", type=Path, default=TEMP / "zoo-records", help="folder of the rows of all runs")
+    parser.add_argument("--models", type=Path, help="folder of ONNX exports of that size: used if there, kept if made")
+    parser.add_argument("--records", type=Path, default=Path(tempfile.gettempdir()) / "zoo-records", help="rows of all runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "zoo.md")
-    args, order = parser.parse_args(), list(FAMILIES)
+    args, order, known = parser.parse_args(), list(FAMILIES), []
     torch.set_num_threads(1)
-    known: dict[bool, list[Row]] = {}
-    for full in (False, True):
+    for full, families, variants in ((False, order, VARIANTS), (True, FULL, [TYPICAL])):
         file = args.records / f"{'full' if full else 'small'}.json"
         rows = {f"{r['family']}.{r['variant']}": Row(**r) for r in (json.loads(file.read_text()) if file.exists() else [])}
-        cells = [(n, v) for n in args.family or (FULL if full else order) for v in args.variant or ([TYPICAL] if full else VARIANTS)]
+        cells = [(n, v) for n in args.family or families for v in args.variant or variants]
         if args.failed:
             cells = [(n, v) for n, v in cells if (r := rows.get(f"{n}.{v}")) is None or r.status in BLAMED]
         if args.full if full else args.small or not args.full:
             measure(cells, full, args.models, rows, file)
-        known[full] = sorted(rows.values(), key=lambda r: (order.index(r.family), VARIANTS.index(r.variant)))
+        known.append(sorted(rows.values(), key=lambda r: (order.index(r.family), VARIANTS.index(r.variant))))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(page(known[False], known[True]))
-    return int(any(r.status == "failed" for rows in known.values() for r in rows))
+    args.out.write_text(page(*known))
+    return int(any(r.status == "failed" for rows in known for r in rows))
 
 
 if __name__ == "__main__":

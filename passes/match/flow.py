@@ -332,7 +332,7 @@ class Flow:
         spec = op.attention
         assert spec is not None
         counts = (spec.heads, spec.kv_heads, spec.kv_heads)
-        q, k, v = (to_heads(self.of(op, i), spec.layouts[i], counts[i]) for i in range(3))
+        q, k, v = (to_heads(self._operand(op, i), spec.layouts[i], counts[i]) for i in range(3))
         if spec.bias >= 0:
             self._attention_bias(op, (q, k, v))
         repeat = spec.heads // spec.kv_heads
@@ -362,6 +362,18 @@ class Flow:
         value = np.repeat(rows(v, spec.kv_heads), repeat, axis=0)
         self.mixes.append(Mix(op, -1, value, heads))
         self.put(op.outputs[0], from_heads(value.reshape(1, spec.heads, 1, -1), spec.layouts[3]))
+
+    def _operand(self, op: Op, slot: int) -> np.ndarray | None:
+        """Labels of q, k or v; a constant query (a learnt token's) is numbered here."""
+        value = op.inputs[slot]
+        if slot > 1 or value is None or not self.graph.is_constant(value):
+            return self.of(op, slot)
+        assert op.attention is not None
+        axes = {"bhnd": (1, 3), "bnhd": (2, 3), "bn(hd)": (2,)}[op.attention.layouts[slot]]
+        shape = self.graph.shape(value)
+        ids = self.classes.new(int(np.prod([shape[a] for a in axes])))
+        self.sources.append(Source(op, slot, axes, ids, "with"))
+        return ids.reshape([size if i in axes else 1 for i, size in enumerate(shape)])
 
     def _attention_bias(self, op: Op, labels: tuple[np.ndarray | None, ...]) -> None:
         """One vector [q|k|v] added inside the node."""

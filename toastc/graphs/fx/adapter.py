@@ -175,7 +175,8 @@ class FxGraph(FxEdits):
             above = []  # reads a size or checks a type, which follow whatever the tensor becomes
         if name.endswith("_as"):
             above = above[:1]  # the other tensor only lends its type or its sizes
-        op = Op(kind, name, str(node.name), module_path(node), list(above), outputs, node)
+        path = module_path(node) or next((p for n in above[1:] if (p := owner_of(n))), "")
+        op = Op(kind, name, str(node.name), path, list(above), outputs, node)
         if kind is Kind.LINEAR and name == "addmm":
             op.inputs = [above[1], above[2], above[0]]
         if kind is Kind.LINEAR:
@@ -252,6 +253,15 @@ def hint(size: Any) -> Any:
         value = size.node.hint
         return int(value if value is not None else size.node.shape_env.size_hint(size.node.expr))
     return size
+
+
+def owner_of(node: fx.Node) -> str:
+    """The module a parameter belongs to: `blocks.0.attn` of `l_self_modules_blocks_modules_0_modules_attn_parameters_weight_`."""
+    if node.op == "get_attr":
+        return str(node.target).rpartition(".")[0]
+    if node.op != "placeholder" or "_parameters_" not in node.name:
+        return ""
+    return ".".join(node.name.partition("_parameters_")[0].split("_modules_")[1:])
 
 
 def module_path(node: fx.Node) -> str:

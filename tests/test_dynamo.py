@@ -1,0 +1,114 @@
+"""torch.compile(model, backend="toastc"): what it computes, what it refuses, and when it compiles again."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from zoo_exports import quiet
+from zoo_models import FAMILIES
+
+import toastc
+
+torch.set_num_threads(1)
+RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
+# One of each code path. siglip's pooling query is a constant in Dynamo's static graph, so its scores differ by right.
+TWINS = ("small", "base", "large", "huge", "_avg", "_tied")
+EVERY = [n for n in FAMILIES if not n.endswith(TWINS)]
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> nn.Module:
+    with quiet():
+        return FAMILIES["deit_tiny"].small().eval()
+
+
+def images(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch))
+
+
+def leaf(out: object) -> torch.Tensor:
+    return torch.utils._pytree.tree_leaves(out)[0]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_backend_gives_what_prune_gives(name: str) -> None:
+    family = FAMILIES[name]
+    with quiet(), torch.no_grad():
+        model, args = family.small().eval(), tuple(family.inputs(False, 2).values())
+        expected = leaf(toastc.prune(model, RATIOS, example_inputs=args, verify=False).model(*args))
+        got = leaf(torch.compile(model, backend=toastc.backend, options={"ratios": RATIOS, "then": "eager"})(*args))
+    assert (expected - got).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("then", ["eager", "inductor"])
+def test_by_name_and_on_to_inductor_with_a_free_batch(tiny: nn.Module, then: str) -> None:
+    small = toastc.prune(tiny, RATIOS, example_inputs=(images(),)).model
+    compiled = torch.compile(tiny, backend="toastc", options={"ratios": RATIOS, "then": then})
+    with torch.no_grad():
+        for batch in (2, 3, 5):
+            assert torch.allclose(compiled(images(batch)), small(images(batch)), atol=1e-5)
+
+
+def test_without_options_an_eighth_goes(tiny: nn.Module) -> None:
+    with torch.no_grad():
+        out = torch.compile(tiny, backend="toastc", options={"then": "eager"})(images())
+        expected = toastc.prune(tiny, {"attention": 0.125, "ffn": 0.125}, example_inputs=(images(),)).model(images())
+    assert torch.allclose(out, expected, atol=1e-5)
+
+
+def test_a_plan_and_a_ratio_file_by_path(tiny: nn.Module, tmp_path: Path) -> None:
+    made = toastc.prune(tiny, RATIOS, example_inputs=(images(),))
+    made.plan.save(tmp_path / "plan.safetensors")
+    (tmp_path / "r.json").write_text('{"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}')
+    with torch.no_grad():
+        expected = made.model(images())
+        for options in ({"plan": tmp_path / "plan.safetensors"}, {"ratios": str(tmp_path / "r.json")}):
+            torch._dynamo.reset()
+            assert torch.allclose(torch.compile(tiny, backend="toastc", options={**options, "then": "eager"})(images()), expected, atol=1e-5)
+
+
+def test_the_backend_is_one_object() -> None:
+    assert toastc.backend is toastc.backend
+    assert "toastc" in torch._dynamo.list_backends()
+
+
+def test_asking_for_a_gradient_explains_itself(tiny: nn.Module) -> None:
+    out = torch.compile(tiny, backend="toastc", options={"then": "eager"})(images())
+    with pytest.raises(RuntimeError, match="inference"):
+        out.sum().backward()
+
+
+def test_changed_weights_are_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    with quiet():
+        model = FAMILIES["deit_tiny"].small().eval()
+    compiled = torch.compile(model, backend="toastc", options={"ratios": RATIOS, "then": "eager"})
+    logging.disable(logging.NOTSET)
+    with torch.no_grad(), caplog.at_level("WARNING", "toastc"):
+        compiled(images())
+        model.blocks[0].mlp.fc2.weight.mul_(3)
+        expected = toastc.prune(model, RATIOS, example_inputs=(images(),)).model(images())
+        assert torch.allclose(compiled(images()), expected, atol=1e-5)
+    assert "compiling again" in caplog.text
+
+
+def test_a_graph_without_sites_passes_through(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
+    logging.disable(logging.NOTSET)
+    with torch.no_grad(), caplog.at_level("WARNING", "toastc"):
+        out = torch.compile(model, backend="toastc", options={"then": "eager"})(torch.ones(2, 4))
+        assert torch.equal(out, model(torch.ones(2, 4)))
+    assert "no attention or FFN" in caplog.text
+
+
+def test_unknown_options_are_named(tiny: nn.Module) -> None:
+    with pytest.raises(Exception, match="ratioz"):
+        torch.compile(tiny, backend=toastc.backend, options={"ratioz": 0.5})(images())
