@@ -34,7 +34,7 @@ class ScoreWeights:
 
     def __post_init__(self) -> None:
         if self.by not in WAYS or self.median not in ("weiszfeld", "coordinate"):
-            raise ToastcError(f'score-weights: by={self.by}, median={self.median}; by is one of {", ".join(WAYS)}')
+            raise ToastcError(f"score-weights: by={self.by}, median={self.median}; by is one of {', '.join(WAYS)}")
 
     def __call__(self, state: State) -> State:
         scores = dict(state.scores)
@@ -42,7 +42,9 @@ class ScoreWeights:
         for site in state.sites:
             own: dict[str, np.ndarray] = {}
             for coupling in site.couplings:
-                if coupling.prunable and (wanted is None or f"{site.name}.{coupling.name}" in wanted or f"{site.name}.heads" in wanted):
+                if coupling.prunable and (
+                    wanted is None or f"{site.name}.{coupling.name}" in wanted or f"{site.name}.heads" in wanted
+                ):
                     own[coupling.name] = self.score(state.graph, coupling)
                     scores[f"{site.name}.{coupling.name}"] = own[coupling.name]
             if site.heads is not None and site.heads.prunable and "vo" in own:

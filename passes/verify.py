@@ -1,6 +1,6 @@
 """verify: the pruned file equals the dense file with the pruned weights, zero-filled, in its place.
 
-    f_dense(pad(W')) == f_pruned(W')     on random inputs, at two sizes of every free axis
+f_dense(pad(W')) == f_pruned(W')     on random inputs, at two sizes of every free axis
 """
 
 from __future__ import annotations

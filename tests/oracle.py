@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from toastc.passes import MatchSites, recipe
+from toastc.passes.match import match
 
 from toastc.compile_onnx import Request, compile_onnx
 from toastc.graphs.onnx import OnnxGraph, load_model
-from toastc.passes import MatchSites, recipe
-from toastc.passes.match import match
 from toastc.plan import Basis, Choice, Keep, Plan
 from toastc.ratios import parse
 from toastc.sites import Site
@@ -36,7 +36,10 @@ def random_plan(sites: Sequence[Site], seed: int = 0, share: float = 0.5, basis:
                 continue
             width = max(2, int(coupling.width * share * (0.75 if coupling.name == "vo" else 1)))
             if basis and coupling.rotatable:
-                turns = [np.linalg.qr(rng.standard_normal((coupling.width, coupling.width)))[0][:, :width] for _ in range(coupling.groups)]
+                turns = [
+                    np.linalg.qr(rng.standard_normal((coupling.width, coupling.width)))[0][:, :width]
+                    for _ in range(coupling.groups)
+                ]
                 choices[f"{site.name}.{coupling.name}"] = Basis(np.stack([t.T for t in turns]), np.stack(turns))
             else:
                 rows = [np.sort(rng.choice(coupling.width, width, replace=False)) for _ in range(coupling.groups)]
@@ -54,7 +57,9 @@ def interface(path: Path) -> list[Any]:
     return [(v.name, v.type.SerializeToString()) for v in (*graph.input, *graph.output) if v.name not in names]
 
 
-def check_onnx(dense: Path, folder: Path, *, plan: Plan | None = None, ratios: Any = None, basis: bool = False, seed: int = 0) -> tuple[Path, Any]:
+def check_onnx(
+    dense: Path, folder: Path, *, plan: Plan | None = None, ratios: Any = None, basis: bool = False, seed: int = 0
+) -> tuple[Path, Any]:
     """Shrink `dense`; returns the pruned file and the report."""
     before = dense.read_bytes()
     model = load_model(dense)
@@ -82,10 +87,11 @@ def check_onnx(dense: Path, folder: Path, *, plan: Plan | None = None, ratios: A
 
 def check_module(model: Any, args: Sequence[Any], *, basis: bool = False, seed: int = 0) -> float:
     """The same for a torch module, through torch.export."""
-    from toastc.compile_module import export
-    from toastc.graphs.fx import FxGraph
     from toastc.passes.shrink import shrink
     from toastc.passes.verify_module import verify_modules
+
+    from toastc.compile_module import export
+    from toastc.graphs.fx import FxGraph
 
     gm, args = export(model, args)
     dense, graph = copy.deepcopy(gm), FxGraph(gm)

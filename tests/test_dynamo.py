@@ -73,7 +73,9 @@ def test_a_plan_and_a_ratio_file_by_path(tiny: nn.Module, tmp_path: Path) -> Non
         expected = made.model(images())
         for options in ({"plan": tmp_path / "plan.safetensors"}, {"ratios": str(tmp_path / "r.json")}):
             torch._dynamo.reset()
-            assert torch.allclose(torch.compile(tiny, backend="toastc", options={**options, "then": "eager"})(images()), expected, atol=1e-5)
+            assert torch.allclose(
+                torch.compile(tiny, backend="toastc", options={**options, "then": "eager"})(images()), expected, atol=1e-5
+            )
 
 
 def test_the_backend_is_one_object() -> None:

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from oracle import random_plan
+from toastc.passes import MatchSites
+from toastc.passes.match import match
 
 from toastc.compile_onnx import Request, compile_onnx
 from toastc.graphs.onnx import OnnxGraph, load_model
-from toastc.passes import MatchSites
-from toastc.passes.match import match
 
 LAYOUTS = ("3hd", "h3d", "hd3", "3dh", "split", "apart")
 
@@ -112,7 +112,9 @@ def heads_apart(b: Builder, spec: Spec, fused: str, batch: int) -> list[str]:
 def fuse(spec: Spec, parts: list[np.ndarray]) -> np.ndarray:
     """Three [..., H, W] arrays on one axis, in the layout's order."""
     stacked = np.stack(parts, axis=-3)  # [..., 3, H, W]
-    moved = {"3hd": (-3, -2, -1), "split": (-3, -2, -1), "h3d": (-2, -3, -1), "hd3": (-2, -1, -3), "3dh": (-3, -1, -2)}[spec.layout]
+    moved = {"3hd": (-3, -2, -1), "split": (-3, -2, -1), "h3d": (-2, -3, -1), "hd3": (-2, -1, -3), "3dh": (-3, -1, -2)}[
+        spec.layout
+    ]
     lead = stacked.ndim - 3
     return np.transpose(stacked, [*range(lead), *[lead + 3 + m for m in moved]]).reshape(*stacked.shape[:lead], -1)
 
@@ -157,7 +159,9 @@ def test_pruned_graph_equals_numpy_on_the_kept_channels(spec: Spec) -> None:
         dense, small = Path(folder) / "dense.onnx", Path(folder) / "small.onnx"
         onnx.save(build(spec, w), dense)
         sites = match(OnnxGraph(load_model(dense)))[1]
-        assert [(s.kind, s.head_count, s.head_dim, s.v_head_dim) for s in sites] == [("attention", spec.heads, spec.width, spec.width)]
+        assert [(s.kind, s.head_count, s.head_dim, s.v_head_dim) for s in sites] == [
+            ("attention", spec.heads, spec.width, spec.width)
+        ]
         plan = random_plan(sites, spec.seed)
         compile_onnx(load_model(dense), dense, small, Request(plan=plan, passes=(MatchSites(),)), "m", lambda stage: None)
         x = np.random.default_rng(1).standard_normal((3 if spec.free_batch else 2, spec.tokens, spec.model)).astype(np.float32)

@@ -17,12 +17,26 @@ def site(name: str, kind: str) -> Site:
     return Site(name, kind, couplings, 0, 0, heads=Coupling("heads", 1, 2, ()))
 
 
-SITES = (site("blocks.0.attn", "attention"), site("blocks.0.mlp", "ffn"), site("blocks.1.attn", "attention"), site("blocks.1.mlp", "ffn"))
+SITES = (
+    site("blocks.0.attn", "attention"),
+    site("blocks.0.mlp", "ffn"),
+    site("blocks.1.attn", "attention"),
+    site("blocks.1.mlp", "ffn"),
+)
 
 
 @pytest.mark.parametrize(
     ("width", "ratio", "step", "kept"),
-    [(64, 0.5, 8, 32), (64, 0.9, 8, 8), (64, 0.3, 8, 48), (64, 0.9, 1, 7), (10, 0.7, 1, 3), (20, 0.1, 8, 20), (4, 0.9, 1, 2), (3072, 0.5, 8, 1536)],
+    [
+        (64, 0.5, 8, 32),
+        (64, 0.9, 8, 8),
+        (64, 0.3, 8, 48),
+        (64, 0.9, 1, 7),
+        (10, 0.7, 1, 3),
+        (20, 0.1, 8, 20),
+        (4, 0.9, 1, 2),
+        (3072, 0.5, 8, 1536),
+    ],
 )
 def test_kept_width_rounds_up(width: int, ratio: float, step: int, kept: int) -> None:
     assert kept_width(width, ratio, step) == kept

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from toastc.passes import RECIPES
+from toastc.passes.plan_ratios import best
+from toastc.passes.score_weights import distance_to_median
 from torch import nn
 from zoo_exports import quiet
 from zoo_models import FAMILIES
 
 import toastc
 from toastc.errors import NothingToPrune
-from toastc.passes import RECIPES
-from toastc.passes.plan_ratios import best
-from toastc.passes.score_weights import distance_to_median
 
 torch.set_num_threads(1)
 
@@ -27,7 +27,7 @@ def plant(model: nn.Module, share: float, what: str) -> None:
         for head in range(heads):
             for part in (0, 2):
                 rows = head * dim + rng.choice(dim, int(dim * share), replace=False)
-                for kind in ((0, 1) if part == 0 else (2,)):
+                for kind in (0, 1) if part == 0 else (2,):
                     if what == "makers" or kind != 1:
                         qkv.weight[kind * heads * dim + rows] = 0
                         qkv.bias[kind * heads * dim + rows] = 0

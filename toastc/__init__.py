@@ -1,7 +1,7 @@
 """toastc: a compiler that makes Vision Transformers smaller and faster without retraining.
 
-    toastc.prune(model, ratios={"attention": 0.5, "ffn": 0.5}).model
-    torch.compile(model, backend=toastc.backend)
+toastc.prune(model, ratios={"attention": 0.5, "ffn": 0.5}).model
+torch.compile(model, backend=toastc.backend)
 """
 
 from __future__ import annotations

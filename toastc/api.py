@@ -123,9 +123,7 @@ def from_ir(kind: str, model: Any) -> Any:
 
 def is_torch(model: Any) -> bool:
     torch = sys.modules.get("torch")
-    return torch is not None and (
-        isinstance(model, torch.nn.Module) or type(model).__name__ == "ExportedProgram"
-    )
+    return torch is not None and (isinstance(model, torch.nn.Module) or type(model).__name__ == "ExportedProgram")
 
 
 def read_ratios(ratios: Any) -> ratio_file.Ratios:
@@ -188,9 +186,15 @@ def verify(dense: str | Path, pruned: str | Path, *, seed: int = 0) -> dict[str,
 
 
 def bench(
-    dense: str | Path, pruned: str | Path, *, provider: str = "cpu", batches: Sequence[int] = (1, 8), threads: int = 0, seconds: float = 3.0,
+    dense: str | Path,
+    pruned: str | Path,
+    *,
+    provider: str = "cpu",
+    batches: Sequence[int] = (1, 8),
+    threads: int = 0,
+    seconds: float = 3.0,
     tell: Callable[[str], None] = lambda stage: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Time both files in turns: medians, spread, and the gain against what the MACs promise."""
     from .bench import bench_files
 

@@ -20,7 +20,7 @@ def bench_files(
     model, other = load_model(dense), load_model(pruned)
     macs = [OnnxGraph(m).totals()[0] for m in (model, other)]
     free = symbols(model)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for batch in batches if free else batches[:1]:
         tell(f"batch {batch}")
         sizes = sizes_for(model)
@@ -37,10 +37,12 @@ def bench_files(
     ideal = macs[0] / max(macs[1], 1)
     notes = [] if free else ["the file has a fixed batch size; only that one was timed"]
     if max(r["speedup"] for r in rows) < 1.02:
-        notes.append("no gain was measured: the model is so small that launching its nodes takes most of the time, or its widths suit the kernels badly")
+        notes.append(
+            "no gain was measured: launching the nodes of so small a model takes most of the time, or its widths suit no kernel"
+        )
     return {"dense": str(dense), "pruned": str(pruned), "threads": threads, "ideal": ideal, "rows": rows, "notes": notes}
 
 
-def summary(times: list[float]) -> dict[str, float | int]:
+def summary(times: list[float]) -> dict[str, Any]:
     low, middle, high = statistics.quantiles(times, n=4)
     return {"median_ms": middle, "iqr_ms": high - low, "runs": len(times)}

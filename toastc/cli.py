@@ -52,14 +52,29 @@ def parser_for(command: str) -> Parser:
         p.add_argument("--dry-run", action="store_true", help="plan and report, write nothing")
         p.add_argument("--no-verify", action="store_true", help="skip the proof")
     elif command == "inspect":
-        p = Parser("toastc inspect", description="Show every attention and FFN, and what can be cut.", formatter_class=raw, epilog="example: toastc inspect model.onnx --json")
+        p = Parser(
+            "toastc inspect",
+            description="Show every attention and FFN, and what can be cut.",
+            formatter_class=raw,
+            epilog="example: toastc inspect model.onnx --json",
+        )
         p.add_argument("model", type=Path, metavar="MODEL.onnx")
     elif command == "verify":
-        p = Parser("toastc verify", description="Fill the pruned weights with zeros up to their original shapes, run them in the\ndense graph, and compare.", formatter_class=raw, epilog="example: toastc verify dense.onnx pruned.onnx")
+        p = Parser(
+            "toastc verify",
+            description="Fill the pruned weights with zeros up to their original shapes,\nrun them in the dense graph, and compare.",
+            formatter_class=raw,
+            epilog="example: toastc verify dense.onnx pruned.onnx",
+        )
         p.add_argument("dense", type=Path, metavar="DENSE.onnx")
         p.add_argument("pruned", type=Path, metavar="PRUNED.onnx")
     else:
-        p = Parser("toastc bench", description="Time two models on ONNX Runtime, taking turns.", formatter_class=raw, epilog="example: toastc bench dense.onnx pruned.onnx --batch 1,8,64")
+        p = Parser(
+            "toastc bench",
+            description="Time two models on ONNX Runtime, taking turns.",
+            formatter_class=raw,
+            epilog="example: toastc bench dense.onnx pruned.onnx --batch 1,8,64",
+        )
         p.add_argument("dense", type=Path, metavar="DENSE.onnx")
         p.add_argument("pruned", type=Path, metavar="PRUNED.onnx")
         p.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
@@ -172,7 +187,15 @@ def run_bench(args: argparse.Namespace) -> int:
     from .report.terminal import print_bench
 
     with progress(len(args.batch), args.quiet) as tell:
-        data = bench(args.dense, args.pruned, provider=args.provider, batches=args.batch, threads=args.threads, seconds=args.seconds, tell=tell)
+        data = bench(
+            args.dense,
+            args.pruned,
+            provider=args.provider,
+            batches=args.batch,
+            threads=args.threads,
+            seconds=args.seconds,
+            tell=tell,
+        )
     show(data, args.json, args.quiet, lambda console: print_bench(data, console))
     return 0
 

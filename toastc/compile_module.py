@@ -31,7 +31,9 @@ def example_inputs_of(model: torch.nn.Module) -> tuple[Any, ...]:
     elif size is None and isinstance(getattr(model, "image_size", None), int):
         size = (3, model.image_size, model.image_size)
     if size is None:
-        raise ToastcError(f"{type(model).__name__}: can not guess its inputs; give example_inputs=(tensor, ...), with a batch of 2")
+        raise ToastcError(
+            f"{type(model).__name__}: can not guess its inputs; give example_inputs=(tensor, ...), with a batch of 2"
+        )
     channels = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "in_channels", size[0])
     like = next(model.parameters())
     return (torch.randn(2, channels, *size[1:], dtype=like.dtype, device=like.device),)
@@ -78,7 +80,13 @@ def compile_module(
     after = macs - saved_macs(sites, plan)
     name, settings = type(model).__name__, {"seed": request.seed, "recipe": request.recipe}
     if request.dry_run or not plan:
-        return gm, plan, Report(name, request.recipe, before, before if not plan else Size(after, 0, 0), rows, rejects, seconds, settings=settings)
+        return (
+            gm,
+            plan,
+            Report(
+                name, request.recipe, before, before if not plan else Size(after, 0, 0), rows, rejects, seconds, settings=settings
+            ),
+        )
     from .passes import Shrink
 
     tell("shrink")

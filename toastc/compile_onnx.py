@@ -66,7 +66,12 @@ def check_plan(plan: Plan, sites: Sequence[Site]) -> None:
         if coupling is None or not coupling.prunable:
             why = "the model has no such coupling" if coupling is None else coupling.reason
             raise ToastcError(f"plan: {name} can not be cut: {why}")
-        if len(choice.index) != coupling.groups or choice.width > coupling.width or choice.index.max() >= coupling.width or choice.index.min() < 0:
+        if (
+            len(choice.index) != coupling.groups
+            or choice.width > coupling.width
+            or choice.index.max() >= coupling.width
+            or choice.index.min() < 0
+        ):
             raise ToastcError(f"plan: {name} is for other widths than the model's {coupling.groups} x {coupling.width}")
 
 
@@ -89,7 +94,17 @@ def compile_onnx(
     seconds = {"read": reading} | seconds
     settings = {"seed": request.seed, "recipe": request.recipe}
     if request.dry_run:
-        report = Report(name, request.recipe, before, Size(after_macs, 0, 0), rows, rejects, seconds, notes=("dry run: nothing was written",), settings=settings)
+        report = Report(
+            name,
+            request.recipe,
+            before,
+            Size(after_macs, 0, 0),
+            rows,
+            rejects,
+            seconds,
+            notes=("dry run: nothing was written",),
+            settings=settings,
+        )
         return model, plan, report
     from .passes import Shrink
 
@@ -122,5 +137,7 @@ def compile_onnx(
             for value in model.graph.initializers.values():
                 if isinstance(value.const_value, ir.ExternalTensor):
                     value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
-    report = Report(name, request.recipe, before, Size(after_macs, after_params, size), rows, rejects, seconds, verified, settings=settings)
+    report = Report(
+        name, request.recipe, before, Size(after_macs, after_params, size), rows, rejects, seconds, verified, settings=settings
+    )
     return model, plan, report

@@ -21,9 +21,7 @@ def kept_channels(site: Site, coupling: Coupling, plan: Plan) -> int:
 
 
 def saved_macs(sites: Sequence[Site], plan: Plan) -> int:
-    return sum(
-        (c.groups * c.width - kept_channels(s, c, plan)) * c.channel_macs for s in sites for c in s.couplings if c.members
-    )
+    return sum((c.groups * c.width - kept_channels(s, c, plan)) * c.channel_macs for s in sites for c in s.couplings if c.members)
 
 
 def saved_by_ratios(sites: Sequence[Site], ratios: Ratios) -> int:

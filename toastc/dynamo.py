@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -39,7 +39,9 @@ def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[
     chosen = dict(options or {})
     unknown = [k for k in chosen if k not in OPTIONS]
     if unknown or chosen.get("then", "inductor") not in THEN:
-        raise ToastcError(f"toastc backend: unknown option {unknown or chosen['then']}; known: {', '.join(OPTIONS)}; then: {', '.join(THEN)}")
+        raise ToastcError(
+            f"toastc backend: unknown option {unknown or chosen['then']}; known: {', '.join(OPTIONS)}; then: {', '.join(THEN)}"
+        )
     return Compiled(gm, example_inputs, chosen)
 
 
@@ -111,7 +113,7 @@ def shrunken(gm: fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any])
         return gm.forward, used
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(gm, kept), used
+    return cast(Runner, compile_fx(gm, kept)), used
 
 
 def unpacked(gm: fx.GraphModule) -> fx.GraphModule:

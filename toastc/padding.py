@@ -7,8 +7,9 @@ graphs are matched, so this trusts nothing the shrinking wrote but the plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -37,14 +38,14 @@ class Rows:
     pruned: np.ndarray
 
 
-Operands = tuple[Hashable, Hashable]  # of the dense and of the pruned graph
+Operands = tuple[Any, Any]  # of the dense and of the pruned graph
 
 
 def pad_back(dense: Graph, dense_sites: Sequence[Site], pruned: Graph, pruned_sites: Sequence[Site], plan: Plan) -> int:
     """Give the dense graph the pruned graph's weights, zero-filled; returns how many operands it padded."""
     by_name = {s.name: s for s in pruned_sites}
     named = {name.rpartition(".")[0] for name in plan}
-    touched: dict[Operands, dict[tuple[int, ...], list[Rows]]] = {}
+    touched: dict[Any, dict[tuple[int, ...], list[Rows]]] = {}
     for site in dense_sites:  # sites the plan does not name may share a weight with those it does
         other = by_name.get(site.name)
         if other is None and site.name in named:
@@ -56,7 +57,7 @@ def pad_back(dense: Graph, dense_sites: Sequence[Site], pruned: Graph, pruned_si
     if named:
         raise VerificationFailed(f"{sorted(named)[0]}: planned, but not found in the dense model")
     for (to, source), by_axes in touched.items():
-        op, slot = to  # type: ignore[misc]
+        op, slot = to
         value = source[0].inputs[source[1]]  # type: ignore[index]
         shape = dense.shape(op.inputs[slot])
         dense.set_constant(op, slot, shape, filler(pruned, value, shape, [join(axes, rows) for axes, rows in by_axes.items()]))
@@ -135,7 +136,9 @@ def matching(dense: Coupling, pruned: Coupling, site: str, graph: Graph) -> list
         if partner is None and pruned.width <= 1:
             partner = single(member, graph)
         if partner is None:
-            raise VerificationFailed(f"{site}.{dense.name}: {member.weight} ({member.role}) has no counterpart in the pruned model")
+            raise VerificationFailed(
+                f"{site}.{dense.name}: {member.weight} ({member.role}) has no counterpart in the pruned model"
+            )
         left = [m for m in left if m is not partner]
         found.append(partner)
     return found
@@ -143,6 +146,7 @@ def matching(dense: Coupling, pruned: Coupling, site: str, graph: Graph) -> list
 
 def single(member: Member, graph: Graph) -> Member | None:
     """Of a lone head nothing carries labels any more: its constant is the same operand of the node of the same name."""
-    op, slot = member.operand  # type: ignore[misc]
+    operand: Any = member.operand
+    op, slot = operand
     twin = next((o for o in graph.ops if o.name == op.name and o.type == op.type), None)
     return None if twin is None else replace(member, index=np.zeros((1, 1), np.int64), operand=(twin, slot))

@@ -44,9 +44,7 @@ class PassFailed(RuntimeError):
     """A pass broke: our fault, not the user's. Names it and the passes that had run."""
 
 
-def run(
-    passes: Sequence[Pass], state: State, tell: Callable[[str, float], None] | None = None
-) -> tuple[State, dict[str, float]]:
+def run(passes: Sequence[Pass], state: State, tell: Callable[[str, float], None] | None = None) -> tuple[State, dict[str, float]]:
     """Run the passes in order; returns the last state and the seconds of each pass."""
     seconds: dict[str, float] = {}
     for step in passes:

@@ -73,9 +73,7 @@ class Plan:
         """JSON: widths of every choice, and what was kept. Matrices are only in the safetensors form."""
         out: dict[str, object] = {}
         for name, choice in sorted(self.choices.items()):
-            row: dict[str, object] = {
-                "kind": type(choice).__name__.lower(), "groups": len(choice.index), "width": choice.width
-            }
+            row: dict[str, object] = {"kind": type(choice).__name__.lower(), "groups": len(choice.index), "width": choice.width}
             if indices and isinstance(choice, Keep):
                 row["index"] = choice.index.tolist()
             out[name] = row

@@ -1,11 +1,13 @@
-"""The matrix: every model family through every exporter, cut by toastc, and proven by padding back.
+"""Every model family, through every exporter people use, cut in half by toastc and proven.
 
-    python tools/zoo.py --small                                  two-block models, all families, all variants
-    python tools/zoo.py --full --family deit_base swin_tiny      the real architectures, one export each
-    python tools/zoo.py --small --models /tmp/zoo --failed       reuse exports; only rows that were not proven last time
+    python tools/zoo.py --small                                  two-block models, all families and variants
+    python tools/zoo.py --full --family deit_base swin_tiny      real architectures, one export of each
+    python tools/zoo.py --small --models /tmp/zoo --failed       reuse exports; only what was not proven last time
 
-Half of qk, vo and hidden goes. A row that fails holds its reason in one line and is tried once more before that. Rows
-of earlier runs are kept in --records, one file a size, and the page is written from all of them.
+Half of qk, vo and FFN goes (`round_to` 4). Proven means: the smaller weights, zero-filled, go back into the original graph,
+and both give the same outputs. Weights are random. Variants are ways to export (`tools/zoo_exports.py`); `export` and
+`compile` are torch without ONNX, and `compile` is proven by equality with `toastc.prune(module)`. What fails is tried
+once more. Rows of all runs are kept in a folder of records, and this page, `docs/zoo.md`, is written from all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +43,7 @@ FULL = ["deit_tiny", "deit_small", "deit_base", "vit_base", "vit_base_avg", "vit
 BLAMED = {"exporter": "the exporter", "failed": "toastc"}
 PAGE = """# The zoo
 
-Every model family that toastc should understand, through every exporter people use, cut by half in qk, vo and FFN
-(`round_to` 4) and proven: the smaller weights, zero-filled, go back into the original graph, and both must give the same
-outputs. Weights are random. A variant is a way to export (`tools/zoo_exports.py`); `export` and `compile` are torch
-without ONNX, and the proof of `compile` is that it equals `toastc.prune(module)`. This page is written by
-
-    python tools/zoo.py --small --full
-
+{what}
 **{proven} of {total} proven**, worst error {worst:.1e} of the largest output (allowed: 1e-04). {refused} rightly refused: nothing
 in them may be cut. In {exporter} the exporter or ONNX Runtime fails before toastc is asked; in {failed} toastc fails.
 {small} rows are small models ({families} families), {full} are real architectures.
@@ -78,22 +74,13 @@ class Row:
     variant: str
     status: str = "failed"
     reason: str = ""
-    sites: tuple[int, int] | None = None  # attentions, FFNs; None where there is no report (torch.compile)
-    params: tuple[int, int] = (0, 0)
-    macs: tuple[int, int] = (0, 0)
+    sites: Sequence[int] = ()  # attentions, FFNs; none where there is no report (torch.compile)
+    params: Sequence[int] = (0, 0)
+    macs: Sequence[int] = (0, 0)
     error: float = 0.0
     seconds: float = 0.0  # the whole of toastc
     proof: float = 0.0  # the part of it that is verification
-    rejects: list[str] = field(default_factory=list)
-
-    def fill(self, report: Any) -> None:
-        """Take over what toastc reports."""
-        ffn = {c.site for c in report.couplings if c.coupling == "hidden"}
-        self.sites = len({c.site for c in report.couplings} - ffn), len(ffn)
-        self.params = report.before.params, report.after.params
-        self.macs = report.before.macs, report.after.macs
-        self.error, self.proof, self.seconds = report.verified["error"], report.seconds["verify"], sum(report.seconds.values())
-        self.rejects = [short(r.node, r.reason) for r in report.rejects]
+    rejects: Sequence[str] = ()
 
 
 def short(node: str, reason: str) -> str:
@@ -104,10 +91,9 @@ def short(node: str, reason: str) -> str:
 
 
 def one_line(problem: BaseException) -> str:
-    """The first line of an exception, and of ONNX Runtime's the part that says something."""
-    text = re.sub(r"\[ONNXRuntimeError\].* running (\w+) node.*\) ", r"\1: ", str(problem))
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().partition("\n")[0]
-    return f"{type(problem).__name__}: {text}"[:250]
+    """The first line of an exception; of ONNX Runtime's the part that says something, of Dynamo's what it wraps."""
+    text = re.sub(r"\[ONNXRuntimeError\].* running (\w+) node.*\) |\x1b\[[0-9;]*m", r"\1", f"{type(problem).__name__}: {problem}")
+    return re.sub(r"^.* raised:\n", "", text).strip().partition("\n")[0][:250]
 
 
 class Models:
@@ -134,10 +120,8 @@ class Models:
     def exported(self, variant: str) -> Path:
         """Where the ONNX file is, if the variant is one; raises unless the export equals the torch model."""
         path, test = self.folder / f"{self.family.name}.{variant}.onnx", self.inputs(variant.endswith("-dyn"))[1]
-        if path.exists():
-            wrong = error(run_onnx(path, test), outputs_of(self.model, test))
-        else:
-            wrong = make_variant(self.family, self.model, variant, self.folder, self.full)
+        made = None if path.exists() else make_variant(self.family, self.model, variant, self.folder, self.full)
+        wrong = error(run_onnx(path, test), outputs_of(self.model, test)) if made is None else made
         if not wrong <= TOLERANCE:
             raise ValueError(f"the export differs from the torch model by {wrong:.1e}")
         return path
@@ -155,18 +139,20 @@ class Models:
         dynamic, output = row.variant.endswith("-dyn"), Path(self.scratch.name) / "small.onnx"
         small = toastc.prune(path, RATIOS, output=output) if path.exists() else self.reference(dynamic)
         if row.variant.startswith("compile"):
-            self.compare(row, small.model, *self.inputs(dynamic))
-        else:
-            row.fill(small.report)
+            return self.compare(row, small.model, *self.inputs(dynamic))
+        report, ffn = small.report, {c.site for c in small.report.couplings if c.coupling == "hidden"}
+        row.sites = len({c.site for c in report.couplings} - ffn), len(ffn)
+        row.params, row.macs = (report.before.params, report.after.params), (report.before.macs, report.after.macs)
+        row.error, row.proof, row.seconds = report.verified["error"], report.seconds["verify"], sum(report.seconds.values())
+        row.rejects = [short(r.node, r.reason) for r in report.rejects]
 
     def compare(self, row: Row, small: Callable[..., Any], sample: Named, test: Named, axes: Axes | None) -> None:
         """The module behind toastc's backend must give what the pruned module gives."""
-        began = time.perf_counter()
+        began, options = time.perf_counter(), {"ratios": RATIOS, "then": "eager"}
         torch._dynamo.reset()
         for name, known in (axes or {}).items():
             torch._dynamo.mark_dynamic(sample[name], list(known))
-        options: dict[str, Any] = {"ratios": RATIOS, "then": "eager"}
-        run = torch.compile(self.model, backend=toastc.backend, options=options, dynamic=None if axes else False)
+        run = torch.compile(self.model, backend=toastc.backend, options=options, dynamic=None if axes else False)  # type: ignore[call-overload]
         run(*sample.values())
         row.seconds = time.perf_counter() - began
         row.error = error(flat(run(*test.values())), flat(small(*test.values())))
@@ -194,7 +180,6 @@ class Models:
 
 def measure(cells: Sequence[tuple[str, str]], full: bool, models: Path | None, rows: dict[str, Row], file: Path) -> None:
     """Fill `rows` and `file`. The progress bar has a descriptor of its own, which `quiet` does not close."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     made: Models | None = None
     with os.fdopen(os.dup(2), "w") as sink, Progress(console=Console(file=sink)) as bar:
         for name, variant in bar.track(cells):
@@ -202,7 +187,7 @@ def measure(cells: Sequence[tuple[str, str]], full: bool, models: Path | None, r
                 made = Models(FAMILIES[name], full, models)
             row = rows[f"{name}.{variant}"] = made.row(variant)
             line = f"{name}.{variant} {row.seconds:.1f} s {row.status} {row.error:.1e} {row.reason}"
-            bar.console.print(line, soft_wrap=True, markup=False, highlight=False)
+            bar.console.out(line, highlight=False)
             file.write_text(json.dumps([asdict(r) for r in rows.values()], indent=1))
 
 
@@ -223,12 +208,12 @@ def table(head: str, lines: Iterable[Sequence[object]]) -> str:
 def family_line(rows: Sequence[Row]) -> list[object]:
     """One family over all its variants."""
     proven = [r for r in rows if r.status == "proven"]
-    seen = sorted({"{} + {}".format(*r.sites) for r in proven if r.sites})
+    seen = sorted({" + ".join(map(str, r.sites)) for r in proven if r.sites})
     main = next((r for r in proven if r.variant == TYPICAL), (proven or rows)[0])
     why = "; ".join(f"{main.rejects.count(r)} × {r}" for r in dict.fromkeys(main.rejects)) if proven else main.reason
     change = [f"{number(a)} → {number(b)}" if a else "" for a, b in (main.params, main.macs)]
-    worst = f"{max(r.error for r in proven):.0e}" if proven else ""
-    return [main.family, " or ".join(seen), *change, worst, f"{len(proven)}/{len(rows)}", why]
+    worst = max((r.error for r in proven), default=0.0)
+    return [main.family, " or ".join(seen), *change, f"{worst:.0e}", f"{len(proven)}/{len(rows)}", why]
 
 
 def page(small: Sequence[Row], full: Sequence[Row]) -> str:
@@ -241,7 +226,7 @@ def page(small: Sequence[Row], full: Sequence[Row]) -> str:
     lines = [[*family_line([r])[:5], f"{r.seconds:.1f}", f"{r.proof:.1f}"] for r in full if r.status == "proven"]
     return PAGE.format(
         **{s: sum(r.status == s for r in every) for s in ("proven", "refused", "exporter", "failed")},
-        total=len(every), small=len(small), families=len(families), full=len(full),
+        what=__doc__, total=len(every), small=len(small), families=len(families), full=len(full),
         worst=max((r.error for r in every if r.status == "proven"), default=0.0),
         family_table=table("family | sites | parameters | MACs | worst error: | proven: | not cut", map(family_line, families)),
         failure_table=table("family | variants | whose failure | reason", bad),
@@ -261,6 +246,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "zoo.md")
     args, order, known = parser.parse_args(), list(FAMILIES), []
     torch.set_num_threads(1)
+    args.records.mkdir(parents=True, exist_ok=True)
     for full, families, variants in ((False, order, VARIANTS), (True, FULL, [TYPICAL])):
         file = args.records / f"{'full' if full else 'small'}.json"
         rows = {f"{r['family']}.{r['variant']}": Row(**r) for r in (json.loads(file.read_text()) if file.exists() else [])}
@@ -270,7 +256,6 @@ def main() -> int:
         if args.full if full else args.small or not args.full:
             measure(cells, full, args.models, rows, file)
         known.append(sorted(rows.values(), key=lambda r: (order.index(r.family), VARIANTS.index(r.variant))))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(page(*known))
     return int(any(r.status == "failed" for rows in known for r in rows))
 

@@ -11,7 +11,7 @@ from toastc.graphs import Graph, Kind, Op
 from toastc.sites import Coupling, Reject, Site
 
 from .couplings import Block, Ledger, coupling, linear_ops
-from .flow import Contraction, Flow, Mix
+from .flow import Contraction, Mix
 from .names import site_name
 
 SOFTMAX = {"softmax", "logsoftmax", "_softmax", "_safe_softmax"}
@@ -132,7 +132,10 @@ def product_macs(graph: Graph, mix: Mix, scores: Op) -> tuple[int, int, tuple[in
         assert spec is not None
         axis = {"bhnd": 2, "bnhd": 1, "bn(hd)": 1}
         n, m = (graph.shape(mix.op.inputs[i])[axis[spec.layouts[i]]] for i in (0, 1))
-        last = [graph.shape(mix.op.inputs[i])[-1] // (h if spec.layouts[i] == "bn(hd)" else 1) for i, h in ((0, spec.heads), (2, spec.kv_heads))]
+        last = [
+            graph.shape(mix.op.inputs[i])[-1] // (h if spec.layouts[i] == "bn(hd)" else 1)
+            for i, h in ((0, spec.heads), (2, spec.kv_heads))
+        ]
         total = last[0] + last[1]
         return mix.op.macs * last[0] // total, mix.op.macs * last[1] // total, (n, m)
     shape = graph.shape(scores.outputs[0])

@@ -41,14 +41,19 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
     hidden = coupling(ledger, "hidden", block, {"in": "in", "with": "in", "out": "out"}, 0)
     ops = linear_ops(hidden.members) or [consumer.op]
     makers = [op for op in ops if op is not consumer.op]
-    into, out = (graph.shape(op.inputs[1])[op.weight_axes[end]] for op, end in ((makers or ops)[0:1] and [((makers or ops)[0], 0), (consumer.op, 1)]))
+    into, out = (
+        graph.shape(op.inputs[1])[op.weight_axes[end]]
+        for op, end in ((makers or ops)[0:1] and [((makers or ops)[0], 0), (consumer.op, 1)])
+    )
     if into != out:
         return None  # a head or an embedding, not an FFN of the residual stream
     name = site_name([op.path for op in ops], "mlp")
     reason = hidden.reason
     consumers = {m.operand for m in hidden.members if m.role == "out"}
     if not reason and len(consumers) > 1:
-        reason = "its hidden channels are used twice: " + ", ".join(str(op) for op, _ in sorted(consumers, key=lambda o: o[0].name))  # type: ignore[misc]
+        reason = "its hidden channels are used twice: " + ", ".join(
+            str(op) for op, _ in sorted(consumers, key=lambda o: o[0].name)
+        )  # type: ignore[misc]
     if reason:
         return Reject(name, reason)
     width = hidden.groups * hidden.width

@@ -181,7 +181,7 @@ class Flow:
                 self._with_constant(op, slot, merged)
             else:
                 self._with_tensor(op, value, merged)
-        if op.effect == "nonlinear" or len(given) > 1 and op.effect == "linear":
+        if op.effect == "nonlinear" or (len(given) > 1 and op.effect == "linear"):
             self.nonlinear.append((op, np.unique(merged)))
         elif op.effect == "affine" and lone and len(given) == 1:
             self.shifted.append(np.unique(merged))  # x + 1 with a number, not a tensor
@@ -238,12 +238,14 @@ class Flow:
         if carried:
             return self._contract(op, a, b, carried)
         free = [[x for x in own if x in out and x not in other] for own, other in ((left, right), (right, left))]
-        carries = [t is not None and any(self._size(t, s, x) > 1 for x in f) for t, s, f in ((a, left, free[0]), (b, right, free[1]))]
+        carries = [
+            t is not None and any(self._size(t, s, x) > 1 for x in f) for t, s, f in ((a, left, free[0]), (b, right, free[1]))
+        ]
         if all(carries):
             for labels in (a, b):
                 self.pin(op, labels, f"both operands of {op} carry channels outwards")  # type: ignore[arg-type]
             return None
-        value, spec, slot = (b, right, 0) if carries[1] or not carries[0] and b is not None else (a, left, 1)
+        value, spec, slot = (b, right, 0) if carries[1] or (not carries[0] and b is not None) else (a, left, 1)
         if value is None:
             return None
         other = a if slot == 0 else b

@@ -75,7 +75,9 @@ class Work:
             if choice is None:
                 continue
             if len(choice.index) != coupling.groups or choice.index.max(initial=0) >= coupling.width:
-                raise CannotShrink(f"the plan for {site.name}.{coupling.name} is for {len(choice.index)} groups, it has {coupling.groups}")
+                raise CannotShrink(
+                    f"the plan for {site.name}.{coupling.name} is for {len(choice.index)} groups, it has {coupling.groups}"
+                )
             self._drop(coupling.classes, choice.index)
             self.choices.append((coupling, choice, every))
 

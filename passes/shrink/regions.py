@@ -201,7 +201,9 @@ def read_size(graph: Graph, after: Value, view: View, group: tuple[Atom, ...]) -
     axis = next(i for i, atoms in enumerate(view.target) if atoms == group) if group in view.target else None
     found = graph.size_at_runtime(after, axis) if axis is not None else None
     if found is None:
-        raise CannotShrink(f"{graph.producer(after)}: several of its sizes are only known at run time; export with one of them fixed")
+        raise CannotShrink(
+            f"{graph.producer(after)}: several of its sizes are only known at run time; export with one of them fixed"
+        )
     return found
 
 
@@ -222,4 +224,3 @@ def whole_axis(group: tuple[Atom, ...], shape: tuple[int, ...], source: Sequence
     axis = next(iter(axes))
     own = [a for a in source if a.axis == axis]
     return axis if len(axes) == 1 and list(group) == own else None
-

@@ -69,7 +69,7 @@ class Dim:
 
 class Graph(Protocol):
     ops: list[Op]
-    outputs: frozenset[Value]
+    outputs: frozenset[Any]
 
     # reading
     def shape(self, value: Value) -> tuple[int, ...]: ...

@@ -34,7 +34,8 @@ def print_report(report: Report, console: Console) -> None:
         sizes.add_column(heading, justify="right" if heading else "left")
     for name in ("macs", "params", "bytes"):
         a, b = getattr(report.before, name), getattr(report.after, name)
-        sizes.add_row("MACs" if name == "macs" else name, human(a, "B" if name == "bytes" else ""), human(b, "B" if name == "bytes" else ""), change(a, b))
+        unit = "B" if name == "bytes" else ""
+        sizes.add_row("MACs" if name == "macs" else name, human(a, unit), human(b, unit), change(a, b))
     console.print(sizes)
     for reject in report.rejects:
         console.print(f"not cut: {reject.node}: {reject.reason}", markup=False, highlight=False)

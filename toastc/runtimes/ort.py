@@ -28,7 +28,7 @@ def session(path: Path, provider: str = "cpu", threads: int = 0, frugal: bool = 
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
         return ort.InferenceSession(str(path), options, providers=[name])
-    except Exception as error:  # onnxruntime raises classes of its own that share no base
+    except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base
         raise ToastcError(f"{path}: ONNX Runtime can not load it ({' '.join(str(error).split())[:200]})") from None
 
 
@@ -36,7 +36,7 @@ def run(path: Path, feeds: Mapping[str, np.ndarray], provider: str = "cpu") -> l
     made = session(path, provider, frugal=True)
     try:
         return [np.asarray(out) for out in made.run(None, dict(feeds))]
-    except Exception as error:  # onnxruntime raises classes of its own that share no base
+    except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base
         raise ToastcError(f"{path}: ONNX Runtime can not run it ({' '.join(str(error).split())[:200]})") from None
 
 

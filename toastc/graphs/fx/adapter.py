@@ -14,7 +14,18 @@ from torch import fx
 
 from .. import AttentionSpec, Dim, Kind, Op, Value
 from .classify import (
-    CREATIONS, NORMS, RANDOM, SOFTMAX, argument, effect_of, is_getitem_of_tuple, kind_of, meta, op_name, product_spec, reduced_axes,
+    CREATIONS,
+    NORMS,
+    RANDOM,
+    SOFTMAX,
+    argument,
+    effect_of,
+    is_getitem_of_tuple,
+    kind_of,
+    meta,
+    op_name,
+    product_spec,
+    reduced_axes,
 )  # fmt: skip
 from .edit import FxEdits
 

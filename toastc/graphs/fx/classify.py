@@ -17,7 +17,26 @@ SHAPES = {
     "getitem", "index_select", "alias", "detach", "lift_fresh_copy", "tensor_split", "hsplit", "expand_as", "view_as",
     "reshape_as", "adjoint", "rot90", "unsafe_split", "unsafe_chunk", "take_along_dim",
 }  # fmt: skip
-LINEAR_EFFECT = {"mul", "imul", "multiply", "div", "truediv", "itruediv", "divide", "neg", "to", "type", "type_as", "float", "half", "bfloat16", "_to_copy", "dropout", "identity", "_assert_tensor_metadata"}
+LINEAR_EFFECT = {
+    "mul",
+    "imul",
+    "multiply",
+    "div",
+    "truediv",
+    "itruediv",
+    "divide",
+    "neg",
+    "to",
+    "type",
+    "type_as",
+    "float",
+    "half",
+    "bfloat16",
+    "_to_copy",
+    "dropout",
+    "identity",
+    "_assert_tensor_metadata",
+}
 AFFINE_EFFECT = {"add", "iadd", "sub", "isub", "subtract", "rsub"}
 NONLINEAR = {
     "gelu", "relu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "relu6", "softplus", "exp", "log",
@@ -27,7 +46,23 @@ NONLINEAR = {
 }  # fmt: skip
 SOFTMAX = {"softmax", "_softmax", "log_softmax", "_safe_softmax"}
 NORMS = {"layer_norm", "rms_norm"}
-REDUCTIONS = {"norm", "vector_norm", "linalg_vector_norm", "normalize", "mean", "sum", "amax", "amin", "var", "std", "prod", "cumsum", "logsumexp", "argmax", "topk"}
+REDUCTIONS = {
+    "norm",
+    "vector_norm",
+    "linalg_vector_norm",
+    "normalize",
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "var",
+    "std",
+    "prod",
+    "cumsum",
+    "logsumexp",
+    "argmax",
+    "topk",
+}
 CREATIONS = {"arange", "zeros", "ones", "full", "tensor", "scalar_tensor", "eye", "linspace", "empty"}
 RANDOM = {"rand", "randn", "randint", "bernoulli", "multinomial", "normal", "rand_like", "randn_like", "randperm"}
 
@@ -106,7 +141,12 @@ def product_spec(node: fx.Node, name: str, ranks: list[int]) -> tuple[str, str, 
 
 
 def is_getitem_of_tuple(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target is operator.getitem and isinstance(node.args[1], int) and is_tuple(node.args[0])
+    return (
+        node.op == "call_function"
+        and node.target is operator.getitem
+        and isinstance(node.args[1], int)
+        and is_tuple(node.args[0])
+    )
 
 
 def is_tuple(node: Any) -> bool:

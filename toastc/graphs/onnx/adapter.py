@@ -15,7 +15,6 @@ from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_macs, attention_sp
 from .edit import OnnxEdits
 from .names import module_path
 
-
 FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 
 
@@ -179,9 +178,7 @@ class OnnxGraph(OnnxEdits):
         elif kind is Kind.REDUCE:
             axes = self._axes_input(node)
             op.axes = reduced_axes(node, len(shapes[0] or ()), axes)
-        elif kind is Kind.LINEAR and node.op_type == "Gemm":
-            op.weight_axes = (1, 0) if node.attributes.get("transB") and node.attributes["transB"].as_int() else (0, 1)
-        elif kind is Kind.LINEAR and node.op_type == "FusedMatMul":
+        elif (kind is Kind.LINEAR and node.op_type == "Gemm") or (kind is Kind.LINEAR and node.op_type == "FusedMatMul"):
             op.weight_axes = (1, 0) if node.attributes.get("transB") and node.attributes["transB"].as_int() else (0, 1)
         elif kind is Kind.ATTENTION:
             op.attention = attention_spec(node, shapes)

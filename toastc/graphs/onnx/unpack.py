@@ -1,6 +1,6 @@
 """`com.microsoft.Attention` holds its own qkv weight; written out, it is a linear and a MultiHeadAttention.
 
-    Attention(x, W, b, mask, -, bias)  ->  q, k, v = Split(MatMul(x, W));  MultiHeadAttention(q, k, v, b, mask, bias)
+Attention(x, W, b, mask, -, bias)  ->  q, k, v = Split(MatMul(x, W));  MultiHeadAttention(q, k, v, b, mask, bias)
 """
 
 from __future__ import annotations
