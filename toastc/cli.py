@@ -62,7 +62,7 @@ def parser_for(command: str) -> Parser:
     elif command == "verify":
         p = Parser(
             "toastc verify",
-            description="Fill the pruned weights with zeros up to their original shapes,\nrun them in the dense graph, and compare.",
+            description="Zero-fill the pruned weights to their original shapes, run them in the dense graph, compare.",
             formatter_class=raw,
             epilog="example: toastc verify dense.onnx pruned.onnx",
         )

@@ -72,7 +72,7 @@ def toastc(*arguments: str | Path) -> str | None:
         check=False,
     )
     if capture:
-        console.print(done.stdout.rstrip(), style="dim", markup=False, soft_wrap=True)
+        console.print(f"({len(done.stdout.splitlines())} lines of JSON)", style="dim", markup=False)
     if done.returncode != 0:
         raise StepFailed(f"toastc {typed[0]} exited with code {done.returncode}")
     return done.stdout

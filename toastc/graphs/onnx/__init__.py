@@ -6,12 +6,13 @@ and a cut weight is a lazy tensor, computed when the file is written.
 
 from __future__ import annotations
 
+from . import upcast
 from .adapter import OnnxGraph
 from .facts import sizes_for
 from .files import embed_plan, file_bytes, load_model, plan_of, prepare, staged, write_model
 from .inputs import sample_inputs
 
 __all__ = [
-    "OnnxGraph", "embed_plan", "file_bytes", "load_model", "plan_of", "prepare", "sample_inputs", "sizes_for", "staged",
+    "OnnxGraph", "embed_plan", "file_bytes", "load_model", "plan_of", "prepare", "sample_inputs", "sizes_for", "staged", "upcast",
     "write_model",
 ]  # fmt: skip

@@ -1,0 +1,172 @@
+"""toastc.prune in Python: every kind of model in, the same kind out; odd weights; the proof for other people's tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from zoo_exports import make_variant, quiet
+from zoo_models import FAMILIES
+
+import toastc
+from toastc.testing import assert_equivalent
+
+torch.set_num_threads(1)
+RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dense")
+    with quiet():
+        make_variant(FAMILIES["deit_tiny"], FAMILIES["deit_tiny"].small(), "dynamo20-dyn", folder)
+    return folder / "deit_tiny.dynamo20-dyn.onnx"
+
+
+def run(model: object, batch: int = 2) -> np.ndarray:
+    x = np.random.default_rng(0).standard_normal((batch, 3, 32, 32)).astype(np.float32)
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    session = ort.InferenceSession(source)
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def test_a_path_gives_a_proto(dense: Path, tmp_path: Path) -> None:
+    result = toastc.prune(str(dense), RATIOS)
+    assert isinstance(result.model, onnx.ModelProto)
+    toastc.prune(dense, RATIOS, output=tmp_path / "small.onnx")
+    assert np.array_equal(run(result.model), run(tmp_path / "small.onnx"))
+    assert result.report.after.params < result.report.before.params
+
+
+def test_a_proto_an_ir_model_and_a_surgeon_graph_come_back_as_what_they_were(dense: Path) -> None:
+    expected = run(toastc.prune(dense, RATIOS).model)
+    proto = onnx.load(dense)
+    before = proto.SerializeToString()
+    small = toastc.prune(proto, RATIOS).model
+    assert isinstance(small, onnx.ModelProto)
+    assert proto.SerializeToString() == before
+    small_ir = toastc.prune(ir.load(dense), RATIOS).model
+    assert isinstance(small_ir, ir.Model)
+    graph = gs.import_onnx(onnx.load(dense))
+    small_gs = toastc.prune(graph, RATIOS).model
+    assert isinstance(small_gs, gs.Graph)
+    for made in (small, ir.to_proto(small_ir), gs.export_onnx(small_gs)):
+        assert np.allclose(run(made), expected, atol=1e-5)
+
+
+def test_all_zero_ratios_return_the_file_as_it_is(dense: Path) -> None:
+    result = toastc.prune(dense, {"attention": 0, "ffn": 0})
+    assert result.model.SerializeToString() == onnx.load(dense).SerializeToString()
+    assert not result.plan
+
+
+def test_equivalence_for_other_peoples_tests(dense: Path, tmp_path: Path) -> None:
+    result = toastc.prune(dense, RATIOS, output=tmp_path / "small.onnx")
+    assert assert_equivalent(dense, tmp_path / "small.onnx", result.plan) <= 1e-4
+    assert assert_equivalent(onnx.load(dense), onnx.load(tmp_path / "small.onnx"), result.plan) <= 1e-4
+    broken = onnx.load(tmp_path / "small.onnx")
+    weight = next(i for i in broken.graph.initializer if len(i.dims) == 2 and i.dims[0] * i.dims[1] > 500)
+    array = numpy_helper.to_array(weight).copy()
+    array[:, 0] += 1
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    onnx.save(broken, tmp_path / "broken.onnx")
+    with pytest.raises(AssertionError, match="not equivalent"):
+        moved = onnx.load(dense)
+        for other in moved.graph.initializer:  # the same damage outside every site of the dense model
+            if other.name.startswith("head"):
+                other.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(other) + 1, other.name))
+        assert_equivalent(moved, tmp_path / "small.onnx", result.plan)
+
+
+def test_torch_modules_prove_themselves() -> None:
+    family = FAMILIES["deit_tiny"]
+    with quiet():
+        model, args = family.small().eval(), tuple(family.inputs(False, 2).values())
+        small = toastc.prune(model, RATIOS, example_inputs=args).model
+        assert assert_equivalent(model, small, example_inputs=args) <= 1e-4
+        with torch.no_grad():
+            small.get_parameter("blocks.0.mlp.fc1.weight").mul_(2)
+            small.get_parameter("head.weight").mul_(2)
+        with pytest.raises(AssertionError):
+            assert_equivalent(model, small, example_inputs=args)
+
+
+def test_the_original_module_is_untouched_and_shares_nothing() -> None:
+    family = FAMILIES["deit_tiny"]
+    with quiet():
+        model, args = family.small().eval(), tuple(family.inputs(False, 2).values())
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        small = toastc.prune(model, RATIOS, example_inputs=args).model
+        for p in small.parameters():
+            p.data.zero_()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_guessing_inputs_and_training_mode_are_explained() -> None:
+    with pytest.raises(toastc.errors.ToastcError, match="example_inputs"):
+        toastc.prune(torch.nn.Linear(2, 2).eval(), 0.5)
+    with pytest.raises(toastc.errors.ToastcError, match="eval"):
+        toastc.prune(torch.nn.Linear(2, 2), 0.5, example_inputs=(torch.zeros(2, 2),))
+
+
+def converted(path: Path, target: Path, kind: int) -> Path:
+    """The same graph in another float type, inputs and outputs included."""
+    model = onnx.load(path)
+    array_of = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: None}[kind]
+    for weight in model.graph.initializer:
+        if weight.data_type == TensorProto.FLOAT:
+            array = numpy_helper.to_array(weight)
+            if array_of is None:
+                import ml_dtypes
+
+                array_of_weight = array.astype(ml_dtypes.bfloat16)
+                weight.CopyFrom(helper.make_tensor(weight.name, kind, array.shape, array_of_weight.tobytes(), raw=True))
+            else:
+                weight.CopyFrom(numpy_helper.from_array(array.astype(array_of), weight.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = kind
+    del model.graph.value_info[:]
+    onnx.save(model, target)
+    return target
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_other_float_types_keep_their_type_and_are_proven(dense: Path, tmp_path: Path, kind: int) -> None:
+    other = converted(dense, tmp_path / "dense.onnx", kind)
+    result = toastc.prune(other, RATIOS, output=tmp_path / "small.onnx")
+    assert result.report.verified["ok"]
+    small = onnx.load(tmp_path / "small.onnx")
+    assert {i.data_type for i in small.graph.initializer} <= {kind, TensorProto.INT64}
+    assert small.graph.output[0].type.tensor_type.elem_type == kind
+
+
+def test_a_target_is_met_and_not_exceeded(dense: Path) -> None:
+    report = toastc.prune(dense, target="macs=0.6").report
+    assert 0.45 * report.before.macs < report.after.macs <= 0.6 * report.before.macs
+
+
+@pytest.mark.parametrize(
+    ("target", "says"), [("macs=0.01", "smallest"), ("macs=2", "fraction kept"), ("speed=1", "macs"), ("macs=x", "form")]
+)
+def test_targets_that_make_no_sense(dense: Path, target: str, says: str) -> None:
+    with pytest.raises(toastc.errors.ToastcError, match=says):
+        toastc.prune(dense, target=target)
+
+
+def test_exactly_one_of_ratios_target_and_plan(dense: Path) -> None:
+    with pytest.raises(toastc.errors.ToastcError, match="one of"):
+        toastc.prune(dense)
+
+
+def test_a_plan_for_another_model_is_refused(dense: Path) -> None:
+    plan = toastc.Plan({"blocks.7.attn.qk": toastc.plan.Keep(np.zeros((1, 4), np.int64))})
+    with pytest.raises(toastc.errors.ToastcError, match="no such coupling"):
+        toastc.prune(dense, plan=plan)
