@@ -71,17 +71,11 @@ def test_equivalence_for_other_peoples_tests(dense: Path, tmp_path: Path) -> Non
     result = toastc.prune(dense, RATIOS, output=tmp_path / "small.onnx")
     assert assert_equivalent(dense, tmp_path / "small.onnx", result.plan) <= 1e-4
     assert assert_equivalent(onnx.load(dense), onnx.load(tmp_path / "small.onnx"), result.plan) <= 1e-4
-    broken = onnx.load(tmp_path / "small.onnx")
-    weight = next(i for i in broken.graph.initializer if len(i.dims) == 2 and i.dims[0] * i.dims[1] > 500)
-    array = numpy_helper.to_array(weight).copy()
-    array[:, 0] += 1
-    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
-    onnx.save(broken, tmp_path / "broken.onnx")
+    moved = onnx.load(dense)
+    for other in moved.graph.initializer:  # damage outside every site
+        if other.name.startswith("head"):
+            other.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(other) + 1, other.name))
     with pytest.raises(AssertionError, match="not equivalent"):
-        moved = onnx.load(dense)
-        for other in moved.graph.initializer:  # the same damage outside every site of the dense model
-            if other.name.startswith("head"):
-                other.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(other) + 1, other.name))
         assert_equivalent(moved, tmp_path / "small.onnx", result.plan)
 
 

@@ -20,10 +20,10 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -46,7 +46,7 @@ PAGE = """# The zoo
 {what}
 **{proven} of {total} proven**, worst error {worst:.1e} of the largest output (allowed: 1e-04). {refused} rightly refused: nothing
 in them may be cut. In {exporter} the exporter or ONNX Runtime fails before toastc is asked; in {failed} toastc fails.
-{small} rows are small models ({families} families), {full} are real architectures.
+{small} are small models ({families} families), {full} real architectures.
 
 ## Families, as small models
 
@@ -102,7 +102,6 @@ class Models:
     def __init__(self, family: Family, full: bool, folder: Path | None) -> None:
         self.scratch = tempfile.TemporaryDirectory(prefix="zoo-")
         self.family, self.full, self.folder = family, full, folder or Path(self.scratch.name)
-        self.references: dict[bool, toastc.Result] = {}
         with quiet():
             self.model: nn.Module = family.full() if full else family.small()
 
@@ -117,53 +116,43 @@ class Models:
             test[name] = test[name].narrow(axis, 1, test[name].shape[axis] - 1)
         return sample, test, axes
 
-    def exported(self, variant: str) -> Path:
-        """Where the ONNX file is, if the variant is one; raises unless the export equals the torch model."""
-        path, test = self.folder / f"{self.family.name}.{variant}.onnx", self.inputs(variant.endswith("-dyn"))[1]
-        made = None if path.exists() else make_variant(self.family, self.model, variant, self.folder, self.full)
-        wrong = error(run_onnx(path, test), outputs_of(self.model, test)) if made is None else made
-        if not wrong <= TOLERANCE:
-            raise ValueError(f"the export differs from the torch model by {wrong:.1e}")
-        return path
-
-    def reference(self, dynamic: bool) -> toastc.Result:
-        """The module, pruned; through the dynamic ExportedProgram where sizes are dynamic."""
-        if dynamic not in self.references:
-            sample, _, axes = self.inputs(dynamic)
-            model: Any = export_fx(self.model, sample, axes) if dynamic else self.model
-            self.references[dynamic] = toastc.prune(model, RATIOS, example_inputs=tuple(sample.values()))
-        return self.references[dynamic]
-
     def prune(self, path: Path, row: Row) -> None:
         """Let toastc do its work and fill the row; raises what toastc raises."""
-        dynamic, output = row.variant.endswith("-dyn"), Path(self.scratch.name) / "small.onnx"
-        small = toastc.prune(path, RATIOS, output=output) if path.exists() else self.reference(dynamic)
-        if row.variant.startswith("compile"):
-            return self.compare(row, small.model, *self.inputs(dynamic))
-        report, ffn = small.report, {c.site for c in small.report.couplings if c.coupling == "hidden"}
-        row.sites = len({c.site for c in report.couplings} - ffn), len(ffn)
-        row.params, row.macs = (report.before.params, report.after.params), (report.before.macs, report.after.macs)
-        row.error, row.proof, row.seconds = report.verified["error"], report.seconds["verify"], sum(report.seconds.values())
-        row.rejects = [short(r.node, r.reason) for r in report.rejects]
-
-    def compare(self, row: Row, small: Callable[..., Any], sample: Named, test: Named, axes: Axes | None) -> None:
-        """The module behind toastc's backend must give what the pruned module gives."""
+        sample, test, axes = self.inputs(row.variant.endswith("-dyn"))
+        if path.exists():
+            small = toastc.prune(path, RATIOS, output=Path(self.scratch.name) / "small.onnx")
+        else:
+            module: Any = export_fx(self.model, sample, axes) if axes else self.model
+            small = toastc.prune(module, RATIOS, example_inputs=tuple(sample.values()))
+        if not row.variant.startswith("compile"):
+            report, ffn = small.report, {c.site for c in small.report.couplings if c.coupling == "hidden"}
+            row.sites = len({c.site for c in report.couplings} - ffn), len(ffn)
+            row.params, row.macs = (report.before.params, report.after.params), (report.before.macs, report.after.macs)
+            row.error, row.proof, row.seconds = report.verified["error"], report.seconds["verify"], sum(report.seconds.values())
+            row.rejects = [short(r.node, r.reason) for r in report.rejects]
+            return
         began, options = time.perf_counter(), {"ratios": RATIOS, "then": "eager"}
         torch._dynamo.reset()
         for name, known in (axes or {}).items():
             torch._dynamo.mark_dynamic(sample[name], list(known))
-        run = torch.compile(self.model, backend=toastc.backend, options=options, dynamic=None if axes else False)  # type: ignore[call-overload]
+        run = torch.compile(self.model, backend=toastc.backend, options=cast(Any, options), dynamic=None if axes else False)
         run(*sample.values())
         row.seconds = time.perf_counter() - began
-        row.error = error(flat(run(*test.values())), flat(small(*test.values())))
+        row.error = error(flat(run(*test.values())), flat(small.model(*test.values())))
         if not row.error <= TOLERANCE:
             raise ValueError(f"torch.compile differs from the pruned module by {row.error:.1e}")
 
     def row(self, variant: str) -> Row:
-        """Export, prune, prove. Whatever is raised becomes the row's reason."""
-        row = Row(self.family.name, variant)
+        """Export and compare with the torch model, then prune and prove. Whatever is raised becomes the row's reason."""
+        row, path = Row(self.family.name, variant), self.folder / f"{self.family.name}.{variant}.onnx"
         try:
-            path = self.exported(variant)
+            if path.exists():
+                test = self.inputs(variant.endswith("-dyn"))[1]
+                wrong = error(run_onnx(path, test), outputs_of(self.model, test))
+            else:
+                wrong = make_variant(self.family, self.model, variant, self.folder, self.full)
+            if not wrong <= TOLERANCE:
+                raise ValueError(f"the export differs from the torch model by {wrong:.1e}")
         except Exception as problem:  # noqa: BLE001 - exporters raise anything
             return replace(row, status="exporter", reason=one_line(problem))
         for _ in range(2):
@@ -186,8 +175,7 @@ def measure(cells: Sequence[tuple[str, str]], full: bool, models: Path | None, r
             if made is None or made.family.name != name:
                 made = Models(FAMILIES[name], full, models)
             row = rows[f"{name}.{variant}"] = made.row(variant)
-            line = f"{name}.{variant} {row.seconds:.1f} s {row.status} {row.error:.1e} {row.reason}"
-            bar.console.out(line, highlight=False)
+            bar.console.out(f"{name}.{variant} {row.seconds:.1f} s {row.status} {row.error:.1e} {row.reason}", highlight=False)
             file.write_text(json.dumps([asdict(r) for r in rows.values()], indent=1))
 
 
@@ -223,7 +211,7 @@ def page(small: Sequence[Row], full: Sequence[Row]) -> str:
         same[row.family, row.status, re.sub(r"\d", "", row.reason)].append(row)
     bad = [[k[0], ", ".join(r.variant for r in rows), BLAMED[k[1]], rows[0].reason] for k, rows in same.items()]
     families = [[r for r in small if r.family == name] for name in dict.fromkeys(r.family for r in small)]
-    lines = [[*family_line([r])[:5], f"{r.seconds:.1f}", f"{r.proof:.1f}"] for r in full if r.status == "proven"]
+    lines = ([*family_line([r])[:5], f"{r.seconds:.1f}", f"{r.proof:.1f}"] for r in full if r.status == "proven")
     return PAGE.format(
         **{s: sum(r.status == s for r in every) for s in ("proven", "refused", "exporter", "failed")},
         what=__doc__, total=len(every), small=len(small), families=len(families), full=len(full),
@@ -236,11 +224,10 @@ def page(small: Sequence[Row], full: Sequence[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="two-block models (the default)")
-    parser.add_argument("--full", action="store_true", help="real architectures")
     parser.add_argument("--family", nargs="+", choices=list(FAMILIES), metavar="NAME")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, metavar="NAME")
-    parser.add_argument("--failed", action="store_true", help="only rows that were not proven last time")
+    for flag, what in ("small", "two-block models (default)"), ("full", "real architectures"), ("failed", "not proven last time"):
+        parser.add_argument(f"--{flag}", action="store_true", help=what)
     parser.add_argument("--models", type=Path, help="folder of ONNX exports of that size: used if there, kept if made")
     parser.add_argument("--records", type=Path, default=Path(tempfile.gettempdir()) / "zoo-records", help="rows of all runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "zoo.md")
@@ -251,10 +238,9 @@ def main() -> int:
         file = args.records / f"{'full' if full else 'small'}.json"
         rows = {f"{r['family']}.{r['variant']}": Row(**r) for r in (json.loads(file.read_text()) if file.exists() else [])}
         cells = [(n, v) for n in args.family or families for v in args.variant or variants]
-        if args.failed:
-            cells = [(n, v) for n, v in cells if (r := rows.get(f"{n}.{v}")) is None or r.status in BLAMED]
         if args.full if full else args.small or not args.full:
-            measure(cells, full, args.models, rows, file)
+            done = [f for f, r in rows.items() if args.failed and r.status not in BLAMED]
+            measure([(n, v) for n, v in cells if f"{n}.{v}" not in left], full, args.models, rows, file)
         known.append(sorted(rows.values(), key=lambda r: (order.index(r.family), VARIANTS.index(r.variant))))
     args.out.write_text(page(*known))
     return int(any(r.status == "failed" for rows in known for r in rows))

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+FLOAT, FLOAT16, BFLOAT16 = 1, 10, 16  # onnx.TensorProto.DataType
 SMALL = 4096  # elements; a value of up to this size is computed, not only shaped
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 # What the reference implementation raises on nodes it does not carry out; their shapes are inferred instead.
@@ -146,8 +147,20 @@ def infer(facts: Facts, node: ir.Node, imports: list[onnx.OperatorSetIdProto], o
         if value in facts.data:
             data[value.name] = onnx.numpy_helper.from_array(np.ascontiguousarray(facts.data[value]), value.name)
     schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+    proto_node = ir.to_proto(node)
+    narrow = 0
     try:
-        found = onnx.shape_inference.infer_node_outputs(schema, ir.to_proto(node), types, data, opset_imports=imports)
+        found = onnx.shape_inference.infer_node_outputs(schema, proto_node, types, data, opset_imports=imports)
+    except onnx.checker.ValidationError:  # a float type the operator does not list: shapes do not depend on it
+        narrow = next((t for t in (BFLOAT16, FLOAT16) if any(facts.dtypes[v] == t for v in node.inputs if v is not None)), 0)
+        for name, kind in types.items():
+            kind.tensor_type.elem_type = FLOAT if kind.tensor_type.elem_type == narrow else kind.tensor_type.elem_type
+            if name in data and data[name].data_type == narrow:
+                del data[name]
+        try:
+            found = onnx.shape_inference.infer_node_outputs(schema, proto_node, types, data, opset_imports=imports)
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
+            return declared(facts, node)
     except (onnx.shape_inference.InferenceError, RuntimeError):
         return declared(facts, node)
     for value in node.outputs:
@@ -155,7 +168,7 @@ def infer(facts: Facts, node: ir.Node, imports: list[onnx.OperatorSetIdProto], o
         if proto is None or not proto.HasField("tensor_type"):
             continue
         tensor = proto.tensor_type
-        facts.dtypes[value] = tensor.elem_type
+        facts.dtypes[value] = narrow if narrow and tensor.elem_type == FLOAT else tensor.elem_type
         if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
             facts.shapes[value] = tuple(d.dim_value for d in tensor.shape.dim)
     return declared(facts, node)
