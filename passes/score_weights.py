@@ -52,32 +52,40 @@ class ScoreWeights:
         return replace(state, scores=scores)
 
     def score(self, graph: Graph, coupling: Coupling) -> np.ndarray:
-        sides: dict[str, list[np.ndarray]] = defaultdict(list)
+        power = 1 if self.by == "l1" else 2
+        sides: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((coupling.groups, coupling.width)))
         for member in coupling.members:
-            sides[member.role].append(vectors(graph, member))
-        norms = {role: side_norm(parts, 1 if self.by == "l1" else 2) for role, parts in sides.items()}
-        product = np.prod(list(norms.values()), axis=0)
+            sides[member.role] = sides[member.role] + sizes(graph, member, power)
+        product = np.prod(list(sides.values()), axis=0) ** (1 / power)
         if self.by != "geometric-median":
             scores = product
         else:
-            joined = np.concatenate([v for parts in sides.values() for v in parts], axis=2)
+            joined = np.concatenate([vectors(graph, m) for m in coupling.members], axis=2)
             scores = np.stack([distance_to_median(group, self.median) for group in joined])
         return np.where(product == 0, DEAD, scores)
 
 
-def vectors(graph: Graph, member: Member) -> np.ndarray:
-    """[groups, width, rest]: the member's slice for each channel."""
+def flattened(graph: Graph, member: Member) -> np.ndarray:
+    """[positions, rest]: the weight with the member's axes in front."""
     op, slot = member.operand  # type: ignore[misc]
     array = graph.constant(op.inputs[slot])
     front = np.moveaxis(array, member.axes, range(len(member.axes)))
-    flat = front.reshape(int(np.prod(front.shape[: len(member.axes)])), -1)
-    return flat[member.index].astype(np.float32, copy=False)
+    return front.reshape(int(np.prod(front.shape[: len(member.axes)])), -1)
 
 
-def side_norm(parts: list[np.ndarray], order: int) -> np.ndarray:
-    if order == 1:
-        return np.sum([np.abs(p).sum(axis=2, dtype=np.float64) for p in parts], axis=0)
-    return np.sqrt(np.sum([np.einsum("gwr,gwr->gw", p, p, dtype=np.float64) for p in parts], axis=0))
+def sizes(graph: Graph, member: Member, power: int) -> np.ndarray:
+    """[groups, width]: the sum of |w| or of w^2 over the member's slice for each channel."""
+    rows = flattened(graph, member)
+    if rows.dtype.kind != "f" or rows.dtype.itemsize < 4:
+        rows = rows.astype(np.float32)
+    if power == 1:
+        return np.abs(rows).sum(axis=1, dtype=np.float64)[member.index]
+    return np.einsum("ij,ij->i", rows, rows, dtype=np.float64)[member.index]
+
+
+def vectors(graph: Graph, member: Member) -> np.ndarray:
+    """[groups, width, rest]: the member's slice for each channel."""
+    return flattened(graph, member)[member.index].astype(np.float32, copy=False)
 
 
 def distance_to_median(rows: np.ndarray, how: str, steps: int = 50, tolerance: float = 1e-6) -> np.ndarray:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from .cost import saved_macs, uniform_ratios
 from .errors import NoChange, NothingToPrune, ToastcError, VerificationFailed
-from .graphs.onnx import OnnxGraph, embed_plan, file_bytes, load_model, staged, write_model
+from .graphs.onnx import OnnxGraph, embed_plan, file_bytes, is_external, load_model, staged, write_model
 from .pipeline import Pass, State, run
 from .plan import Plan
 from .ratios import Ratios
@@ -82,6 +82,7 @@ def compile_onnx(
     start = time.perf_counter()
     graph = OnnxGraph(model)
     macs, params = graph.totals()
+    external = is_external(model) or None  # the output takes the form of the input
     state = State(graph, request.ratios, seed=request.seed)
     reading = time.perf_counter() - start
     state, seconds = choose(state, request, macs, tell)
@@ -119,7 +120,7 @@ def compile_onnx(
         with staged(target) as file:
             tell("write")
             clock = time.perf_counter()
-            write_model(model, file)
+            write_model(model, file, external)
             seconds["write"] = time.perf_counter() - clock
             if request.verify:
                 from .passes.verify import verify_files

@@ -29,7 +29,7 @@ class MatchSites:
 def match(graph: Graph) -> tuple[Ledger, tuple[Site, ...], tuple[Reject, ...]]:
     ledger = Ledger(Flow(graph).run())
     attention, rejected = find_attention(ledger)
-    ffn, more = find_ffn(ledger, classes_of(ledger, attention))
+    ffn, more = find_ffn(ledger, classes_of(attention))
     order = {op: i for i, op in enumerate(graph.ops)}
     found = sorted(attention + ffn, key=lambda s: min(order[m.operand[0]] for c in s.couplings for m in c.members))  # type: ignore[index]
     names = unique([s.name for s in found], [s.kind for s in found])

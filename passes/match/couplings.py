@@ -42,10 +42,12 @@ class Ledger:
         self.nonlinear = self._flag([ids for _, ids in flow.nonlinear])
         self.shifted = self._flag(flow.shifted)
         self.scaled = self._flag(flow.scaled)
-        self.by_class: dict[int, list[int]] = {}
-        for number, source in enumerate(flow.sources):
-            for root in np.unique(self.root[source.ids[source.ids >= 0]]):
-                self.by_class.setdefault(int(root), []).append(number)
+        self._place = np.full(flow.classes.size, -1, np.int64)
+        sources = [np.where(s.ids >= 0, self.root[s.ids], -1) for s in flow.sources]
+        numbers = np.repeat(np.arange(len(sources)), [len(r) for r in sources])
+        roots = np.concatenate(sources) if sources else np.zeros(0, np.int64)
+        order = np.argsort(roots, kind="stable")
+        self._sorted_roots, self._sorted_numbers = roots[order], numbers[order]
 
     def _flag(self, lists: Sequence[np.ndarray]) -> np.ndarray:
         flags = np.zeros(self.flow.classes.size, bool)
@@ -54,8 +56,12 @@ class Ledger:
         return flags
 
     def sources_of(self, classes: np.ndarray) -> list[Source]:
-        numbers = sorted({n for root in np.unique(classes) for n in self.by_class.get(int(root), ())})
-        return [self.flow.sources[n] for n in numbers]
+        wanted = np.unique(classes)
+        begin = np.searchsorted(self._sorted_roots, wanted, "left")
+        end = np.searchsorted(self._sorted_roots, wanted, "right")
+        span = slice(int(begin.min()), int(end.max()))
+        numbers = self._sorted_numbers[span][np.isin(self._sorted_roots[span], wanted)]
+        return [self.flow.sources[n] for n in np.unique(numbers)]
 
     def pin_reason(self, classes: np.ndarray) -> str:
         numbers = self.pinned[classes.ravel()]
@@ -70,6 +76,8 @@ class Ledger:
             return Block(np.zeros((1, 0), np.int64), np.zeros(len(ids), np.int64), "some of its channels come from no linear")
         roots = self.root[ids]
         group_of_head = np.arange(len(roots))
+        if len(np.unique(roots)) == roots.size:
+            return Block(roots, group_of_head)
         first_head: dict[int, int] = {}
         for head, row in enumerate(roots):
             for root in row:
@@ -87,15 +95,22 @@ class Ledger:
         return Block(np.stack(groups), group_of_head)
 
     def members(self, classes: np.ndarray, roles: dict[str, str]) -> tuple[tuple[Member, ...], str]:
+        """The members of a coupling; or why there is no such thing."""
+        try:
+            return self._members(classes, roles)
+        finally:
+            self._place[classes.ravel()] = -1
+
+    def _members(self, classes: np.ndarray, roles: dict[str, str]) -> tuple[tuple[Member, ...], str]:
         """One member for each weight and each copy of the channels in it; or why there is no such thing.
 
         `roles` renames a source's role: a linear that makes the channels, a constant they meet, a consumer.
         """
-        place = {int(root): position for position, root in enumerate(classes.ravel())}
+        place = self._place
+        place[classes.ravel()] = np.arange(classes.size)
         found: list[Member] = []
         for source in self.sources_of(classes):
-            roots = np.where(source.ids >= 0, self.root[source.ids], -1)
-            where = np.array([place.get(int(r), -1) for r in roots])
+            where = np.where(source.ids >= 0, place[self.root[source.ids]], -1)
             for side in (1, 2, 0):
                 rows = np.flatnonzero((where >= 0) & (self.side[source.ids] == side))
                 if not len(rows):

@@ -17,21 +17,21 @@ def find_ffn(ledger: Ledger, taken: set[int]) -> tuple[list[Site], list[Reject]]
     flow = ledger.flow
     sites: list[Site] = []
     rejects: list[Reject] = []
-    seen: set[int] = set()
+    known = np.zeros(flow.classes.size, bool)
+    known[list(taken)] = True
     for consumer in [s for s in flow.sources if s.role == "out"]:
         if (consumer.ids < 0).any():
             continue
-        known = taken | seen
-        ids = np.array([i for i in consumer.ids if int(ledger.root[i]) not in known], np.int64)
+        ids = consumer.ids[~known[ledger.root[consumer.ids]]]
         if not len(ids) or not ledger.nonlinear[ledger.root[ids]].any():
             continue
-        seen |= set(ledger.root[ids].tolist())
+        known[ledger.root[ids]] = True
         made = build(ledger, consumer, ids)
         if isinstance(made, Reject):
             rejects.append(made)
         elif made is not None:
             sites.append(made)
-    return sites, rejects + blocked(ledger, taken | seen)
+    return sites, rejects + blocked(ledger, known)
 
 
 def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | None:
@@ -60,7 +60,7 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
     return Site(name, "ffn", (hidden,), width * hidden.channel_macs, width * hidden.channel_params, hidden=width)
 
 
-def blocked(ledger: Ledger, known: set[int]) -> list[Reject]:
+def blocked(ledger: Ledger, known: np.ndarray) -> list[Reject]:
     """Linears whose channels pass an activation and then meet something that pins them, before another linear."""
     flow, graph = ledger.flow, ledger.flow.graph
     rejects = []
@@ -68,7 +68,7 @@ def blocked(ledger: Ledger, known: set[int]) -> list[Reject]:
         if source.role != "in" or source.op.kind is not Kind.LINEAR:
             continue
         roots = ledger.root[source.ids]
-        if set(roots.tolist()) & known or not ledger.nonlinear[roots].any():
+        if known[roots].any() or not ledger.nonlinear[roots].any():
             continue
         numbers = ledger.pinned[roots]
         if (numbers < 0).all():
@@ -77,7 +77,7 @@ def blocked(ledger: Ledger, known: set[int]) -> list[Reject]:
         width_in = graph.shape(source.op.inputs[1])[source.op.weight_axes[0]]
         end = linear_below(ledger, pin.op, len(source.ids))
         if end is not None and graph.shape(end.inputs[1])[end.weight_axes[1]] == width_in:
-            known |= set(roots.tolist())
+            known[roots] = True
             rejects.append(Reject(site_name([source.op.path, end.path], "mlp"), pin.reason))
     return rejects
 
@@ -101,13 +101,6 @@ def linear_below(ledger: Ledger, op: Op | None, width: int, limit: int = 12) -> 
     return None
 
 
-def classes_of(ledger: Ledger, sites: list[Site]) -> set[int]:
-    taken: set[int] = set()
-    for site in sites:
-        for c in site.couplings:
-            for member in c.members:
-                op, slot = member.operand  # type: ignore[misc]
-                for source in ledger.flow.sources:
-                    if source.op is op and source.slot == slot and source.axes == member.axes:
-                        taken |= set(np.unique(ledger.root[source.ids[member.index.ravel()]]).tolist())
-    return taken
+def classes_of(sites: list[Site]) -> set[int]:
+    every = [c.classes.ravel() for s in sites for c in s.couplings if c.classes is not None]
+    return set(np.concatenate(every).tolist()) if every else set()

@@ -30,6 +30,8 @@ class Cut:
     mixtures: tuple[Mixture, ...] = ()
 
     def apply(self, array: np.ndarray) -> np.ndarray:
+        if len(self.axes) == 1 and not self.mixtures:
+            return np.take(array, self.order, self.axes[0])
         front = np.moveaxis(array, self.axes, range(len(self.axes)))
         rest = front.shape[len(self.axes) :]
         flat = front.reshape(-1, *rest)

@@ -38,7 +38,7 @@ def lone_shape(op: Op) -> bool:
 
 
 def numbered(shape: Sequence[int]) -> np.ndarray:
-    return np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
+    return np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape)
 
 
 def find_exits(graph: Graph, value: Value, ids: np.ndarray, root_shape: tuple[int, ...]) -> list[tuple[Value, View]] | None:

@@ -13,6 +13,7 @@ from .. import Dim, Kind, Op, Value
 from . import facts as facts_of
 from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_macs, attention_spec, kind_of, product_spec, reduced_axes
 from .edit import OnnxEdits
+from .files import read_tensor
 from .names import module_path
 
 FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
@@ -67,7 +68,7 @@ class OnnxGraph(OnnxEdits):
         if value in self._folded:
             return self._folded[value]
         if value in self._tensors:
-            return self._tensors[value].numpy()  # type: ignore[index]
+            return read_tensor(self._tensors[value])  # type: ignore[index]
         proto, inputs, position = self._recipes[value]  # type: ignore[index]
         arrays = facts_of.evaluate_proto(proto, [self.constant(v) for v in inputs], self.opsets)
         return np.asarray(arrays[position])

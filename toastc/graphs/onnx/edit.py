@@ -26,16 +26,17 @@ class OnnxEdits:
     _tensors: dict[ir.Value, ir.TensorProtocol]
     _folded: dict[ir.Value, np.ndarray]
     _counter = 0
+    _taken: set[str | None] | None = None
 
     def _name(self, stem: str) -> str:
         """A fresh name: never one that the file already uses."""
-        taken = self.__dict__.setdefault("_taken", {v.name for n in self.graph for v in n.outputs})
-        taken |= set(self.graph.initializers)
+        if self._taken is None:
+            self._taken = {v.name for n in self.graph for v in n.outputs} | set(self.graph.initializers)
         while True:
             self._counter += 1
             name = f"{stem}_toastc_{self._counter}"
-            if name not in taken:
-                taken.add(name)
+            if name not in self._taken:
+                self._taken.add(name)
                 return name
 
     def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
@@ -173,3 +175,15 @@ def external_files(model: ir.Model, path: Path) -> list[Path]:
         if isinstance(v.const_value, ir.ExternalTensor)
     }
     return sorted(found)
+
+
+def read_tensor(tensor: ir.TensorProtocol) -> np.ndarray:
+    """The numbers of a weight. External ones are read, not mapped: a mapped file stays in memory to the end."""
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8:
+        return tensor.numpy()
+    shape = tuple(int(d) for d in tensor.shape)
+    count = math.prod(shape)
+    array = np.fromfile(tensor.path, tensor.dtype.numpy().newbyteorder("<"), count, offset=tensor.offset or 0)
+    if len(array) != count:
+        raise ToastcError(f"{tensor.path}: too short for weight {tensor.name}")
+    return array.reshape(shape)
