@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from oracle import random_plan
 from toastc.passes import MatchSites
 from toastc.passes.match import match
+from toastc.plan import Basis, Plan
 
 from toastc.compile_onnx import Request, compile_onnx
 from toastc.graphs.onnx import OnnxGraph, load_model
@@ -173,3 +174,37 @@ def test_pruned_graph_equals_numpy_on_the_kept_channels(spec: Spec) -> None:
             mask[head, plan.choices[f"{sites[0].name}.{name}"].index[head]] = 1
     expected = reference(spec, x, w, masks["qk"], masks["vo"])
     assert np.abs(got - expected).max() <= 2e-5 * max(1.0, np.abs(expected).max())
+
+
+def rotated(spec: Spec, x: np.ndarray, w: dict[str, np.ndarray], qk: Basis, vo: Basis) -> np.ndarray:
+    """q' = L q, k' = R^T k, v' = L v, and R^T W_o behind it."""
+    q, k, v = (np.einsum("bnd,dhw->bhnw", x, w[n]) + w[f"b{n}"][:, None] for n in "qkv")
+    q, k = np.einsum("bhnw,hcw->bhnc", q, qk.left), np.einsum("bhnw,hwc->bhnc", k, qk.right)
+    scores = np.einsum("bhnc,bhmc->bhnm", q, k) * spec.width**-0.5
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    return np.einsum("bhnm,bhmw,hcw,hvc,hvd->bnd", p, v, vo.left, vo.right, w["o"])
+
+
+@given(specs)
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+def test_a_basis_does_to_each_side_what_it_says(spec: Spec) -> None:
+    w, rng = weights_of(spec), np.random.default_rng(spec.seed)
+
+    def basis() -> Basis:
+        small = spec.width - 2
+        return Basis(
+            *(rng.standard_normal((spec.heads, *s)) / spec.width**0.5 for s in ((small, spec.width), (spec.width, small)))
+        )
+
+    with tempfile.TemporaryDirectory() as folder:
+        dense, small = Path(folder) / "dense.onnx", Path(folder) / "small.onnx"
+        onnx.save(build(spec, w), dense)
+        site = match(OnnxGraph(load_model(dense)))[1][0]
+        qk, vo = basis(), basis()
+        plan = Plan({f"{site.name}.qk": qk, f"{site.name}.vo": vo})
+        compile_onnx(load_model(dense), dense, small, Request(plan=plan, passes=(MatchSites(),)), "m", lambda stage: None)
+        x = rng.standard_normal((2, spec.tokens, spec.model)).astype(np.float32)
+        got = ort.InferenceSession(small).run(None, {"x": x})[0]
+    expected = rotated(spec, x, w, qk, vo)
+    assert np.abs(got - expected).max() <= 5e-5 * max(1.0, np.abs(expected).max())

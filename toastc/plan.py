@@ -3,7 +3,7 @@
 `Keep(index)`: these channels stay; index[groups, width'] holds positions within the group. An optional `fold`
 [groups, width, width'] lets the consumer make up for what is gone: its columns become `W . fold`.
 `Basis(left, right)`: producers become `left . W`, the consumer `W . right`; left [groups, width', width],
-right [groups, width, width'].
+right [groups, width, width']. Between Q and K, Q is the producer and K the consumer: q' = left q, k' = right^T k.
 """
 
 from __future__ import annotations

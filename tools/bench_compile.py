@@ -2,8 +2,8 @@
 
     python tools/bench_compile.py [--models B,L,H] [--repeats 3] [--keep FOLDER] [--out benchmarks/compile-cpu.json]
 
-Random weights, no data, every width halved (qk, vo, ffn). Prints a table and the targets, met or missed, and writes
-every single measurement as JSON. Per model, taking turns, everything in a fresh process:
+Random weights, no data, every width halved (qk, vo, ffn). Prints a table and the targets, met or missed; writes every
+measurement as JSON. Per model, taking turns, everything in a fresh process:
 
     cp             cp of the input file(s) into the folder toastc writes to, then fsync; toastc fsyncs its output too
     toastc         toastc MODEL.onnx -o OUT.onnx --ratios r.json --no-verify --quiet --json
@@ -12,10 +12,9 @@ every single measurement as JSON. Per model, taking turns, everything in a fresh
     torch-pruning  MetaPruner as in its examples/transformers/prune_timm_vit.py --bottleneck: L2, heads kept, head dims
                    and FFN halved; the time is graph build + prune with the weights in memory, the peak the process's
 
-The time is from start to exit (torch-pruning times itself), the peak is ru_maxrss, mapped pages of files included. (A
-child inherits its parent's peak on Linux, so nothing heavy is imported here.) Before each measurement dirty pages are
-written back and the input is read once: everybody reads from the page cache. The matcher's time is from toastc's own
-"seconds"; `toastc --help` is the median of ten.
+Times are from start to exit (torch-pruning times itself), the peak is ru_maxrss, mapped pages of files included; a child
+inherits its parent's, so nothing heavy is imported here. Before each measurement dirty pages are written back and the
+input is read once: everybody reads from the page cache. The matcher's time is from toastc's own "seconds".
 """
 
 from __future__ import annotations
@@ -42,12 +41,11 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = {"B": "vit_base_patch16_224", "L": "vit_large_patch16_224", "H": "vit_huge_patch14_224"}
 RATIOS = {"attention": {"qk": 0.5, "vo": 0.5}, "ffn": 0.5}
-PACKAGES = ("torch", "timm", "onnx-ir", "onnxruntime", "torch-pruning", "numpy")
 TOASTC = str(Path(sys.executable).with_name("toastc"))
 COPY = 'to=$1; shift; cp --reflink=never --sparse=never "$@" "$to" && sync "$to"/*'  # sync FILE is fsync
 LIBRARIES = "import onnx_ir, onnx.reference, onnxruntime"  # what toastc imports; their memory is not the model's
 IMPORTED = "import sys; from toastc.cli import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
-Run = dict[str, Any]  # "seconds", "peak" in bytes, and what else there is to tell
+Run = dict[str, Any]  # "seconds", "cpu" seconds, "peak" in bytes, and what else there is to tell
 
 
 def random_vit(name: str) -> Any:
@@ -82,7 +80,7 @@ def torch_pruning(name: str) -> None:
 
     model, image = random_vit(name), torch.randn(1, 3, 224, 224)
     attentions, ffns = ([m for m in model.modules() if isinstance(m, kind)] for kind in (Attention, Mlp))
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     pruner = tp.pruner.MetaPruner(
         model, image, importance=tp.importance.GroupMagnitudeImportance(p=2), global_pruning=False, pruning_ratio=0.5, round_to=2,
         ignored_layers=[model.head, *(m.fc2 for m in ffns)], num_heads={m.qkv: m.num_heads for m in attentions},
@@ -93,9 +91,9 @@ def torch_pruning(name: str) -> None:
     for m in attentions:
         m.attn_dim = m.qkv.out_features // 3
         m.head_dim = m.attn_dim // m.num_heads
-    seconds = time.perf_counter() - start
+    took = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - used, "build": built - start}
     assert model(image).shape == (1, 1000), "the pruned model does not run"
-    print(json.dumps({"seconds": seconds, "build": built - start, "params": sum(p.numel() for p in model.parameters())}))
+    print(json.dumps(took | {"params": sum(p.numel() for p in model.parameters())}))
 
 
 def measure(*command: str | Path) -> Run:
@@ -109,7 +107,8 @@ def measure(*command: str | Path) -> Run:
         if process.returncode != 0:
             raise SystemExit(f"exit code {process.returncode}: {' '.join(map(str, command))}")
         out.seek(0)
-        return {"seconds": seconds, "peak": usage.ru_maxrss * 1024, "stdout": out.read()}
+        cpu = usage.ru_utime + usage.ru_stime
+        return {"seconds": seconds, "cpu": cpu, "peak": usage.ru_maxrss * 1024, "stdout": out.read()}
 
 
 def files_of(model: Path) -> list[Path]:
@@ -182,14 +181,14 @@ def ranged(values: Sequence[float]) -> str:
 
 
 def costs(found: dict[str, Any]) -> Table:
-    table = Table(title="Every width halved: medians (ranges); input in the page cache, fsync of what is written included")
-    for heading in ("", "seconds", "x cp", "peak MB", "x input", "matcher, seconds"):
+    table = Table(title="Every width halved: medians (ranges), warm page cache, fsync of what is written included")
+    for heading in ("", "seconds", "x cp", "CPU seconds", "peak MB", "x input", "matcher, seconds"):
         table.add_column(heading, justify="right" if heading else "left")
     for letter, case in found.items():
         table.add_row(f"ViT-{letter}: {case['input'] / 1e6:,.0f} MB", style="bold")
         for name, runs in case["runs"].items():
             peak, by_cp = middle(runs, "peak"), middle(runs, "seconds") / middle(case["runs"]["cp"], "seconds")
-            row = [f"{by_cp:.1f}", f"{peak / 1e6:,.0f}", f"{peak / case['input']:.2f}"]
+            row = [f"{by_cp:.1f}", f"{middle(runs, 'cpu'):.2f}", f"{peak / 1e6:,.0f}", f"{peak / case['input']:.2f}"]
             row.append(ranged([r["stages"]["match-sites"] for r in runs]) if "stages" in runs[0] else "")
             table.add_row(f"  {name}", ranged([r["seconds"] for r in runs]), *row)
     return table
@@ -209,8 +208,8 @@ def targets(case: dict[str, Any], helps: Sequence[float], libraries: int) -> dic
 
 def machine() -> dict[str, Any]:
     commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True).strip()
-    about = {"commit": commit, "cpus": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()}
-    return about | {"platform": platform.platform(), "packages": {name: version(name) for name in PACKAGES}}
+    installed = {name: version(name) for name in ("torch", "timm", "onnx-ir", "onnxruntime", "torch-pruning", "numpy")}
+    return {"commit": commit, "cpus": os.cpu_count(), "load": os.getloadavg(), "on": platform.platform(), "packages": installed}
 
 
 def main() -> int:
@@ -230,8 +229,8 @@ def main() -> int:
         models = {letter: exported(letter, folder) for letter in args.models}
         about, helps = machine(), [measure(TOASTC, "--help")["seconds"] for _ in range(11)][1:]
         libraries = measure(sys.executable, "-c", LIBRARIES)["peak"]
-        with prepared(models[args.models[0]]) as to:
-            modules = measure(sys.executable, "-c", IMPORTED, *arguments(models[args.models[0]], to))["stdout"].split()
+        with prepared(first := models[args.models[0]]) as to:
+            modules = measure(sys.executable, "-c", IMPORTED, *arguments(first, to))["stdout"].split()
         found = measure_all(models, args.repeats)
     wanted = targets(found[args.models[-1]], helps, libraries)
     console = Console(highlight=False, width=120)
@@ -242,7 +241,7 @@ def main() -> int:
     console.print(f"A compile of ONNX to ONNX imports torch: {'torch' in modules}")
     result = {"machine": about, "ratios": RATIOS, "page_cache": "warm", "fsync": "included in cp and toastc", "targets": wanted}
     result |= {"libraries_peak": libraries, "help_seconds": helps, "torch_imported": "torch" in modules, "models": found}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 

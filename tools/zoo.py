@@ -91,9 +91,9 @@ def short(node: str, reason: str) -> str:
 
 
 def one_line(problem: BaseException) -> str:
-    """The first line of an exception; of ONNX Runtime's the part that says something, of Dynamo's what it wraps."""
+    """The first line of an exception, no paths; of ONNX Runtime's the part that says something, of Dynamo's what it wraps."""
     text = re.sub(r"\[ONNXRuntimeError\].* running (\w+) node.*bool\) ", r"\1: ", f"{type(problem).__name__}: {problem}")
-    return re.sub(r"\A.* raised:\n|\x1b\[[0-9;]*m", "", text).strip().partition("\n")[0][:250]
+    return re.sub(r"\A.* raised:\n|\x1b\[[0-9;]*m|/\S+/", "", text).strip().partition("\n")[0][:250]
 
 
 class Models:

@@ -192,7 +192,7 @@ class Work:
                 m
                 for member, choice, groups in members.get((source.op, source.slot), ())
                 if member.axes == source.axes
-                for m in mixtures(member, choice, groups, order, member.role == "out")
+                for m in mixtures(member, choice, groups, order, member.role in ("k", "out"))
             ]
             by_operand.setdefault((source.op, source.slot), []).append(Cut(source.axes, order, tuple(mixed)))
         for (op, slot), cuts in by_operand.items():
