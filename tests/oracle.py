@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from toastc.passes import MatchSites, recipe
-from toastc.passes.match import match
 
 from toastc.compile_onnx import Request, compile_onnx
 from toastc.graphs.onnx import OnnxGraph, load_model
+from toastc.passes import MatchSites, recipe
+from toastc.passes.match import match
 from toastc.plan import Basis, Choice, Keep, Plan
 from toastc.ratios import parse
 from toastc.sites import Site
@@ -87,11 +87,10 @@ def check_onnx(
 
 def check_module(model: Any, args: Sequence[Any], *, basis: bool = False, seed: int = 0) -> float:
     """The same for a torch module, through torch.export."""
-    from toastc.passes.shrink import shrink
-    from toastc.passes.verify_module import verify_modules
-
     from toastc.compile_module import export
     from toastc.graphs.fx import FxGraph
+    from toastc.passes.shrink import shrink
+    from toastc.passes.verify_module import verify_modules
 
     gm, args = export(model, args)
     dense, graph = copy.deepcopy(gm), FxGraph(gm)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from toastc.passes import RECIPES
-from toastc.passes.plan_ratios import best
-from toastc.passes.score_weights import distance_to_median
 from torch import nn
 from zoo_exports import quiet
 from zoo_models import FAMILIES
 
 import toastc
 from toastc.errors import NothingToPrune
+from toastc.passes import RECIPES
+from toastc.passes.plan_ratios import best
+from toastc.passes.score_weights import distance_to_median
 
 torch.set_num_threads(1)
 
