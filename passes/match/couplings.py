@@ -10,7 +10,8 @@ import numpy as np
 from toastc.graphs import Kind, Op
 from toastc.sites import Coupling, Member
 
-from .flow import Flow, Source
+from .flow import Flow
+from .records import Source
 
 
 @dataclass(frozen=True, eq=False)

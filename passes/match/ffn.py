@@ -8,8 +8,8 @@ from toastc.graphs import Kind, Op
 from toastc.sites import Reject, Site
 
 from .couplings import Ledger, coupling, linear_ops
-from .flow import Source
 from .names import site_name
+from .records import Source
 
 
 def find_ffn(ledger: Ledger, taken: set[int]) -> tuple[list[Site], list[Reject]]:

@@ -20,7 +20,7 @@ from toastc.sites import Coupling, Member, Site
 from toastc.views import compact
 
 from ..match.couplings import Ledger
-from ..match.flow import Source
+from ..match.records import Source
 from .cuts import Cut, install, mixtures
 from .regions import emit_exits, lone_shape, plan_exits, rebuild_above
 

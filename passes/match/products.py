@@ -1,0 +1,120 @@
+"""Products of two tensors: contractions over channels (Q.K'), and mixes that let channels pass (P.V).
+
+A product's `spec` is its equation, one letter an axis: (left, right, output). Labels tell the two kinds apart: if
+they vary along a letter that is summed over, it is a contraction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from toastc.graphs import Op
+from toastc.labels import NONE, collapse
+
+from .records import Contraction, Mix
+
+if TYPE_CHECKING:
+    from .flow import Flow
+
+
+def product(flow: Flow, op: Op) -> None:
+    left, right, out = op.spec
+    a, b = flow.of(op, 0), flow.of(op, 1)
+    if a is None and b is None:
+        return
+    summed = [x for x in left if x in right and x not in out]
+    carried = [x for x in summed if size(a, left, x) > 1 or size(b, right, x) > 1]
+    if carried:
+        return contract(flow, op, a, b, carried)
+    free = [[x for x in own if x in out and x not in other] for own, other in ((left, right), (right, left))]
+    carries = [t is not None and any(size(t, s, x) > 1 for x in f) for t, s, f in ((a, left, free[0]), (b, right, free[1]))]
+    if all(carries):
+        for labels in (a, b):
+            flow.pin(op, labels, f"both operands of {op} carry channels outwards")  # type: ignore[arg-type]
+        return None
+    value, spec, slot = (b, right, 0) if carries[1] or (not carries[0] and b is not None) else (a, left, 1)
+    if value is None:
+        return None
+    other = a if slot == 0 else b
+    out_labels = over(value, spec, out)
+    if not any(carries):  # nothing but heads on the axes both share
+        if other is not None:
+            flow.classes.tie(out_labels, over(other, left if slot == 0 else right, out))
+        flow.put(op.outputs[0], out_labels)
+        return None
+    letters = [x for x in spec if x in out and size(value, spec, x) > 1]
+    groups = [x for x in letters if x in left and x in right]
+    inner = [x for x in letters if x not in groups]
+    ids = over(value, spec, "".join(groups + inner))
+    ids = ids.reshape(int(np.prod(ids.shape[: len(groups)])), -1)
+    heads = None
+    if other is not None:
+        other_spec = left if slot == 0 else right
+        heads = heads_of(flow, other, other_spec, groups)
+        if heads is None:
+            flow.pin(op, other, f"{op} does not keep its heads apart")
+    flow.mixes.append(Mix(op, slot, ids, heads))
+    flow.put(op.outputs[0], out_labels)
+    return None
+
+
+def heads_of(flow: Flow, labels: np.ndarray, spec: str, groups: list[str]) -> np.ndarray | None:
+    if any(size(labels, spec, x) > 1 for x in spec if x not in groups):
+        return None
+    return over(labels, spec, "".join(groups)).reshape(-1)
+
+
+def contract(flow: Flow, op: Op, a: np.ndarray | None, b: np.ndarray | None, carried: list[str]) -> None:
+    left, right, out = op.spec
+    if a is None or b is None:
+        slot, labels, spec = (0, b, right) if a is None else (1, a, left)
+        assert labels is not None
+        if flow.graph.is_constant(op.inputs[slot]):
+            own = left if slot == 0 else right
+            letters = "".join(sorted(set(left) | set(right)))
+            wide = over(labels, spec, letters)
+            moved = over(wide, letters, own) if set(spec) & set(own) else labels
+            flow.meet_constant(op, slot, moved)
+            made = flow.sources[-1]
+            full = np.full(flow.graph.shape(op.inputs[slot]), NONE, np.int64)
+            view = [full.shape[i] if i in made.axes else 1 for i in range(full.ndim)]
+            full = np.broadcast_to(made.ids.reshape(view), full.shape)
+            a, b = (collapse(full), b) if slot == 0 else (a, collapse(full))
+        else:
+            return flow.pin(op, labels, f"{op} multiplies it with a tensor no linear makes")
+    assert a is not None and b is not None
+    shared = [x for x in left if x in right and x in out]
+    groups = [x for x in shared if size(a, left, x) > 1 or size(b, right, x) > 1]
+    stray = [x for t, s in ((a, left), (b, right)) for x in s if size(t, s, x) > 1 and x not in groups + carried]
+    if stray:
+        for labels in (a, b):
+            flow.pin(op, labels, f"{op} carries its channels outwards and sums over them at once")
+        return None
+    order = "".join(groups + carried)
+    q, k = np.broadcast_arrays(over(a, left, order), over(b, right, order))
+    count = int(np.prod(q.shape[: len(groups)]))
+    heads = None
+    if count > 1:
+        heads = flow.classes.new(count)
+        sizes = [q.shape[groups.index(x)] if x in groups else 1 for x in out]
+        order_out = [x for x in out if x in groups]
+        array = heads.reshape(q.shape[: len(groups)])
+        array = np.transpose(array, [groups.index(x) for x in order_out]).reshape(sizes)
+        flow.put(op.outputs[0], np.ascontiguousarray(array))
+    flow.contractions.append(Contraction(op, q.reshape(count, -1), k.reshape(count, -1), heads))
+    return None
+
+
+def size(labels: np.ndarray | None, spec: str, letter: str) -> int:
+    return labels.shape[spec.index(letter)] if labels is not None and letter in spec else 1
+
+
+def over(labels: np.ndarray, spec: str, letters: str) -> np.ndarray:
+    """Labels over `spec` seen over `letters`: axes are moved, missing ones have size 1, dropped ones are flat."""
+    index = tuple(slice(None) if x in letters else 0 for x in spec)
+    kept = [x for x in spec if x in letters]
+    array = labels[index]
+    array = np.transpose(array, [kept.index(x) for x in letters if x in kept])
+    return array.reshape([array.shape[[y for y in letters if y in kept].index(x)] if x in kept else 1 for x in letters])
