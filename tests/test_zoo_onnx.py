@@ -14,8 +14,6 @@ from toastc import api
 
 torch.set_num_threads(1)
 
-# Exporter failures, each seen in the exporter alone: see docs/zoo.md.
-NO_TORCHSCRIPT = {"hf_vit_mae", "hf_dinov3", "eva02_tiny", "eva02_base"}
 VARIANTS = ("dynamo20-dyn", "ts17")
 DEEP = ("deit_tiny", "swin_tiny", "hf_bert", "torch_encoder", "eva02_tiny")
 DEEP_VARIANTS = ("dynamo18", "dynamo23-dyn", "dynamo24", "ts17-dyn", "onnxslim-dyn", "onnxsim", "ort-dyn", "ort")
@@ -24,7 +22,7 @@ DEEP_VARIANTS = ("dynamo18", "dynamo23-dyn", "dynamo24", "ts17-dyn", "onnxslim-d
 def cases() -> list[tuple[str, str]]:
     pairs = [(name, variant) for name in FAMILIES for variant in VARIANTS]
     pairs += [(name, variant) for name in DEEP for variant in DEEP_VARIANTS]
-    return [(n, v) for n, v in pairs if not (v.startswith("ts17") and n in NO_TORCHSCRIPT)]
+    return pairs
 
 
 def counted(family: Family, found: dict) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from .compile_onnx import Request, choose
 from .cost import saved_macs
 from .errors import ToastcError, VerificationFailed
-from .graphs.fx import FxGraph
+from .graphs.fx import FxGraph, drop_unused
 from .pipeline import State, run
 from .plan import Plan
 from .report.data import Report, Size, coupling_rows
@@ -43,14 +43,22 @@ def export(model: Any, example_inputs: Sequence[Any] | None) -> tuple[fx.GraphMo
     """A graph with parameters of its own; the batch stays free where the model allows it."""
     if type(model).__name__ == "ExportedProgram":
         args = model.example_inputs[0] if example_inputs is None else tuple(example_inputs)
-        return copy.deepcopy(model.module(check_guards=False)), tuple(args)
+        return alive(copy.deepcopy(model.module(check_guards=False))), tuple(args)
     args = tuple(example_inputs) if example_inputs is not None else example_inputs_of(model)
     if model.training:
         raise ToastcError(f"{type(model).__name__}: is in training mode; call model.eval() first")
     free = tuple({0: torch.export.Dim.AUTO} if isinstance(a, torch.Tensor) and a.ndim and a.shape[0] > 1 else None for a in args)
     with torch.no_grad():
         program = torch.export.export(model, args, dynamic_shapes=free, strict=False)
-    return copy.deepcopy(program.module(check_guards=False)), args
+    return alive(copy.deepcopy(program.module(check_guards=False))), args
+
+
+def alive(gm: fx.GraphModule) -> fx.GraphModule:
+    """Without what no output needs, so that it is not counted before the cut and missing after."""
+    gm.graph.eliminate_dead_code()
+    drop_unused(gm)
+    gm.recompile()
+    return gm
 
 
 def open_module(model: Any, example_inputs: Sequence[Any] | None = None) -> FxGraph:

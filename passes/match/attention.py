@@ -63,7 +63,7 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
         site = build(ledger, mix, contraction, candidates[0])
         for c in (*site.couplings, *([site.heads] if site.heads else [])):
             if c.reason and c.name != "heads":
-                rejects.append(Reject(f"{site.name}.{c.name}", c.reason))
+                rejects.append(Reject(f"{site.name or mix.op}.{c.name}", c.reason))
         if any(c.prunable for c in site.couplings):
             sites.append(site)
     for op in graph.ops:

@@ -55,7 +55,7 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
             str(op) for op, _ in sorted(consumers, key=lambda o: o[0].name)
         )  # type: ignore[misc]
     if reason:
-        return Reject(name, reason)
+        return Reject(name or str(consumer.op), reason)
     width = hidden.groups * hidden.width
     return Site(name, "ffn", (hidden,), width * hidden.channel_macs, width * hidden.channel_params, hidden=width)
 
@@ -78,7 +78,7 @@ def blocked(ledger: Ledger, known: np.ndarray) -> list[Reject]:
         end = linear_below(ledger, pin.op, len(source.ids))
         if end is not None and graph.shape(end.inputs[1])[end.weight_axes[1]] == width_in:
             known[roots] = True
-            rejects.append(Reject(site_name([source.op.path, end.path], "mlp"), pin.reason))
+            rejects.append(Reject(site_name([source.op.path, end.path], "mlp") or str(source.op), pin.reason))
     return rejects
 
 

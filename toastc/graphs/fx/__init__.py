@@ -7,5 +7,6 @@ nothing but their names, and labels are pushed by calling each node's own target
 from __future__ import annotations
 
 from .adapter import FxGraph
+from .edit import drop_unused
 
-__all__ = ["FxGraph"]
+__all__ = ["FxGraph", "drop_unused"]

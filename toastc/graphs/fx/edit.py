@@ -125,15 +125,20 @@ class FxEdits:
             elif node.op == "call_method" and node.target == "view" and not isinstance(node.args[1], torch.dtype):
                 node.target = "reshape"
         self.gm.graph.eliminate_dead_code()
-        used = {str(n.target) for n in self.gm.graph.nodes if n.op == "get_attr"}
-        for name in [n for n, _ in (*self.gm.named_parameters(), *self.gm.named_buffers()) if n not in used]:
-            owner, _, leaf = name.rpartition(".")
-            module = self.gm.get_submodule(owner)
-            module._parameters.pop(leaf, None)
-            module._buffers.pop(leaf, None)
-        self.gm.delete_all_unused_submodules()
+        drop_unused(self.gm)
         self.gm.graph.lint()
         self.gm.recompile()
+
+
+def drop_unused(gm: fx.GraphModule) -> None:
+    """Forget parameters, buffers and submodules that the graph does not read."""
+    used = {str(n.target) for n in gm.graph.nodes if n.op == "get_attr"}
+    for name in [n for n, _ in (*gm.named_parameters(), *gm.named_buffers()) if n not in used]:
+        owner, _, leaf = name.rpartition(".")
+        module = gm.get_submodule(owner)
+        module._parameters.pop(leaf, None)
+        module._buffers.pop(leaf, None)
+    gm.delete_all_unused_submodules()
 
 
 def gqa(node: fx.Node) -> dict[str, Any]:

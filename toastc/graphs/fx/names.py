@@ -16,7 +16,7 @@ def hint(size: Any) -> Any:
     if isinstance(size, torch.SymInt):
         value = size.node.hint
         return int(value if value is not None else size.node.shape_env.size_hint(size.node.expr))
-    return size
+    return tuple(hint(s) for s in size) if isinstance(size, tuple | list) else size
 
 
 def owner_of(node: fx.Node) -> str:

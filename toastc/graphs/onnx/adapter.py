@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from .. import Dim, Kind, Op, Value
 from . import facts as facts_of
+from .branches import inline_known_branches
 from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_macs, attention_spec, kind_of, product_spec, reduced_axes
 from .edit import OnnxEdits
 from .files import read_tensor
@@ -26,9 +27,9 @@ class OnnxGraph(OnnxEdits):
         self.model = model
         self.graph = model.graph
         self.opsets = dict(model.graph.opset_imports)
-        small = facts_of.sizes_for(model)
-        self.facts = facts_of.gather(model, small)
-        self._other = facts_of.gather(model, facts_of.sizes_for(model, large=True)) if small else self.facts
+        self._gather()
+        while inline_known_branches(self.graph, self.facts, self._other):
+            self._gather()
         self.batch = self._batch()
         self._tensors = {v: v.const_value for v in self.graph.initializers.values() if v.const_value is not None}
         self._recipes: dict[ir.Value, tuple[onnx.NodeProto, tuple[ir.Value, ...], int]] = {}  # how constants are computed
@@ -74,6 +75,8 @@ class OnnxGraph(OnnxEdits):
         return np.asarray(arrays[position])
 
     def identity(self, value: Value) -> Hashable:
+        while (node := value.producer()) is not None and node.op_type == "Identity":  # type: ignore[attr-defined]
+            value = node.inputs[0]
         return value
 
     def constant_name(self, op: Op, slot: int) -> str:
@@ -106,9 +109,14 @@ class OnnxGraph(OnnxEdits):
     @staticmethod
     def count_parameters(model: ir.Model) -> int:
         tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
-        return sum(int(t.size) for t in tensors if t.dtype.is_floating_point())
+        return sum(int(t.size) for t in tensors if t.dtype.is_floating_point() and t.size > 1)
 
     # ---- building the view -------------------------------------------------------------------------------
+
+    def _gather(self) -> None:
+        small = facts_of.sizes_for(self.model)
+        self.facts = facts_of.gather(self.model, small)
+        self._other = facts_of.gather(self.model, facts_of.sizes_for(self.model, large=True)) if small else self.facts
 
     def _batch(self) -> int:
         for value in facts_of.runtime_inputs(self.model):

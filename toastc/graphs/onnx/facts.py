@@ -7,6 +7,7 @@ with different numbers tells which sizes are only known at run time. Weights are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -105,6 +106,8 @@ def visit(facts: Facts, node: ir.Node, opsets: dict[str, int], imports: list[onn
         start = node.attributes["start"].as_int() if "start" in node.attributes else 0
         end = node.attributes["end"].as_int() if "end" in node.attributes else None
         return note_data(facts, node.outputs[0], np.array(facts.shapes[given[0]], np.int64)[start:end])
+    if node.op_type == "Size" and given[0] in facts.shapes:
+        return note_data(facts, node.outputs[0], np.array(math.prod(facts.shapes[given[0]]), np.int64))
     if node.op_type not in RANDOM and given and all(v in facts.data for v in given):
         try:
             arrays = evaluate(node, [facts.data[v] for v in given], opsets)

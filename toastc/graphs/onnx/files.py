@@ -139,7 +139,7 @@ def staged(target: Path) -> Iterator[Path]:
 def write_model(model: ir.Model, path: Path, external: bool | None = None) -> None:
     """Large models put their weights into `<name>.data` beside the file."""
     if external is None:
-        external = weight_bytes(model) > SINGLE_FILE_LIMIT
+        external = is_external(model) or weight_bytes(model) > SINGLE_FILE_LIMIT
     ir.save(model, path, external_data=f"{path.name}.data" if external else None, size_threshold_bytes=1024)
 
 
