@@ -13,6 +13,7 @@ from .match import MatchSites
 from .plan_ratios import PlanRatios
 from .score_weights import ScoreWeights
 from .shrink import Shrink
+from .spelling import parse_passes
 
 # Sizes of both sides of each channel, multiplied: the strongest score that needs no data.
 MAGNITUDE: tuple[Pass, ...] = (MatchSites(), ScoreWeights(by="l2"), PlanRatios())
@@ -34,4 +35,4 @@ def recipe(name: str) -> tuple[Pass, ...]:
     return RECIPES[name]
 
 
-__all__ = ["RECIPES", "MatchSites", "PlanRatios", "ScoreWeights", "Shrink", "recipe"]
+__all__ = ["RECIPES", "MatchSites", "PlanRatios", "ScoreWeights", "Shrink", "parse_passes", "recipe"]

@@ -194,11 +194,9 @@ def save(model: onnx.ModelProto, path: Path) -> Path:
     return path
 
 
-def save_external(model: onnx.ModelProto, path: Path, location: str | None = None) -> Path:
-    """All weights of more than 64 bytes in one file beside the model."""
-    location = location or f"{path.name}.data"
-    onnx.save(onnx.ModelProto.FromString(model.SerializeToString()), path, save_as_external_data=True, location=location,
-              size_threshold=64)  # fmt: skip
+def save_external(model: onnx.ModelProto, path: Path, location: str | None = None, threshold: int = 1024) -> Path:
+    """Weights of `threshold` bytes or more in one file beside the model."""
+    onnx.save(model, path, save_as_external_data=True, location=location or f"{path.name}.data", size_threshold=threshold)
     return path
 
 

@@ -31,6 +31,7 @@ def prune(
     target: str | float | None = None,
     plan: Plan | str | Path | None = None,
     recipe: str = "default",
+    passes: str | None = None,
     output: str | Path | None = None,
     example_inputs: Sequence[Any] | None = None,
     seed: int = 0,
@@ -42,9 +43,10 @@ def prune(
 
     `model` is a path to an ONNX file, an onnx ModelProto, an onnx_ir Model, an onnx_graphsurgeon Graph, or a
     torch nn.Module / ExportedProgram. Instead of ratios, `target="macs=0.6"` keeps that share of the MACs, and
-    `plan` replays a plan.
+    `plan` replays a plan. `passes` spells a pipeline instead of a named recipe: `score-weights{by=l1},plan-ratios`.
     """
     from .compile_onnx import Request
+    from .passes import parse_passes
     from .passes import recipe as passes_of
 
     if sum(x is not None for x in (ratios, target, plan)) != 1:
@@ -53,7 +55,7 @@ def prune(
         None if ratios is None else read_ratios(ratios),
         None if target is None else parse_target(target),
         Plan.load(Path(plan)) if isinstance(plan, str | Path) else plan,
-        recipe, passes_of(recipe), seed, verify, dry_run,
+        passes or recipe, parse_passes(passes) if passes else passes_of(recipe), seed, verify, dry_run,
     )  # fmt: skip
     if is_torch(model):
         from .compile_module import compile_module

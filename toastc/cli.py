@@ -47,6 +47,7 @@ def parser_for(command: str) -> Parser:
         what.add_argument("--target", metavar="macs=0.6", help="share of the MACs to keep, spread evenly")
         what.add_argument("--plan", type=Path, metavar="P.safetensors", help="replay a plan written by --plan-out")
         p.add_argument("--recipe", default="default", metavar="NAME", help="default, magnitude, magnitude-l1, geometric-median")
+        p.add_argument("--passes", metavar="P,Q", help='spell the recipe: "score-weights{by=geometric-median},plan-ratios"')
         p.add_argument("--plan-out", type=Path, metavar="P.safetensors", help="also save the plan")
         p.add_argument("--report", type=Path, metavar="OUT.html", help="also save the report as a page")
         p.add_argument("--dry-run", action="store_true", help="plan and report, write nothing")
@@ -139,8 +140,8 @@ def run_prune(args: argparse.Namespace) -> int:
         raise ToastcError("give -o OUT.onnx, or --dry-run")
     with progress(8, args.quiet) as tell:
         result = prune(
-            args.model, args.ratios, target=args.target, plan=args.plan, recipe=args.recipe, output=args.output,
-            seed=args.seed, verify=not args.no_verify, dry_run=args.dry_run, tell=tell,
+            args.model, args.ratios, target=args.target, plan=args.plan, recipe=args.recipe, passes=args.passes,
+            output=args.output, seed=args.seed, verify=not args.no_verify, dry_run=args.dry_run, tell=tell,
         )  # fmt: skip
     if args.plan_out is not None:
         result.plan.save(args.plan_out)

@@ -54,7 +54,7 @@ def random_vit(name: str) -> Any:
     import torch
 
     torch.manual_seed(0)
-    model = timm.create_model(name).eval()
+    model = timm.create_model(name, num_classes=1000).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.min() == parameter.max():

@@ -58,16 +58,22 @@ def by_site(report: Report) -> dict[str, dict[str, str]]:
 
 def print_sites(data: Mapping[str, Any], console: Console) -> None:
     table = Table(title=str(data["model"]), title_justify="left")
-    for heading in ("site", "kind", "heads", "head_dim", "v_head_dim", "hidden", "MACs", "params", "not prunable"):
-        table.add_column(heading, justify="left" if heading in ("site", "kind", "not prunable") else "right")
-    for site in data["sites"]:  # type: ignore[attr-defined]
-        why = "; ".join(f"{c['name']}: {c['reason']}" for c in site["couplings"] if not c["prunable"])
-        numbers = [str(site[k] or "") for k in ("heads", "head_dim", "v_head_dim", "hidden")]
-        table.add_row(site["name"], site["kind"], *numbers, human(site["macs"]), human(site["params"]), why)
+    table.add_column("site", no_wrap=True)
+    for heading in ("heads", "qk", "vo", "hidden", "MACs", "params"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for site in data["sites"]:
+        fixed = {c["name"] for c in site["couplings"] if not c["prunable"]}
+        widths = {"qk": site["head_dim"], "vo": site["v_head_dim"], "hidden": site["hidden"]}
+        cells = [f"({n})" if name in fixed else str(n or "") for name, n in widths.items()]
+        heads = f"({site['heads']})" if site["heads"] and not site["heads_prunable"] else str(site["heads"] or "")
+        table.add_row(site["name"], heads, *cells, human(site["macs"]), human(site["params"]))
     console.print(table)
-    for reject in data["rejects"]:  # type: ignore[attr-defined]
+    for site in data["sites"]:
+        if site["heads"] and site["heads_reason"]:
+            console.print(f"heads stay: {site['name']}: {site['heads_reason']}", markup=False, highlight=False)
+    for reject in data["rejects"]:
         console.print(f"rejected: {reject['node']}: {reject['reason']}", markup=False, highlight=False)
-    console.print(f"model: {human(data['macs'])} MACs, {human(data['params'])} params", highlight=False)  # type: ignore[arg-type]
+    console.print(f"model: {human(data['macs'])} MACs, {human(data['params'])} params; (n) can not be cut", highlight=False)
 
 
 def print_bench(data: Mapping[str, Any], console: Console) -> None:

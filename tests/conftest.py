@@ -1,0 +1,57 @@
+"""What the tests of the command share: a tiny model, and the command itself, in a process of its own or in this one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plain tiny ViT as a file."""
+    return models.save(models.vit(), tmp_path_factory.mktemp("tiny") / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
+def ratio_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ratios") / "r.json"
+    path.write_text(json.dumps(RATIOS))
+    return path
+
+
+@pytest.fixture(scope="session")
+def toastc() -> Command:
+    """`toastc(*args)`: the command in a process of its own."""
+
+    def call(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "toastc", *map(str, args)]
+        return subprocess.run(command, **{"capture_output": True, "text": True, "timeout": 120, "check": False} | options)
+
+    return call
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str]) -> Command:
+    """`here(*args)`: the command in this process, which is faster; nothing may escape from it but an exit status."""
+    from toastc.cli import main
+
+    def call(*args: object) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        try:
+            status: Any = main([str(a) for a in args])
+        except SystemExit as stop:  # argparse
+            status = stop.code
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(list(map(str, args)), status, out, err)
+
+    return call
