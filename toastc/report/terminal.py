@@ -69,7 +69,8 @@ def print_sites(data: Mapping[str, Any], console: Console) -> None:
         table.add_row(site["name"], heads, *cells, human(site["macs"]), human(site["params"]))
     console.print(table)
     for site in data["sites"]:
-        if site["heads"] and site["heads_reason"]:
+        said = {c["reason"] for c in site["couplings"]}
+        if site["heads_reason"] and site["heads_reason"] not in said:
             console.print(f"heads stay: {site['name']}: {site['heads_reason']}", markup=False, highlight=False)
     for reject in data["rejects"]:
         console.print(f"rejected: {reject['node']}: {reject['reason']}", markup=False, highlight=False)
