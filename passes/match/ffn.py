@@ -75,6 +75,10 @@ def blocked(ledger: Ledger, known: np.ndarray) -> list[Reject]:
             continue
         pin = flow.pins[int(numbers[numbers >= 0].min())]
         width_in = graph.shape(source.op.inputs[1])[source.op.weight_axes[0]]
+        if pin.op is not None and pin.op.kind is Kind.OPAQUE and "run time" in pin.op.why:
+            known[roots] = True
+            rejects.append(Reject(site_name([source.op.path], "mlp") or str(source.op), pin.reason))
+            continue
         end = linear_below(ledger, pin.op, len(source.ids))
         if end is not None and graph.shape(end.inputs[1])[end.weight_axes[1]] == width_in:
             known[roots] = True

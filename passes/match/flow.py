@@ -190,4 +190,4 @@ class Flow:
         for slot in range(len(op.inputs)):
             labels = self.of(op, slot)
             if labels is not None:
-                self.pin(op, labels, f"{op} is not understood" if not op.axes else f"{op} mixes its channels")
+                self.pin(op, labels, f"{op} {op.why}")

@@ -54,6 +54,7 @@ class Op:
     weight_axes: tuple[int, int] = (0, 1)  # LINEAR
     attention: AttentionSpec | None = None
     macs: int = field(default=0)  # of one sample
+    why: str = "is not understood"  # OPAQUE
 
     def __str__(self) -> str:
         return f"{self.name} ({self.type})" if self.name else self.type

@@ -172,13 +172,15 @@ class OnnxGraph(OnnxEdits):
             kind = kind_of(node, constant, shapes) if node.domain in ("", "com.microsoft") else Kind.OPAQUE
         op = Op(kind, node.op_type, node.name or "", module_path(node), list(node.inputs),
                 [v if v in self.facts.shapes else None for v in node.outputs], node)  # fmt: skip
+        if kind is Kind.OPAQUE and any(v not in self.facts.shapes for v in node.outputs if v.uses()):
+            op.why = "has an output whose shape is only known at run time"
         if node.op_type == "Shape":
             op.inputs = []  # reads a size, which follows whatever the tensor becomes
         if kind is Kind.SHAPE and node.op_type != "Concat":
             if all(v is None or v in self.facts.data for v in node.inputs[1:]):
                 op.inputs = op.inputs[:1]  # the rest are sizes and positions
             else:
-                op.kind = Kind.OPAQUE
+                op.kind, op.why = Kind.OPAQUE, "takes its sizes at run time"
         if kind is Kind.ELEMENTWISE:
             op.effect = effect_of(node)
         elif kind is Kind.PRODUCT:

@@ -1,0 +1,100 @@
+"""What can not be cut is said, with its reason, and what stands beside it is still found."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from zoo_exports import quiet
+from zoo_models import FAMILIES
+
+from toastc import api
+
+torch.set_num_threads(1)
+
+
+def reasons(found: dict) -> str:
+    return " | ".join(f"{r['node']}: {r['reason']}" for r in found["rejects"])
+
+
+def inspected(name: str) -> dict:
+    family = FAMILIES[name]
+    with quiet():
+        return api.inspect(family.small().eval(), example_inputs=tuple(family.inputs(False, 2).values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "coupling", "word"),
+    [("vit_qknorm", "qk", "layer_norm"), ("swinv2_tiny", "qk", "norm"), ("beit3_base", "vo", "layer_norm")],
+)
+def test_a_norm_over_channels_rejects_one_coupling_and_not_the_site(name: str, coupling: str, word: str) -> None:
+    found = inspected(name)
+    attention = [s for s in found["sites"] if s["kind"] == "attention"]
+    assert attention
+    for site in attention:
+        state = {c["name"]: c for c in site["couplings"]}
+        assert not state[coupling]["prunable"]
+        assert word in state[coupling]["reason"]
+        assert state["vo" if coupling == "qk" else "qk"]["prunable"]
+
+
+def test_talking_heads_keep_their_heads_and_lose_channels() -> None:
+    for site in [s for s in inspected("toy_talking")["sites"] if s["kind"] == "attention"]:
+        assert not site["heads_prunable"]
+        assert "heads" in site["heads_reason"]
+        assert all(c["prunable"] for c in site["couplings"])
+
+
+def test_attention_over_channels_is_rejected_with_its_reason() -> None:
+    found = inspected("xcit_tiny")
+    assert "softmax" in reasons(found)
+    assert "outwards" in reasons(found)
+
+
+class Twice(nn.Module):
+    """An FFN whose hidden channels feed two linears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(8, 32), nn.Linear(32, 8), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.fc1(x))
+        return x + self.fc2(h) * torch.sigmoid(self.fc3(h))
+
+
+def test_hidden_channels_used_twice() -> None:
+    found = api.inspect(Twice().eval(), example_inputs=(torch.zeros(2, 4, 8),))
+    assert found["sites"] == []
+    assert "used twice" in reasons(found)
+
+
+def test_hidden_channels_that_are_an_output() -> None:
+    assert "output of the model" in reasons(inspected("toy_leak"))
+
+
+def test_sizes_only_known_at_run_time() -> None:
+    """An FFN whose hidden tensor is reshaped by a shape that is an input of the model."""
+    rng = np.random.default_rng(0)
+    weights = {
+        n: numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n) for n, s in (("a", (8, 32)), ("b", (32, 8)))
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Reshape", ["r", "shape"], ["s"], name="late"),
+        helper.make_node("MatMul", ["s", "b"], ["y"]),
+    ]
+    given = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4, 8]),
+        helper.make_tensor_value_info("shape", TensorProto.INT64, [3]),
+    ]
+    out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "late", given, out, list(weights.values()))
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    found = api.inspect(model)
+    assert found["sites"] == []
+    assert "run time" in reasons(found)
