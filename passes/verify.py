@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from toastc.errors import VerificationFailed
+from toastc.errors import ToastcError, VerificationFailed
 from toastc.padding import pad_back
+from toastc.plan import check_plan
 
 from .match import match
 
@@ -61,8 +62,10 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
     small, graph = OnnxGraph(small_model), OnnxGraph(model)
     tolerance = tolerance_of(graph)
     try:
-        padded = pad_back(graph, match(graph)[1], small, match(small)[1], plan)
-    except VerificationFailed as error:
+        sites = match(graph)[1]
+        padded = pad_back(graph, sites, small, match(small)[1], plan)
+        check_plan(plan, sites)
+    except ToastcError as error:
         return Verification(False, float("inf"), tolerance, 0, 0, str(error))
     graph.finish()
     with tempfile.TemporaryDirectory(prefix="toastc-verify-") as folder:
@@ -74,7 +77,13 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
         feeds = [sample_inputs(model, sizes_for(model, large), seed) for large in sorted({False, bool(sizes_for(model))})]
         expected = [ort.run(pruned, feed) for feed in feeds]
         file = Path(folder) / "padded.onnx"
-        write_model(model, file, external=True)  # the runtime maps it, so that memory holds one copy
+        try:
+            write_model(model, file, external=True)  # the runtime maps it, so that memory holds one copy
+        except VerificationFailed as error:
+            return Verification(False, float("inf"), tolerance, 0, padded, str(error))
+        except OSError as error:
+            room = f"{tempfile.gettempdir()}: no room for the model that proves it ({error.strerror or error})"
+            raise ToastcError(f"{room}; set TMPDIR to another folder, or give --no-verify") from None
         got = [ort.run(file, feed) for feed in feeds]
     errors = [difference(b, a) for run_a, run_b in zip(expected, got, strict=True) for a, b in zip(run_a, run_b, strict=True)]
     worst = max(errors)

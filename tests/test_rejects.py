@@ -42,9 +42,10 @@ def test_a_norm_over_channels_rejects_one_coupling_and_not_the_site(name: str, c
 
 
 def test_talking_heads_keep_their_heads_and_lose_channels() -> None:
-    for site in [s for s in inspected("toy_talking")["sites"] if s["kind"] == "attention"]:
-        assert not site["heads_prunable"]
-        assert "heads" in site["heads_reason"]
+    found = inspected("toy_talking")
+    why = {r["node"]: r["reason"] for r in found["rejects"]}
+    for site in [s for s in found["sites"] if s["kind"] == "attention"]:
+        assert "heads apart" in why[f"{site['name']}.heads"]
         assert all(c["prunable"] for c in site["couplings"])
 
 

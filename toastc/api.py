@@ -11,8 +11,9 @@ from typing import Any
 
 from . import ratios as ratio_file
 from .errors import NoChange, ToastcError
+from .files import check_targets
 from .plan import Plan
-from .report.data import Report, site_dict
+from .report.data import Report, reject_dicts, site_dict
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ def prune(
     recipe: str = "default",
     passes: str | None = None,
     output: str | Path | None = None,
+    plan_out: str | Path | None = None,
+    report_out: str | Path | None = None,
     example_inputs: Sequence[Any] | None = None,
     seed: int = 0,
     verify: bool = True,
@@ -44,6 +47,7 @@ def prune(
     `model` is a path to an ONNX file, an onnx ModelProto, an onnx_ir Model, an onnx_graphsurgeon Graph, or a
     torch nn.Module / ExportedProgram. Instead of ratios, `target="macs=0.6"` keeps that share of the MACs, and
     `plan` replays a plan. `passes` spells a pipeline instead of a named recipe: `score-weights{by=l1},plan-ratios`.
+    `output`, `plan_out` and `report_out` are files to write the model, the plan and the report's page to.
     """
     from .compile_onnx import Request
     from .passes import parse_passes
@@ -57,26 +61,35 @@ def prune(
         Plan.load(Path(plan)) if isinstance(plan, str | Path) else plan,
         passes or recipe, parse_passes(passes) if passes else passes_of(recipe), seed, verify, dry_run,
     )  # fmt: skip
+    by_products = [Path(p) for p in (plan_out, report_out) if p is not None]
+    targets = by_products if output is None else [Path(output), Path(f"{output}.data"), *by_products]
+    check_targets(targets, [Path(p) for p in (model, ratios, plan) if isinstance(p, str | Path)])
     if is_torch(model):
         from .compile_module import compile_module
 
-        small, made, report = compile_module(model, example_inputs, request, tell)
-        return Result(small, made, report)
-    return prune_onnx(model, None if output is None else Path(output), request, tell)
+        result = Result(*compile_module(model, example_inputs, request, tell))
+    else:
+        result = prune_onnx(model, None if output is None else Path(output), targets, request, tell)
+    if plan_out is not None:
+        result.plan.save(Path(plan_out))
+    if report_out is not None:
+        from .report.page import write_page
+
+        write_page(result.report, Path(report_out))
+    return result
 
 
-def prune_onnx(model: Any, output: Path | None, request: Any, tell: Callable[[str], None]) -> Result:
+def prune_onnx(model: Any, output: Path | None, targets: Sequence[Path], request: Any, tell: Callable[[str], None]) -> Result:
     import onnx_ir as ir
 
     from .compile_onnx import compile_onnx
-    from .graphs.onnx import load_model, prepare, write_model
+    from .graphs.onnx import external_files, load_model, prepare, write_model
 
     if isinstance(model, str | Path):
         path = Path(model)
         tell("read")
         loaded = load_model(path)
-        if output is not None:
-            refuse_same_file(path, output, loaded)
+        check_targets(targets, external_files(loaded))
         try:
             small, plan, report = compile_onnx(loaded, path, output, request, str(path), tell)
         except NoChange as same:
@@ -146,15 +159,6 @@ def parse_target(target: str | float) -> float:
     return share
 
 
-def refuse_same_file(source: Path, output: Path, model: Any) -> None:
-    from .graphs.onnx.files import external_files
-
-    taken = [source, *external_files(model, source)]
-    for made in (output, output.parent / f"{output.name}.data"):
-        if any(made.exists() and made.samefile(t) for t in taken):
-            raise ToastcError(f"{output}: would overwrite the input; choose another output")
-
-
 def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[str, Any]:
     """What can be shrunk and what not, as the data of `toastc inspect --json`."""
     from .passes.match import match
@@ -174,7 +178,7 @@ def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
     return {
         "model": name,
         "sites": [site_dict(s) for s in sites],
-        "rejects": [{"node": r.node, "reason": r.reason} for r in rejects],
+        "rejects": reject_dicts(sites, rejects),
         "macs": macs,
         "params": params,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -25,14 +26,20 @@ PRUNE_HELP = """Make a Vision Transformer smaller without retraining.
 RATIOS_HELP = """example ratio file (every number is the fraction removed):
   {"attention": {"qk": 0.5, "vo": 0.5, "heads": 0.0}, "ffn": 0.5, "sites": {"blocks.0.*": 0}, "round_to": 8}
 
-exit: 0 done and verified; 1 verification failed, or nothing could be pruned; 2 bad usage or bad input
+exit: 0 done and verified; 1 verification failed, or nothing could be pruned; 2 bad usage or bad input; 130 interrupted
 """
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"toastc: {message} (see {self.prog} --help)", file=sys.stderr)
+        say(f"{message} (see {self.prog} --help)")
         raise SystemExit(2)
+
+
+def say(message: str) -> None:
+    """One line on stderr, whatever is in the names it speaks of."""
+    line = " ".join(message.split())
+    print("toastc: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
 
 
 def parser_for(command: str) -> Parser:
@@ -80,10 +87,10 @@ def parser_for(command: str) -> Parser:
         p.add_argument("pruned", type=Path, metavar="PRUNED.onnx")
         p.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
         p.add_argument("--batch", type=batch_sizes, default=(1, 8), metavar="1,8,64")
-        p.add_argument("--threads", type=int, default=0, help="0: as many as ONNX Runtime likes")
-        p.add_argument("--seconds", type=float, default=3.0, help="time spent on each batch size")
+        p.add_argument("--threads", type=whole, default=0, help="0: as many as ONNX Runtime likes")
+        p.add_argument("--seconds", type=duration, default=3.0, help="time spent on each batch size")
     if command in ("prune", "verify"):
-        p.add_argument("--seed", type=int, default=0)
+        p.add_argument("--seed", type=whole, default=0)
     p.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     p.add_argument("--quiet", action="store_true", help="no progress, no tables")
     return p
@@ -94,6 +101,23 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     if not sizes or min(sizes) < 1:
         raise ValueError(text)
     return sizes
+
+
+def whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
+def duration(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise ValueError(text)
+    return number
+
+
+whole.__name__, duration.__name__, batch_sizes.__name__ = "whole number", "number of seconds", "list of batch sizes"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,29 +131,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stop_cleanly():
             return COMMANDS[command](args)
     except ToastcError as error:
-        print(f"toastc: {error}", file=sys.stderr)
+        say(str(error))
         return error.status
     except KeyboardInterrupt:
-        print("toastc: interrupted; nothing was written", file=sys.stderr)
+        say("interrupted")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (MemoryError, RuntimeError, OSError) as error:
-        if os.environ.get("TOASTC_DEBUG"):
-            raise
-        text = " ".join(str(error).split())[:300]
-        print(f"toastc: {type(error).__name__}: {text} (TOASTC_DEBUG=1 shows where)", file=sys.stderr)
-        return 2
+        return unforeseen("", error)
+    except Exception as error:  # noqa: BLE001  the last one who can say it in one line
+        return unforeseen("a bug of toastc, please report it: ", error)
+
+
+def unforeseen(what: str, error: Exception) -> int:
+    if os.environ.get("TOASTC_DEBUG"):
+        raise error
+    say(f"{what}{type(error).__name__}: {str(error)[:300]} (TOASTC_DEBUG=1 shows where)")
+    return 2
 
 
 def show(data: dict[str, Any], as_json: bool, quiet: bool, table: Callable[[Any], None]) -> None:
     if as_json:
-        print(json.dumps(data, indent=1))
+        print(json.dumps(finite(data), indent=1, allow_nan=False))
     elif not quiet:
         from rich.console import Console
 
         table(Console())
+
+
+def finite(value: Any) -> Any:
+    """JSON knows no infinity: null."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_prune(args: argparse.Namespace) -> int:
@@ -141,14 +179,9 @@ def run_prune(args: argparse.Namespace) -> int:
     with progress(8, args.quiet) as tell:
         result = prune(
             args.model, args.ratios, target=args.target, plan=args.plan, recipe=args.recipe, passes=args.passes,
-            output=args.output, seed=args.seed, verify=not args.no_verify, dry_run=args.dry_run, tell=tell,
+            output=args.output, plan_out=args.plan_out, report_out=args.report, seed=args.seed, verify=not args.no_verify,
+            dry_run=args.dry_run, tell=tell,
         )  # fmt: skip
-    if args.plan_out is not None:
-        result.plan.save(args.plan_out)
-    if args.report is not None:
-        from .report.page import write_page
-
-        write_page(result.report, args.report)
     from .report.terminal import print_report
 
     show(result.report.to_dict(), args.json, args.quiet, lambda console: print_report(result.report, console))

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from .compile_onnx import Request, choose
-from .cost import saved_macs
+from .cost import saved_macs, saved_params
 from .errors import ToastcError, VerificationFailed
 from .graphs.fx import FxGraph, drop_unused
 from .pipeline import State, run
@@ -88,13 +88,8 @@ def compile_module(
     after = macs - saved_macs(sites, plan)
     name, settings = type(model).__name__, {"seed": request.seed, "recipe": request.recipe}
     if request.dry_run or not plan:
-        return (
-            gm,
-            plan,
-            Report(
-                name, request.recipe, before, before if not plan else Size(after, 0, 0), rows, rejects, seconds, settings=settings
-            ),
-        )
+        small = Size(after, before.params - saved_params(sites, plan), None) if plan else before
+        return gm, plan, Report(name, request.recipe, before, small, rows, rejects, seconds, settings=settings)
     from .passes import Shrink
 
     tell("shrink")

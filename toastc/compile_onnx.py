@@ -11,14 +11,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from .cost import saved_macs, uniform_ratios
-from .errors import NoChange, NothingToPrune, ToastcError, VerificationFailed
+from .cost import saved_macs, saved_params, uniform_ratios
+from .errors import NoChange, NothingToPrune, VerificationFailed
 from .graphs.onnx import OnnxGraph, embed_plan, file_bytes, is_external, load_model, staged, write_model
 from .pipeline import Pass, State, run
-from .plan import Plan
+from .plan import Plan, check_plan
 from .ratios import Ratios
 from .report.data import Report, Size, coupling_rows
-from .sites import Reject, Site
+from .sites import Reject
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,6 @@ def nothing_found(rejects: Sequence[Reject]) -> str:
     return f"no attention and no FFN was found that can be shrunk{why}"
 
 
-def check_plan(plan: Plan, sites: Sequence[Site]) -> None:
-    known = {f"{s.name}.{c.name}": c for s in sites for c in (*s.couplings, *([s.heads] if s.heads else []))}
-    for name, choice in plan.choices.items():
-        coupling = known.get(name)
-        if coupling is None or not coupling.prunable:
-            why = "the model has no such coupling" if coupling is None else coupling.reason
-            raise ToastcError(f"plan: {name} can not be cut: {why}")
-        if (
-            len(choice.index) != coupling.groups
-            or choice.width > coupling.width
-            or choice.index.max() >= coupling.width
-            or choice.index.min() < 0
-        ):
-            raise ToastcError(f"plan: {name} is for other widths than the model's {coupling.groups} x {coupling.width}")
-
-
 def compile_onnx(
     model: ir.Model, dense: Path, output: Path | None, request: Request, name: str, tell: Callable[[str], None]
 ) -> tuple[ir.Model, Plan, Report]:
@@ -88,25 +72,16 @@ def compile_onnx(
     state, seconds = choose(state, request, macs, tell)
     sites, plan = state.sites, state.plan
     rows, rejects = coupling_rows(sites, plan), state.rejects
-    before = Size(macs, params, file_bytes(dense))
+    before = Size(macs, params, file_bytes(model, dense))
     if not plan:
         raise NoChange(Report(name, request.recipe, before, before, rows, rejects))
     after_macs = macs - saved_macs(sites, plan)
     seconds = {"read": reading} | seconds
     settings = {"seed": request.seed, "recipe": request.recipe}
     if request.dry_run:
-        report = Report(
-            name,
-            request.recipe,
-            before,
-            Size(after_macs, 0, 0),
-            rows,
-            rejects,
-            seconds,
-            notes=("dry run: nothing was written",),
-            settings=settings,
-        )
-        return model, plan, report
+        after = Size(after_macs, params - saved_params(sites, plan), None)
+        notes = ("dry run: nothing was written",)
+        return model, plan, Report(name, request.recipe, before, after, rows, rejects, seconds, None, notes, settings)
     from .passes import Shrink
 
     tell("shrink")
@@ -132,7 +107,7 @@ def compile_onnx(
                 verified = result.to_dict()
                 if not result.ok:
                     raise VerificationFailed(f"{name}: verification failed: {result.reason}; nothing was written")
-            size = file_bytes(file)
+            size = sum(part.stat().st_size for part in file.parent.iterdir())
         if output is None:
             model = load_model(target)
             for value in model.graph.initializers.values():

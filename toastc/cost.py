@@ -1,4 +1,4 @@
-"""MACs of a plan, and the uniform ratio that meets a target.
+"""MACs and parameters of a plan, and the uniform ratio that meets a target.
 
 Counted as ToaSt, ToMe and DiffRate do: linears, convolutions and the two attention products of one sample.
 """
@@ -20,8 +20,18 @@ def kept_channels(site: Site, coupling: Coupling, plan: Plan) -> int:
     return groups * width
 
 
+def gone(site: Site, coupling: Coupling, plan: Plan) -> int:
+    return coupling.groups * coupling.width - kept_channels(site, coupling, plan)
+
+
 def saved_macs(sites: Sequence[Site], plan: Plan) -> int:
-    return sum((c.groups * c.width - kept_channels(s, c, plan)) * c.channel_macs for s in sites for c in s.couplings if c.members)
+    return sum(gone(s, c, plan) * c.channel_macs for s in sites for c in s.couplings if c.members)
+
+
+def saved_params(sites: Sequence[Site], plan: Plan) -> int:
+    inner = sum(gone(s, c, plan) * c.channel_params for s in sites for c in s.couplings if c.members)
+    heads = sum((s.heads.width - h.width) * s.heads.channel_params for s in sites if s.heads and (h := plan.get(s.name, "heads")))
+    return inner + heads
 
 
 def saved_by_ratios(sites: Sequence[Site], ratios: Ratios) -> int:

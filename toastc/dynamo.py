@@ -19,12 +19,11 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from . import ratios as ratio_file
-from .compile_onnx import check_plan
 from .errors import ToastcError
 from .graphs.fx import FxGraph
 from .passes import Shrink, recipe
 from .pipeline import State, run
-from .plan import Plan
+from .plan import Plan, check_plan
 
 log = logging.getLogger("toastc")
 DEFAULT_RATIOS = {"attention": 0.125, "ffn": 0.125}

@@ -7,23 +7,41 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
 from .errors import ToastcError
 
 
+def check_targets(targets: Sequence[Path], taken: Sequence[Path] = ()) -> None:
+    """Before the work begins: each target is the name of a file, stands for itself, and is none of the inputs."""
+    seen: set[Path] = set()
+    for target in targets:
+        try:
+            found, folder, real = target.exists(), target.absolute().parent, target.resolve()
+        except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in circles
+            raise ToastcError(f"{target}: can not be written ({getattr(error, 'strerror', None) or error})") from None
+        if target.is_dir():
+            raise ToastcError(f"{target}: is a folder; give the name of a file to write")
+        if not folder.is_dir():
+            raise ToastcError(f"{target}: its folder does not exist")
+        if found and not target.is_file():
+            raise ToastcError(f"{target}: is a pipe or a device; give the name of a file to write")
+        if any(found and given.exists() and target.samefile(given) for given in taken):
+            raise ToastcError(f"{target}: would overwrite the input; choose another output")
+        if real in seen:
+            raise ToastcError(f"{target}: is the target of two outputs; choose another name for one")
+        seen.add(real)
+
+
 @contextlib.contextmanager
 def write_beside(target: Path) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; rename it over the target if all goes well."""
     target = Path(target)
-    if target.is_dir():
-        raise ToastcError(f"{target}: is a folder; give the name of a file to write")
+    check_targets([target])
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent or Path("."))
-    except FileNotFoundError:
-        raise ToastcError(f"{target}: its folder does not exist") from None
     except OSError as error:
         raise ToastcError(f"{target}: can not be written ({error.strerror})") from None
     os.close(handle)

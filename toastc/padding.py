@@ -2,11 +2,13 @@
 
 Run in the *original* graph they must give what the shrunken graph gives, because a padded channel contributes
 exactly zero: a padded q.k pair adds 0 to the logit, a padded v or hidden channel meets a zero column. Both
-graphs are matched, so this trusts nothing the shrinking wrote but the plan.
+graphs are matched, so this trusts nothing the shrinking wrote but the plan. What the plan keeps as it was is
+compared with what it was, number by number; folds and bases make new numbers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .errors import VerificationFailed
-from .graphs import Graph
+from .graphs import Graph, Op, Value
 from .plan import Plan
 from .sites import Coupling, Member, Site
 
@@ -27,15 +29,7 @@ class Pairing:
     every: np.ndarray  # all positions the couplings speak of, in the dense weight
     kept: np.ndarray  # those that stay
     pruned: np.ndarray  # and where each of them stands in the pruned weight
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """One member's share of a pairing."""
-
-    every: np.ndarray
-    kept: np.ndarray
-    pruned: np.ndarray
+    new: np.ndarray  # those of the kept whose numbers are mixtures
 
 
 Operands = tuple[Any, Any]  # of the dense and of the pruned graph
@@ -45,41 +39,59 @@ def pad_back(dense: Graph, dense_sites: Sequence[Site], pruned: Graph, pruned_si
     """Give the dense graph the pruned graph's weights, zero-filled; returns how many operands it padded."""
     by_name = {s.name: s for s in pruned_sites}
     named = {name.rpartition(".")[0] for name in plan}
-    touched: dict[Any, dict[tuple[int, ...], list[Rows]]] = {}
+    touched: dict[Any, dict[tuple[int, ...], list[Pairing]]] = {}
     for site in dense_sites:  # sites the plan does not name may share a weight with those it does
         other = by_name.get(site.name)
         if other is None and site.name in named:
             raise VerificationFailed(f"{site.name}: planned, but not found in the pruned model")
         if other is not None:
             named.discard(site.name)
-            for operands, axes, rows in pair_site(site, other, plan, pruned):
-                touched.setdefault(operands, {}).setdefault(axes, []).append(rows)
+            for operands, part in pair_site(site, other, plan, pruned):
+                touched.setdefault(operands, {}).setdefault(part.axes, []).append(part)
     if named:
         raise VerificationFailed(f"{sorted(named)[0]}: planned, but not found in the dense model")
     for (to, source), by_axes in touched.items():
         op, slot = to
         value = source[0].inputs[source[1]]  # type: ignore[index]
-        shape = dense.shape(op.inputs[slot])
-        dense.set_constant(op, slot, shape, filler(pruned, value, shape, [join(axes, rows) for axes, rows in by_axes.items()]))
+        pairings = [join(parts) for parts in by_axes.values()]
+        dense.set_constant(op, slot, dense.shape(op.inputs[slot]), filler(dense, op, slot, pruned, value, pairings))
     return len(touched)
 
 
-def join(axes: tuple[int, ...], parts: Sequence[Rows]) -> Pairing:
-    every = np.concatenate([p.every for p in parts])
-    kept = np.concatenate([p.kept for p in parts])
-    return Pairing(axes, every, kept, np.concatenate([p.pruned for p in parts]))
+def join(parts: Sequence[Pairing]) -> Pairing:
+    columns = ([getattr(p, name) for p in parts] for name in ("every", "kept", "pruned", "new"))
+    return Pairing(parts[0].axes, *map(np.concatenate, columns))
 
 
-def filler(pruned: Graph, value: object, shape: tuple[int, ...], pairings: Sequence[Pairing]) -> Callable[[], np.ndarray]:
+def filler(dense: Graph, op: Op, slot: int, pruned: Graph, value: Value, pairings: Sequence[Pairing]) -> Callable[[], np.ndarray]:
+    target, name = op.inputs[slot], dense.constant_name(op, slot)
+    shape = dense.shape(target)
+
     def make() -> np.ndarray:
-        small = pruned.constant(value)  # type: ignore[arg-type]
+        small = pruned.constant(value)
         for pairing in pairings:
             small = spread(small, pairing, shape)
         if small.shape != shape:
-            raise VerificationFailed(f"a pruned weight of shape {small.shape} can not be padded to {shape}")
+            raise VerificationFailed(f"{name}: the pruned weight of shape {small.shape} can not be padded to {shape}")
+        same = unchanged(pairings, shape)
+        if not np.array_equal(small[same].view(np.uint8), dense.constant(target)[same].view(np.uint8)):
+            raise VerificationFailed(f"{name}: numbers that the plan keeps are not those of the dense model")
         return small
 
     return make
+
+
+def unchanged(pairings: Sequence[Pairing], shape: tuple[int, ...]) -> np.ndarray:
+    """Where a padded weight must hold the dense weight's own numbers."""
+    same = np.ones(shape, bool)
+    for pairing in pairings:
+        flat = np.ones(math.prod(shape[a] for a in pairing.axes), bool)
+        flat[np.setdiff1d(pairing.every, pairing.kept)] = False
+        flat[pairing.new] = False
+        there = [shape[a] if a in pairing.axes else 1 for a in range(len(shape))]
+        grid = flat.reshape([shape[a] for a in pairing.axes]).transpose(np.argsort(pairing.axes))
+        same &= grid.reshape(there)
+    return same
 
 
 def spread(small: np.ndarray, pairing: Pairing, shape: tuple[int, ...]) -> np.ndarray:
@@ -99,7 +111,7 @@ def spread(small: np.ndarray, pairing: Pairing, shape: tuple[int, ...]) -> np.nd
     return np.moveaxis(wide.reshape(*sizes, *rest), range(count), pairing.axes)
 
 
-def pair_site(dense: Site, pruned: Site, plan: Plan, pruned_graph: Graph) -> list[tuple[Operands, tuple[int, ...], Rows]]:
+def pair_site(dense: Site, pruned: Site, plan: Plan, pruned_graph: Graph) -> list[tuple[Operands, Pairing]]:
     """For every member of the site: where its channels stand in the dense weight, and in the pruned one."""
     found = []
     for coupling in (*dense.couplings, *([dense.heads] if dense.heads and plan.get(dense.name, "heads") else [])):
@@ -107,13 +119,15 @@ def pair_site(dense: Site, pruned: Site, plan: Plan, pruned_graph: Graph) -> lis
         if other is None or not coupling.members or coupling.reason:
             continue
         place = kept_positions(dense, coupling, plan)
+        choice = plan.get(dense.name, coupling.name)
         for a, b in zip(coupling.members, matching(coupling, other, dense.name, pruned_graph), strict=True):
             rows = a.index[place[..., 0], place[..., 1]]
             if rows.shape != b.index.shape:
                 raise VerificationFailed(
                     f"{dense.name}.{coupling.name}: the plan keeps {rows.shape}, the pruned model has {b.index.shape}"
                 )
-            found.append(((a.operand, b.operand), a.axes, Rows(a.index.ravel(), rows.ravel(), b.index.ravel())))
+            new = rows.ravel() if choice is not None and choice.mixes(a.role) else rows.ravel()[:0]
+            found.append(((a.operand, b.operand), Pairing(a.axes, a.index.ravel(), rows.ravel(), b.index.ravel(), new)))
     return found
 
 

@@ -55,7 +55,7 @@ def run(passes: Sequence[Pass], state: State, tell: Callable[[str, float], None]
             raise
         except Exception as error:
             before = ", ".join(seconds) or "none"
-            raise PassFailed(f"pass {step.name} failed (passes before it: {before}): {error}") from error
+            raise PassFailed(f"pass {step.name} failed (passes before it: {before}): {type(error).__name__} {error}") from error
         seconds[step.name] = time.perf_counter() - start
         if tell is not None:
             tell(step.name, seconds[step.name])

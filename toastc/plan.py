@@ -9,15 +9,17 @@ right [groups, width, width']. Between Q and K, Q is the producer and K the cons
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from .errors import ToastcError
+from .sites import Coupling, Site
 
 FORMAT = 1
+CONSUMERS = ("k", "out")  # roles of the members that meet what the others produce
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +27,34 @@ class Keep:
     index: np.ndarray
     fold: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        index, fold = self.index, self.fold
+        require(index.ndim == 2 and index.dtype.kind in "iu" and index.shape[1] > 0, "an index is whole numbers, groups x width")
+        require(bool((index >= 0).all() and (np.diff(index) > 0).all()), "an index holds rising positions")
+        require(
+            fold is None or (fold.ndim == 3 and (len(fold), fold.shape[2]) == index.shape and fold.shape[1] > index.max()),
+            "a fold is groups x width x kept width",
+        )
+
     @property
     def width(self) -> int:
         return int(self.index.shape[1])
+
+    @property
+    def exact(self) -> bool:
+        return self.fold is None
+
+    def mixes(self, role: str) -> bool:
+        """Does a member of this role get new numbers? Else those that stay are those that were."""
+        return self.fold is not None and role in CONSUMERS
+
+    def fits(self, coupling: Coupling) -> str:
+        """Why this can not be done to the coupling, if so."""
+        if len(self.index) != coupling.groups or self.index.max() >= coupling.width:
+            return f"it is for other widths than the model's {coupling.groups} x {coupling.width}"
+        if self.fold is not None and self.fold.shape[1] != coupling.width:
+            return f"its fold is for {self.fold.shape[1]} channels, the model has {coupling.width}"
+        return ""
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"index": self.index.astype(np.int32)} | ({} if self.fold is None else {"fold": self.fold})
@@ -37,6 +64,23 @@ class Keep:
 class Basis:
     left: np.ndarray
     right: np.ndarray
+    exact = False
+
+    def __post_init__(self) -> None:
+        left, right = self.left, self.right
+        turned = (*right.shape[:1], *right.shape[:0:-1])
+        require(left.ndim == 3 and left.shape == turned, "a basis is groups x kept x width, and back")
+        require(0 < left.shape[1] <= left.shape[2], "a basis keeps at most all channels")
+
+    def mixes(self, role: str) -> bool:
+        return True
+
+    def fits(self, coupling: Coupling) -> str:
+        if not coupling.rotatable:
+            return "it is no coupling whose channels may be mixed"
+        if self.left.shape[::2] != (coupling.groups, coupling.width):
+            return f"its basis is for {self.left.shape[::2]} channels, the model has {coupling.groups} x {coupling.width}"
+        return ""
 
     @property
     def width(self) -> int:
@@ -74,6 +118,8 @@ class Plan:
         out: dict[str, object] = {}
         for name, choice in sorted(self.choices.items()):
             row: dict[str, object] = {"kind": type(choice).__name__.lower(), "groups": len(choice.index), "width": choice.width}
+            if not choice.exact:
+                row["of"] = choice.left.shape[2] if isinstance(choice, Basis) else choice.fold.shape[1]  # type: ignore[union-attr]
             if indices and isinstance(choice, Keep):
                 row["index"] = choice.index.tolist()
             out[name] = row
@@ -102,8 +148,23 @@ class Plan:
             return from_arrays(load_file(path))
         except FileNotFoundError:
             raise ToastcError(f"{path}: no such plan file") from None
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ToastcError(f"{path}: not a toastc plan ({error})") from None
+
+
+def require(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def check_plan(plan: Plan, sites: Sequence[Site]) -> None:
+    """A plan is for one model: every name is known there, may be cut, and is as wide as the plan thinks."""
+    known = {f"{s.name}.{c.name}": c for s in sites for c in (*s.couplings, *([s.heads] if s.heads else []))}
+    for name, choice in plan.choices.items():
+        coupling = known.get(name)
+        why = "the model has no such coupling" if coupling is None else coupling.reason or choice.fits(coupling)
+        if why:
+            raise ToastcError(f"plan: {name} can not be cut: {why}")
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> Plan:
@@ -111,22 +172,18 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Plan:
     for key, array in arrays.items():
         name, _, what = key.rpartition("/")
         parts.setdefault(name, {})[what] = array
-    choices: dict[str, Choice] = {}
-    for name, part in parts.items():
-        choices[name] = (
-            Keep(part["index"].astype(np.int64), part.get("fold")) if "index" in part else Basis(part["left"], part["right"])
-        )
-    return Plan(choices)
+    return Plan({n: Keep(p["index"], p.get("fold")) if "index" in p else Basis(p["left"], p["right"]) for n, p in parts.items()})
 
 
 def from_dict(data: Mapping[str, object]) -> Plan:
-    """The JSON form, back to a plan: index sets exactly; a basis is known by its width alone."""
+    """The JSON form, back to a plan: index sets exactly; of folds and bases it only knows that they are there."""
     choices: dict[str, Choice] = {}
     for name, row in data["choices"].items():  # type: ignore[attr-defined]
+        blank = np.zeros((int(row["groups"]), int(row["of"]), int(row["width"]))) if "of" in row else None
         if row["kind"] == "keep":
-            choices[name] = Keep(np.array(row["index"], np.int64))
+            choices[name] = Keep(np.array(row["index"]), blank)
+        elif row["kind"] == "basis" and blank is not None:
+            choices[name] = Basis(blank.transpose(0, 2, 1), blank)
         else:
-            groups = int(row.get("groups", 1))
-            empty = np.zeros((groups, int(row["width"]), 0))
-            choices[name] = Basis(empty, empty.transpose(0, 2, 1))
+            raise ValueError(f"a choice of kind {row['kind']}")
     return Plan(choices)

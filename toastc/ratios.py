@@ -146,6 +146,6 @@ def read(path: Path) -> Ratios:
     except FileNotFoundError:
         raise ToastcError(f"{path}: no such ratio file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ToastcError(f"{path}: can not be read ({error})") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+        raise ToastcError(f"{path}: can not be read ({getattr(error, 'strerror', None) or error})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
         raise ToastcError(f"{path}: not JSON ({error})") from None

@@ -10,7 +10,7 @@ import numpy as np
 from toastc.graphs import Graph, Kind, Op
 from toastc.sites import Coupling, Reject, Site
 
-from .couplings import Block, Ledger, coupling, linear_ops
+from .couplings import Block, Ledger, cost_of, coupling, linear_ops
 from .flow import Contraction, Mix
 from .names import site_name
 
@@ -104,14 +104,12 @@ def build(ledger: Ledger, mix: Mix, contraction: Contraction | None, scores: Op)
     heads = heads_coupling(ledger, mix, contraction, qk_block, vo_block, qk, vo)
     ops = linear_ops((*qk.members, *vo.members))
     name = site_name([o.path for o in ops], "attn")
-    rest = sum(o.macs for o in {id(o): o for o in ops}.values() if not (qk.members and vo.members))
     macs = (qk.groups * qk.width * qk.channel_macs if qk.members else qk_macs) + vo.groups * vo.width * vo.channel_macs
     params = sum(c.groups * c.width * c.channel_params for c in (qk, vo) if c.members)
     count = len(mix.value)
     head_dim = contraction.q.shape[1] if contraction is not None else scores_dim(graph, mix, scores)
     wiring = AttentionWiring(scores, mix.op, scores_at=mix.slot)
     scale = mix.op.attention.scale if mix.op.attention else None
-    del rest
     return Site(name, "attention", (qk, vo), macs, params, count, head_dim, mix.value.shape[1], 0, heads, scale, tokens, wiring)
 
 
@@ -150,9 +148,6 @@ def scores_dim(graph: Graph, mix: Mix, scores: Op) -> int:
         assert spec is not None
         last = graph.shape(mix.op.inputs[0])[-1]
         return last // spec.heads if spec.layouts[0] == "bn(hd)" else last
-    out = math.prod(graph.shape(scores.outputs[0]))
-    batch = max(math.prod(graph.shape(mix.op.outputs[0])) // max(mix.value.size, 1), 1)
-    del out, batch
     left, _, final = scores.spec
     return math.prod(s for x, s in zip(left, graph.shape(scores.inputs[0]), strict=True) if x not in final)
 
@@ -188,4 +183,5 @@ def heads_coupling(
             elif not reason and ledger.sources_of(roots):
                 reason = "several of its heads share a key, and a bias tells them apart"
     classes = ledger.root[mix.heads][None, :] if not reason and mix.heads is not None else None
-    return Coupling("heads", 1, count, members, reason, classes=classes)
+    params = sum(cost_of(ledger.flow.graph, m)[1] for m in members)
+    return Coupling("heads", 1, count, members, reason, channel_params=params, classes=classes)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from toastc.graphs import Kind, Op
+from toastc.graphs import Graph, Kind, Op
 from toastc.sites import Coupling, Member
 
 from .flow import Flow
@@ -138,17 +139,20 @@ def coupling(ledger: Ledger, name: str, block: Block, roles: dict[str, str], mac
     if not block.reason:
         members, uneven = ledger.members(block.classes, roles)
         reason = reason or uneven
-    each_macs, each_params = macs // max(groups * width, 1), 0
-    for member in members:
-        op, slot = member.operand  # type: ignore[misc]
-        shape = ledger.flow.graph.shape(op.inputs[slot])
-        own = int(np.prod([shape[a] for a in member.axes]))
-        each_params += int(np.prod(shape)) // own
-        if op.kind is Kind.LINEAR and slot == 1:
-            each_macs += op.macs // own
+    costs = [cost_of(ledger.flow.graph, m) for m in members]
+    each_macs = macs // max(groups * width, 1) + sum(c[0] for c in costs)
+    each_params = sum(c[1] for c in costs)
     single = len({(m.operand, m.role) for m in members}) == len(members)
     straight = not ledger.nonlinear[block.classes].any() and not ledger.scaled[block.classes].any()
     return Coupling(name, groups, width, members, reason, single and straight, each_macs, each_params, block.classes)
+
+
+def cost_of(graph: Graph, member: Member) -> tuple[int, int]:
+    """MACs and parameters of one channel of a member."""
+    op, slot = member.operand  # type: ignore[misc]
+    shape = graph.shape(op.inputs[slot])
+    own = math.prod(shape[a] for a in member.axes)
+    return op.macs // own if op.kind is Kind.LINEAR and slot == 1 else 0, math.prod(shape) // own
 
 
 def linear_ops(members: Sequence[Member]) -> list[Op]:

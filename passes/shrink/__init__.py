@@ -15,7 +15,7 @@ from toastc.errors import CannotShrink
 from toastc.graphs import Graph, Kind, Op, Value
 from toastc.labels import varying
 from toastc.pipeline import State
-from toastc.plan import Choice, Plan
+from toastc.plan import CONSUMERS, Choice, Plan
 from toastc.sites import Coupling, Member, Site
 from toastc.views import compact
 
@@ -192,7 +192,7 @@ class Work:
                 m
                 for member, choice, groups in members.get((source.op, source.slot), ())
                 if member.axes == source.axes
-                for m in mixtures(member, choice, groups, order, member.role in ("k", "out"))
+                for m in mixtures(member, choice, groups, order, member.role in CONSUMERS)
             ]
             by_operand.setdefault((source.op, source.slot), []).append(Cut(source.axes, order, tuple(mixed)))
         for (op, slot), cuts in by_operand.items():

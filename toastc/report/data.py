@@ -13,7 +13,7 @@ from ..sites import Reject, Site
 class Size:
     macs: int
     params: int
-    bytes: int
+    bytes: int | None  # None: not known before the model is written
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,14 @@ def site_dict(site: Site) -> dict[str, object]:
         "hidden": site.hidden,
         "macs": site.macs,
         "params": site.params,
-        "heads_prunable": bool(site.heads and site.heads.prunable),
-        "heads_reason": site.heads.reason if site.heads else "",
         "couplings": [
             {"name": c.name, "groups": c.groups, "width": c.width, "prunable": c.prunable, "reason": c.reason or None}
             for c in site.couplings
         ],
     }
+
+
+def reject_dicts(sites: Sequence[Site], rejects: Sequence[Reject]) -> list[dict[str, str]]:
+    """What can not be cut, and why: whole nodes, and heads that can not go whole."""
+    heads = [Reject(f"{s.name}.heads", s.heads.reason) for s in sites if s.heads and s.heads.reason]
+    return [{"node": r.node, "reason": r.reason} for r in (*rejects, *heads)]

@@ -11,15 +11,17 @@ from rich.table import Table
 from .data import Report
 
 
-def human(number: float, unit: str = "") -> str:
+def human(number: float | None, unit: str = "") -> str:
+    if number is None:
+        return "?"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.2f} {letter}{unit}"
     return f"{number:.0f} {unit}".rstrip()
 
 
-def change(before: float, after: float) -> str:
-    return f"{100 * (after - before) / before:+.1f} %" if before else ""
+def change(before: float, after: float | None) -> str:
+    return f"{100 * (after - before) / before:+.1f} %" if before and after is not None else ""
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -61,17 +63,14 @@ def print_sites(data: Mapping[str, Any], console: Console) -> None:
     table.add_column("site", no_wrap=True)
     for heading in ("heads", "qk", "vo", "hidden", "MACs", "params"):
         table.add_column(heading, justify="right", no_wrap=True)
+    stuck = {r["node"] for r in data["rejects"]}
     for site in data["sites"]:
         fixed = {c["name"] for c in site["couplings"] if not c["prunable"]}
         widths = {"qk": site["head_dim"], "vo": site["v_head_dim"], "hidden": site["hidden"]}
         cells = [f"({n})" if name in fixed else str(n or "") for name, n in widths.items()]
-        heads = f"({site['heads']})" if site["heads"] and not site["heads_prunable"] else str(site["heads"] or "")
+        heads = f"({site['heads']})" if f"{site['name']}.heads" in stuck else str(site["heads"] or "")
         table.add_row(site["name"], heads, *cells, human(site["macs"]), human(site["params"]))
     console.print(table)
-    for site in data["sites"]:
-        said = {c["reason"] for c in site["couplings"]}
-        if site["heads_reason"] and site["heads_reason"] not in said:
-            console.print(f"heads stay: {site['name']}: {site['heads_reason']}", markup=False, highlight=False)
     for reject in data["rejects"]:
         console.print(f"rejected: {reject['node']}: {reject['reason']}", markup=False, highlight=False)
     console.print(f"model: {human(data['macs'])} MACs, {human(data['params'])} params; (n) can not be cut", highlight=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -20,7 +21,7 @@ def session(path: Path, provider: str = "cpu", threads: int = 0, frugal: bool = 
     if name not in ort.get_available_providers():
         raise ToastcError(f"ONNX Runtime here has no {name}; install the matching extra (toastc[gpu])")
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong comes as an exception
     options.intra_op_num_threads = threads
     if frugal:
         options.add_session_config_entry("session.disable_prepacking", "1")
@@ -33,9 +34,12 @@ def session(path: Path, provider: str = "cpu", threads: int = 0, frugal: bool = 
 
 
 def run(path: Path, feeds: Mapping[str, np.ndarray], provider: str = "cpu") -> list[np.ndarray]:
-    made = session(path, provider, frugal=True)
+    return [np.asarray(out) for out in run_session(session(path, provider, frugal=True), path, feeds)]
+
+
+def run_session(made: ort.InferenceSession, path: Path, feeds: Mapping[str, np.ndarray]) -> list[Any]:
     try:
-        return [np.asarray(out) for out in made.run(None, dict(feeds))]
+        return made.run(None, dict(feeds))  # type: ignore[no-any-return]
     except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base
         raise ToastcError(f"{path}: ONNX Runtime can not run it ({' '.join(str(error).split())[:200]})") from None
 
@@ -45,9 +49,9 @@ def time_interleaved(
 ) -> list[list[float]]:
     """Milliseconds of each run of each file, taking turns, so that noise falls on all alike."""
     sessions = [session(p, provider, threads) for p in paths]
-    for made in sessions:
+    for made, path in zip(sessions, paths, strict=True):
         for _ in range(warmup):
-            made.run(None, dict(feeds))
+            run_session(made, path, feeds)
     times: list[list[float]] = [[] for _ in sessions]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 5:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from . import upcast
 from .adapter import OnnxGraph
 from .facts import sizes_for
-from .files import embed_plan, file_bytes, is_external, load_model, plan_of, prepare, staged, write_model
+from .files import embed_plan, external_files, file_bytes, is_external, load_model, plan_of, prepare, staged, write_model
 from .inputs import sample_inputs
 
 __all__ = [
-    "OnnxGraph", "embed_plan", "file_bytes", "is_external", "load_model", "plan_of", "prepare", "sample_inputs",
+    "OnnxGraph", "embed_plan", "external_files", "file_bytes", "is_external", "load_model", "plan_of", "prepare", "sample_inputs",
     "sizes_for", "staged", "upcast", "write_model",
 ]  # fmt: skip

@@ -168,7 +168,7 @@ class OnnxGraph(OnnxEdits):
         shapes = [self.facts.shapes.get(v) if v is not None else None for v in node.inputs]
         constant = [v in self._constants if v is not None else True for v in node.inputs]
         kind = Kind.OPAQUE
-        if all(v in self.facts.shapes for v in node.outputs if v.uses() or v.is_graph_output()):
+        if all(v in self.facts.shapes for i, v in enumerate(node.outputs) if not i or v.uses() or v.is_graph_output()):
             kind = kind_of(node, constant, shapes) if node.domain in ("", "com.microsoft") else Kind.OPAQUE
         op = Op(kind, node.op_type, node.name or "", module_path(node), list(node.inputs),
                 [v if v in self.facts.shapes else None for v in node.outputs], node)  # fmt: skip

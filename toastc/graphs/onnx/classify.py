@@ -51,7 +51,7 @@ def kind_of(node: ir.Node, constant: list[bool], shapes: list[tuple[int, ...] | 
     if kind in LINEAR_EFFECT or kind in AFFINE_EFFECT or kind in NONLINEAR:
         return Kind.ELEMENTWISE
     if kind in LAST_AXES or kind in SKIP_NORMS or kind.startswith("Reduce"):
-        return Kind.REDUCE
+        return Kind.REDUCE if shapes and shapes[0] else Kind.OPAQUE
     return Kind.OPAQUE
 
 

@@ -16,6 +16,8 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from .files import read_tensor
+
 FLOAT, FLOAT16, BFLOAT16 = 1, 10, 16  # onnx.TensorProto.DataType
 SMALL = 4096  # elements; a value of up to this size is computed, not only shaped
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -91,7 +93,7 @@ def note_tensor(facts: Facts, value: ir.Value, tensor: ir.TensorProtocol) -> Non
     facts.shapes[value] = tuple(int(d) for d in tensor.shape)
     facts.dtypes[value] = int(tensor.dtype)
     if tensor.size <= SMALL and tensor.dtype != ir.DataType.STRING:
-        facts.data[value] = tensor.numpy()
+        facts.data[value] = read_tensor(tensor)
 
 
 def visit(facts: Facts, node: ir.Node, opsets: dict[str, int], imports: list[onnx.OperatorSetIdProto]) -> None:

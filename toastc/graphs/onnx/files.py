@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from ...errors import ToastcError
-from ...files import current_umask
+from ...files import check_targets, current_umask
 from ...plan import Plan, from_dict
 from .unpack import unpack_attention
 
@@ -42,14 +42,42 @@ def load_model(path: Path) -> ir.Model:
         if path.stat().st_size == 0:
             raise ToastcError(f"{path}: the file is empty")
         model = ir.load(path)
-    except (DecodeError, ValueError, KeyError, TypeError, IndexError, UnicodeDecodeError, RecursionError) as error:
+    except (DecodeError, ir.serde.SerdeError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ToastcError(f"{path}: not an ONNX model, or a damaged one ({one_line(error)})") from None
     except OSError as error:
         raise ToastcError(f"{path}: can not be read ({error.strerror or one_line(error)})") from None
     if not model.graph.outputs or not len(model.graph):
         raise ToastcError(f"{path}: not an ONNX model, or an empty one (no nodes or no outputs)")
-    check_external_data(model, path)
+    check_names(model, path)
+    for tensor in tensors_of(model):
+        check_tensor(tensor, path)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = unlinked(value.const_value)
     return prepare(model, str(path))
+
+
+def check_names(model: ir.Model, path: Path) -> None:
+    """A damaged name is bytes that are no text."""
+    for graph in (*model.graphs(), *model.functions.values()):
+        for node in graph:
+            names = (node.name, node.domain, node.op_type, node.overload, *node.attributes, *node.metadata_props)
+            for name in (*names, *(v.name for v in (*node.inputs, *node.outputs) if v is not None)):
+                if not isinstance(name, str | None):
+                    raise ToastcError(f"{path}: a damaged ONNX model (a name in it is not text: {name!r})")
+
+
+def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every tensor the file speaks of: weights and constants, of the graph, its branches and its functions."""
+    for graph in (*model.graphs(), *model.functions.values()):
+        for value in getattr(graph, "initializers", {}).values():
+            if value.const_value is not None:
+                yield value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR:
+                    yield attribute.as_tensor()
 
 
 def prepare(model: ir.Model, what: str) -> ir.Model:
@@ -62,14 +90,15 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
         training = node.attributes.get("training_mode")
         if node.op_type in TRAINING_OPS or "training" in node.domain or (training is not None and training.as_int()):
             raise ToastcError(f"{what}: is a training graph ({node.op_type}); export the model in eval mode")
-        if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
-            flag = node.inputs[2].const_value
-            if flag is None or flag.numpy().any():
-                raise ToastcError(f"{what}: is a training graph (Dropout); export the model in eval mode")
     opset = model.graph.opset_imports.get("", OLDEST_OPSET)
     if opset < OLDEST_OPSET:
         raise ToastcError(f"{what}: opset {opset} is too old; export with opset {OLDEST_OPSET} or newer")
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for node in model.graph:
+        if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
+            flag = node.inputs[2].const_value
+            if flag is None or flag.numpy().any():
+                raise ToastcError(f"{what}: is a training graph (Dropout); export the model in eval mode")
     unpack_attention(model)
     return model
 
@@ -79,24 +108,45 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
-def check_external_data(model: ir.Model, path: Path) -> None:
-    """Weights may live in files beside the model and nowhere else."""
-    folder = path.resolve().parent
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        location = str(tensor.location)
-        if os.path.isabs(location) or ".." in Path(location).parts or "\\" in location:
-            raise ToastcError(f"{path}: weight {value.name} points outside the model's folder ({location}); refused")
-        file = folder / location
-        if not file.exists():
-            raise ToastcError(f"{path}: the external data file {location} is missing; it belongs beside the model")
-        if folder not in file.resolve().parents or not file.is_file():
-            raise ToastcError(f"{path}: weight {value.name} leads outside the model's folder ({location}); refused")
-        end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-        if end > file.stat().st_size or tensor.nbytes > file.stat().st_size:
-            raise ToastcError(f"{path}: the external data file {location} is too short for weight {value.name}")
+def check_tensor(tensor: ir.TensorProtocol, path: Path) -> None:
+    """Its numbers are of a known type and all there; and where they are in a file of their own, that is beside the model.
+
+    Hubs keep files under names of their own and link to them: beside the file that the link leads to is as good.
+    """
+    if tensor.dtype == ir.DataType.UNDEFINED:
+        raise ToastcError(f"{path}: weight {tensor.name} is damaged: its type is not known")
+    if isinstance(tensor, ir.TensorProtoTensor):
+        if tensor.raw.HasField("raw_data") and len(tensor.raw.raw_data) != tensor.nbytes:
+            raise ToastcError(f"{path}: weight {tensor.name} is damaged: {len(tensor.raw.raw_data)} of {tensor.nbytes} bytes")
+        return
+    if not isinstance(tensor, ir.ExternalTensor):
+        return
+    location = str(tensor.location)
+    outside = f"{path}: weight {tensor.name} points outside the model's folder ({location}); refused"
+    if os.path.isabs(location) or ".." in Path(location).parts or "\\" in location:
+        raise ToastcError(outside)
+    file = path.parent / location
+    if not file.exists():
+        raise ToastcError(f"{path}: the external data file {location} is missing; it belongs beside the model")
+    folders = {path.parent.resolve(), path.resolve().parent}
+    if not folders & set(file.resolve().parents):
+        raise ToastcError(outside)
+    if not file.is_file():
+        raise ToastcError(f"{path}: the external data {location} is not a file")
+    offset, length, size = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length, file.stat().st_size
+    if offset < 0 or length != tensor.nbytes:
+        raise ToastcError(f"{path}: weight {tensor.name} has a senseless place in {location} ({offset}, {length})")
+    if offset + length > size:
+        raise ToastcError(f"{path}: the external data file {location} is too short for weight {tensor.name}")
+
+
+def unlinked(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
+    """The same, at the file that was checked and not at a link to it."""
+    file = Path(tensor.path).resolve()
+    return ir.ExternalTensor(
+        file.name, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name,
+        doc_string=tensor.doc_string, metadata_props=tensor.metadata_props, base_dir=file.parent,
+    )  # fmt: skip
 
 
 def is_external(model: ir.Model) -> bool:
@@ -115,8 +165,7 @@ def staged(target: Path) -> Iterator[Path]:
     that was there before goes before they do.
     """
     target = Path(target)
-    if target.is_dir():
-        raise ToastcError(f"{target}: is a folder; give the name of a file to write")
+    check_targets([target])
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.absolute().parent))
@@ -163,24 +212,21 @@ def embed_plan(model: ir.Model, plan: Plan) -> None:
     model.metadata_props[PLAN_KEY] = json.dumps(plan.to_dict())
 
 
-def file_bytes(path: Path) -> int:
-    data = path.parent / f"{path.name}.data"
-    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+def file_bytes(model: ir.Model, path: Path) -> int:
+    """Of the file and of those its weights are in."""
+    return sum(part.stat().st_size for part in (path, *external_files(model)))
 
 
-def external_files(model: ir.Model, path: Path) -> list[Path]:
-    found = {
-        path.resolve().parent / str(v.const_value.location)
-        for v in model.graph.initializers.values()
-        if isinstance(v.const_value, ir.ExternalTensor)
-    }
-    return sorted(found)
+def external_files(model: ir.Model) -> list[Path]:
+    return sorted({Path(t.path) for t in tensors_of(model) if isinstance(t, ir.ExternalTensor)})
 
 
 def read_tensor(tensor: ir.TensorProtocol) -> np.ndarray:
     """The numbers of a weight. External ones are read, not mapped: a mapped file stays in memory to the end."""
-    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8:
+    if not isinstance(tensor, ir.ExternalTensor):
         return tensor.numpy()
+    if tensor.dtype.bitwidth < 8:
+        return tensor.numpy().copy()
     shape = tuple(int(d) for d in tensor.shape)
     count = math.prod(shape)
     array = np.fromfile(tensor.path, tensor.dtype.numpy().newbyteorder("<"), count, offset=tensor.offset or 0)
