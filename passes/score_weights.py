@@ -10,6 +10,7 @@ contributes exactly nothing comes first under every score.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,51 +42,61 @@ class ScoreWeights:
         wanted = None if state.ratios is None else {name for name, _, _ in narrowed(state.ratios, state.sites)}
         for site in state.sites:
             own: dict[str, np.ndarray] = {}
+            weights = Weights(state.graph)
             for coupling in site.couplings:
                 if coupling.prunable and (
                     wanted is None or f"{site.name}.{coupling.name}" in wanted or f"{site.name}.heads" in wanted
                 ):
-                    own[coupling.name] = self.score(state.graph, coupling)
+                    own[coupling.name] = self.score(weights, coupling)
                     scores[f"{site.name}.{coupling.name}"] = own[coupling.name]
             if site.heads is not None and site.heads.prunable and "vo" in own:
                 scores[f"{site.name}.heads"] = np.maximum(own["vo"], 0).sum(axis=1)[None, :]
         return replace(state, scores=scores)
 
-    def score(self, graph: Graph, coupling: Coupling) -> np.ndarray:
+    def score(self, weights: Weights, coupling: Coupling) -> np.ndarray:
         power = 1 if self.by == "l1" else 2
         sides: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((coupling.groups, coupling.width)))
         for member in coupling.members:
-            sides[member.role] = sides[member.role] + sizes(graph, member, power)
+            sides[member.role] = sides[member.role] + weights.sizes(member, power)
         product = np.prod(list(sides.values()), axis=0) ** (1 / power)
         if self.by != "geometric-median":
             scores = product
         else:
-            joined = np.concatenate([vectors(graph, m) for m in coupling.members], axis=2)
+            joined = np.concatenate([weights.vectors(m) for m in coupling.members], axis=2)
             scores = np.stack([distance_to_median(group, self.median) for group in joined])
         return np.where(product == 0, DEAD, scores)
 
 
-def flattened(graph: Graph, member: Member) -> np.ndarray:
-    """[positions, rest]: the weight with the member's axes in front."""
-    op, slot = member.operand  # type: ignore[misc]
-    array = graph.constant(op.inputs[slot])
-    front = np.moveaxis(array, member.axes, range(len(member.axes)))
-    return front.reshape(int(np.prod(front.shape[: len(member.axes)])), -1)
+class Weights:
+    """The weights of one site, member by member. A fused one is read once for q, k and v."""
 
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.known: dict[Hashable, np.ndarray] = {}
 
-def sizes(graph: Graph, member: Member, power: int) -> np.ndarray:
-    """[groups, width]: the sum of |w| or of w^2 over the member's slice for each channel."""
-    rows = flattened(graph, member)
-    if rows.dtype.kind != "f" or rows.dtype.itemsize < 4:
-        rows = rows.astype(np.float32)
-    if power == 1:
-        return np.abs(rows).sum(axis=1, dtype=np.float64)[member.index]
-    return np.einsum("ij,ij->i", rows, rows, dtype=np.float64)[member.index]
+    def flattened(self, member: Member) -> np.ndarray:
+        """[positions, rest]: the weight with the member's axes in front."""
+        op, slot = member.operand  # type: ignore[misc]
+        array = self.graph.constant(op.inputs[slot])
+        front = np.moveaxis(array, member.axes, range(len(member.axes)))
+        return front.reshape(int(np.prod(front.shape[: len(member.axes)])), -1)
 
+    def sizes(self, member: Member, power: int) -> np.ndarray:
+        """[groups, width]: the sum of |w| or of w^2 over the member's slice for each channel."""
+        key = member.operand, member.axes
+        if key not in self.known:
+            rows = self.flattened(member)
+            if rows.dtype.kind != "f" or rows.dtype.itemsize < 4:
+                rows = rows.astype(np.float32)
+            if power == 1:
+                self.known[key] = np.abs(rows).sum(axis=1, dtype=np.float64)
+            else:
+                self.known[key] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+        return self.known[key][member.index]
 
-def vectors(graph: Graph, member: Member) -> np.ndarray:
-    """[groups, width, rest]: the member's slice for each channel."""
-    return flattened(graph, member)[member.index].astype(np.float32, copy=False)
+    def vectors(self, member: Member) -> np.ndarray:
+        """[groups, width, rest]: the member's slice for each channel."""
+        return self.flattened(member)[member.index].astype(np.float32, copy=False)
 
 
 def distance_to_median(rows: np.ndarray, how: str, steps: int = 50, tolerance: float = 1e-6) -> np.ndarray:

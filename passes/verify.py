@@ -75,7 +75,7 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
             pruned = wide
             upcast.upcast(model)
         feeds = [sample_inputs(model, sizes_for(model, large), seed) for large in sorted({False, bool(sizes_for(model))})]
-        expected = [ort.run(pruned, feed) for feed in feeds]
+        expected = ort.run(pruned, feeds)
         file = Path(folder) / "padded.onnx"
         try:
             write_model(model, file, external=True)  # the runtime maps it, so that memory holds one copy
@@ -84,7 +84,7 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
         except OSError as error:
             room = f"{tempfile.gettempdir()}: no room for the model that proves it ({error.strerror or error})"
             raise ToastcError(f"{room}; set TMPDIR to another folder, or give --no-verify") from None
-        got = [ort.run(file, feed) for feed in feeds]
+        got = ort.run(file, feeds)
     errors = [difference(b, a) for run_a, run_b in zip(expected, got, strict=True) for a, b in zip(run_a, run_b, strict=True)]
     worst = max(errors)
     reason = "" if worst <= tolerance else f"outputs differ by {worst:.2e} of their scale, allowed {tolerance:.0e}"

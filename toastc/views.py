@@ -65,7 +65,7 @@ def view_of(ids: np.ndarray, source_shape: Sequence[int]) -> View | None:
     strides = [math.prod(source_shape[i + 1 :]) for i in range(len(source_shape))]
     origin = int(ids[(0,) * ids.ndim])
     target: list[tuple[Atom, ...]] = []
-    rebuilt = np.array(origin)
+    rebuilt = np.array(origin, ids.dtype)
     for axis in range(ids.ndim):
         line = ids[(0,) * axis + (slice(None),) + (0,) * (ids.ndim - axis - 1)] - origin
         parts = radix(line)

@@ -43,7 +43,6 @@ def numbered(shape: Sequence[int]) -> np.ndarray:
 
 def find_exits(graph: Graph, value: Value, ids: np.ndarray, root_shape: tuple[int, ...]) -> list[tuple[Value, View]] | None:
     """The furthest values below `value` that together take its channels apart; `value` itself if there are none."""
-    here = view_of(ids, root_shape)
     users = graph.users(value)
     if users and all(lone_shape(op) for op, _ in users) and value not in graph.outputs:
         parts: list[tuple[Value, View]] = []
@@ -57,6 +56,7 @@ def find_exits(graph: Graph, value: Value, ids: np.ndarray, root_shape: tuple[in
                 parts += below or []
         if whole and apart([view for _, view in parts], root_shape):
             return parts
+    here = view_of(ids, root_shape)
     return [(value, here)] if here is not None else None
 
 

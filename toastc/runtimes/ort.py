@@ -33,8 +33,10 @@ def session(path: Path, provider: str = "cpu", threads: int = 0, frugal: bool = 
         raise ToastcError(f"{path}: ONNX Runtime can not load it ({' '.join(str(error).split())[:200]})") from None
 
 
-def run(path: Path, feeds: Mapping[str, np.ndarray], provider: str = "cpu") -> list[np.ndarray]:
-    return [np.asarray(out) for out in run_session(session(path, provider, frugal=True), path, feeds)]
+def run(path: Path, feeds: Sequence[Mapping[str, np.ndarray]], provider: str = "cpu") -> list[list[np.ndarray]]:
+    """The outputs for each of several inputs."""
+    made = session(path, provider, frugal=True)
+    return [[np.asarray(out) for out in run_session(made, path, feed)] for feed in feeds]
 
 
 def run_session(made: ort.InferenceSession, path: Path, feeds: Mapping[str, np.ndarray]) -> list[Any]:

@@ -133,7 +133,7 @@ class OnnxGraph(OnnxEdits):
             inputs = [v for v in node.inputs if v is not None]
             if node.op_type == "Constant" or (inputs and all(v in found for v in inputs)) or self._same_data(node):
                 found.update(node.outputs)
-                proto = ir.to_proto(node)
+                proto = ir.serde.serialize_node(node)
                 self._recipes.update({v: (proto, tuple(inputs), i) for i, v in enumerate(node.outputs)})
         return found
 

@@ -130,7 +130,7 @@ def note_data(facts: Facts, value: ir.Value, array: np.ndarray) -> None:
 
 def evaluate(node: ir.Node, given: list[np.ndarray], opsets: Mapping[str, int]) -> list[np.ndarray]:
     """Run one node by the reference implementation on the inputs that are present."""
-    return evaluate_proto(ir.to_proto(node), given, opsets)
+    return evaluate_proto(ir.serde.serialize_node(node), given, opsets)
 
 
 def evaluate_proto(proto: onnx.NodeProto, given: list[np.ndarray], opsets: Mapping[str, int]) -> list[np.ndarray]:
@@ -152,7 +152,7 @@ def infer(facts: Facts, node: ir.Node, imports: list[onnx.OperatorSetIdProto], o
         if value in facts.data:
             data[value.name] = onnx.numpy_helper.from_array(np.ascontiguousarray(facts.data[value]), value.name)
     schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-    proto_node = ir.to_proto(node)
+    proto_node = ir.serde.serialize_node(node)
     narrow = 0
     try:
         found = onnx.shape_inference.infer_node_outputs(schema, proto_node, types, data, opset_imports=imports)
