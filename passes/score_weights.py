@@ -9,8 +9,10 @@ contributes exactly nothing comes first under every score.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +21,7 @@ from toastc.errors import ToastcError
 from toastc.graphs import Graph
 from toastc.pipeline import State
 from toastc.ratios import narrowed
-from toastc.sites import Coupling, Member
+from toastc.sites import Coupling, Member, Site
 
 WAYS = ("l1", "l2", "geometric-median")
 DEAD = -1.0
@@ -38,20 +40,23 @@ class ScoreWeights:
             raise ToastcError(f"score-weights: by={self.by}, median={self.median}; by is one of {', '.join(WAYS)}")
 
     def __call__(self, state: State) -> State:
-        scores = dict(state.scores)
         wanted = None if state.ratios is None else {name for name, _, _ in narrowed(state.ratios, state.sites)}
-        for site in state.sites:
-            own: dict[str, np.ndarray] = {}
-            weights = Weights(state.graph)
-            for coupling in site.couplings:
-                if coupling.prunable and (
-                    wanted is None or f"{site.name}.{coupling.name}" in wanted or f"{site.name}.heads" in wanted
-                ):
-                    own[coupling.name] = self.score(weights, coupling)
-                    scores[f"{site.name}.{coupling.name}"] = own[coupling.name]
-            if site.heads is not None and site.heads.prunable and "vo" in own:
-                scores[f"{site.name}.heads"] = np.maximum(own["vo"], 0).sum(axis=1)[None, :]
+        scores = dict(state.scores)
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # numpy lets go of the interpreter
+            for found in pool.map(lambda site: self.score_site(state.graph, site, wanted), state.sites):
+                scores |= found
         return replace(state, scores=scores)
+
+    def score_site(self, graph: Graph, site: Site, wanted: set[str] | None) -> dict[str, np.ndarray]:
+        weights = Weights(graph)
+        scores = {}
+        for coupling in site.couplings:
+            name = f"{site.name}.{coupling.name}"
+            if coupling.prunable and (wanted is None or name in wanted or f"{site.name}.heads" in wanted):
+                scores[name] = self.score(weights, coupling)
+        if site.heads is not None and site.heads.prunable and f"{site.name}.vo" in scores:
+            scores[f"{site.name}.heads"] = np.maximum(scores[f"{site.name}.vo"], 0).sum(axis=1)[None, :]
+        return scores
 
     def score(self, weights: Weights, coupling: Coupling) -> np.ndarray:
         power = 1 if self.by == "l1" else 2

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from .unpack import unpack_attention
 
 PLAN_KEY = "toastc.plan"
 SINGLE_FILE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
+IN_FLIGHT = 256 * 2**20  # bytes of weights computed and not yet written
 OLDEST_OPSET = 13
 QUANTIZED = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul",
@@ -41,7 +43,9 @@ def load_model(path: Path) -> ir.Model:
     try:
         if path.stat().st_size == 0:
             raise ToastcError(f"{path}: the file is empty")
-        model = ir.load(path)
+        with warnings.catch_warnings():  # about odd keys of external data, of which check_tensor sees what matters
+            warnings.simplefilter("ignore")
+            model = ir.load(path)
     except (DecodeError, ir.serde.SerdeError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ToastcError(f"{path}: not an ONNX model, or a damaged one ({one_line(error)})") from None
     except OSError as error:
@@ -189,7 +193,10 @@ def write_model(model: ir.Model, path: Path, external: bool | None = None) -> No
     """Large models put their weights into `<name>.data` beside the file."""
     if external is None:
         external = is_external(model) or weight_bytes(model) > SINGLE_FILE_LIMIT
-    ir.save(model, path, external_data=f"{path.name}.data" if external else None, size_threshold_bytes=1024)
+    ir.save(
+        model, path, external_data=f"{path.name}.data" if external else None, size_threshold_bytes=1024,
+        max_workers=min(4, os.cpu_count() or 1), max_in_flight_bytes=IN_FLIGHT,
+    )  # fmt: skip
 
 
 def sync(path: Path) -> None:
