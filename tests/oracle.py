@@ -40,10 +40,15 @@ def random_plan(sites: Sequence[Site], seed: int = 0, share: float = 0.5, basis:
                     np.linalg.qr(rng.standard_normal((coupling.width, coupling.width)))[0][:, :width]
                     for _ in range(coupling.groups)
                 ]
-                choices[f"{site.name}.{coupling.name}"] = Basis(np.stack([t.T for t in turns]), np.stack(turns))
+                shift = rng.standard_normal((coupling.groups, coupling.width)) if coupling.consumed else None
+                choices[f"{site.name}.{coupling.name}"] = Basis(np.stack([t.T for t in turns]), np.stack(turns), shift)
             else:
                 rows = [np.sort(rng.choice(coupling.width, width, replace=False)) for _ in range(coupling.groups)]
-                choices[f"{site.name}.{coupling.name}"] = Keep(np.stack(rows))
+                fold, shift = None, None
+                if basis and coupling.consumed and coupling.groups == 1:
+                    fold = rng.standard_normal((coupling.width, width)) / np.sqrt(width)
+                    shift = rng.standard_normal((1, coupling.width))
+                choices[f"{site.name}.{coupling.name}"] = Keep(np.stack(rows), fold, shift)
         if heads and site.heads is not None and site.heads.prunable and site.heads.width > 1:
             kept = np.sort(rng.choice(site.heads.width, site.heads.width - 1, replace=False))
             choices[f"{site.name}.heads"] = Keep(kept[None])

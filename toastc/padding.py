@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .errors import VerificationFailed
-from .graphs import Graph, Op, Value
+from .graphs import Graph, Op, Value, bias_of
 from .plan import Plan
 from .sites import Coupling, Member, Site
 
@@ -40,6 +40,7 @@ def pad_back(dense: Graph, dense_sites: Sequence[Site], pruned: Graph, pruned_si
     by_name = {s.name: s for s in pruned_sites}
     named = {name.rpartition(".")[0] for name in plan}
     touched: dict[Any, dict[tuple[int, ...], list[Pairing]]] = {}
+    shifted: dict[tuple[Op, int], tuple[Op, int]] = {}
     for site in dense_sites:  # sites the plan does not name may share a weight with those it does
         other = by_name.get(site.name)
         if other is None and site.name in named:
@@ -48,14 +49,47 @@ def pad_back(dense: Graph, dense_sites: Sequence[Site], pruned: Graph, pruned_si
             named.discard(site.name)
             for operands, part in pair_site(site, other, plan, pruned):
                 touched.setdefault(operands, {}).setdefault(part.axes, []).append(part)
+            shifted |= shifted_biases(dense, site, pruned, other, plan)
     if named:
         raise VerificationFailed(f"{sorted(named)[0]}: planned, but not found in the dense model")
     for (to, source), by_axes in touched.items():
         op, slot = to
         value = source[0].inputs[source[1]]  # type: ignore[index]
         pairings = [join(parts) for parts in by_axes.values()]
-        dense.set_constant(op, slot, dense.shape(op.inputs[slot]), filler(dense, op, slot, pruned, value, pairings))
+        free = shifted.pop(to, None) is not None
+        dense.set_constant(op, slot, dense.shape(op.inputs[slot]), filler(dense, op, slot, pruned, value, pairings, free))
+    for (op, slot), source in shifted.items():
+        dense.set_constant(op, slot, dense.shape(op.inputs[slot]), copier(dense, op, slot, pruned, source))
     return len(touched)
+
+
+def shifted_biases(dense: Graph, site: Site, pruned: Graph, other: Site, plan: Plan) -> dict[tuple[Op, int], tuple[Op, int]]:
+    """Biases that took in what was lost: where they are in the dense graph, and in the pruned one."""
+    found = {}
+    for coupling in site.couplings:
+        choice, partner = plan.get(site.name, coupling.name), other.coupling(coupling.name)
+        if choice is None or choice.shift is None or partner is None:
+            continue
+        for a, b in zip(coupling.members, matching(coupling, partner, site.name, pruned), strict=True):
+            if a.role == "out":
+                source = bias_of(pruned, b.operand[0])  # type: ignore[index]
+                if source is None:
+                    raise VerificationFailed(f"{site.name}.{coupling.name}: the plan shifts a bias, the pruned model has none")
+                op: Op = a.operand[0]  # type: ignore[index]
+                found[bias_of(dense, op) or dense.insert_bias(op)] = source
+    return found
+
+
+def copier(dense: Graph, op: Op, slot: int, pruned: Graph, source: tuple[Op, int]) -> Callable[[], np.ndarray]:
+    shape, value = dense.shape(op.inputs[slot]), source[0].inputs[source[1]]
+
+    def make() -> np.ndarray:
+        array = pruned.constant(value)
+        if array.size != math.prod(shape):
+            raise VerificationFailed(f"{dense.constant_name(op, slot)}: a shifted bias has {array.size} numbers, not {shape}")
+        return array.reshape(shape)
+
+    return make
 
 
 def join(parts: Sequence[Pairing]) -> Pairing:
@@ -63,7 +97,9 @@ def join(parts: Sequence[Pairing]) -> Pairing:
     return Pairing(parts[0].axes, *map(np.concatenate, columns))
 
 
-def filler(dense: Graph, op: Op, slot: int, pruned: Graph, value: Value, pairings: Sequence[Pairing]) -> Callable[[], np.ndarray]:
+def filler(
+    dense: Graph, op: Op, slot: int, pruned: Graph, value: Value, pairings: Sequence[Pairing], free: bool
+) -> Callable[[], np.ndarray]:
     target, name = op.inputs[slot], dense.constant_name(op, slot)
     shape = dense.shape(target)
 
@@ -73,6 +109,8 @@ def filler(dense: Graph, op: Op, slot: int, pruned: Graph, value: Value, pairing
             wide = spread(wide, pairing, shape)
         if wide.shape != shape:
             raise VerificationFailed(f"{name}: the pruned weight of shape {wide.shape} can not be padded to {shape}")
+        if free:
+            return wide
         before, after = dense.constant(target), wide
         for pairing in pairings:
             before = blanked(before, pairing.axes, np.setdiff1d(pairing.every, pairing.kept))

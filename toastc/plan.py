@@ -1,9 +1,13 @@
 """A plan says what stays of every coupling. It is data: printed, saved, diffed, replayed, embedded in a model.
 
-`Keep(index)`: these channels stay; index[groups, width'] holds positions within the group. An optional `fold`
-[groups, width, width'] lets the consumer make up for what is gone: its columns become `W . fold`.
-`Basis(left, right)`: producers become `left . W`, the consumer `W . right`; left [groups, width', width],
-right [groups, width, width']. Between Q and K, Q is the producer and K the consumer: q' = left q, k' = right^T k.
+`Keep(index)`: these channels stay; index[groups, width'] holds positions within the group. An optional `fold` lets the
+consumer make up for what is gone: its columns become `W . fold`.
+`Basis(left, right)`: producers become `left . W`, the consumer `W . right`; left is [groups, width', width].
+Between Q and K, Q is the producer and K the consumer: q' = left q, k' = right^T k.
+
+`fold` and `right` either treat every group alone, [groups, width, width'], or all channels together,
+[groups * width, kept groups * width']. An optional `shift` [groups, width] is what the gone channels are on
+average: the consumer's bias becomes `b + W . shift`.
 """
 
 from __future__ import annotations
@@ -26,15 +30,15 @@ CONSUMERS = ("k", "out")  # roles of the members that meet what the others produ
 class Keep:
     index: np.ndarray
     fold: np.ndarray | None = None
+    shift: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         index, fold = self.index, self.fold
         require(index.ndim == 2 and index.dtype.kind in "iu" and index.shape[1] > 0, "an index is whole numbers, groups x width")
         require(bool((index >= 0).all() and (np.diff(index) > 0).all()), "an index holds rising positions")
-        require(
-            fold is None or (fold.ndim == 3 and (len(fold), fold.shape[2]) == index.shape and fold.shape[1] > index.max()),
-            "a fold is groups x width x kept width",
-        )
+        if fold is not None:
+            require(fold.ndim == 2 or fold.shape[::2] == index.shape, "a fold is [groups, width, kept] or [channels, kept]")
+        require(self.shift is None or (self.shift.ndim == 2 and len(self.shift) == len(index)), "a shift is [groups, width]")
 
     @property
     def width(self) -> int:
@@ -44,6 +48,15 @@ class Keep:
     def exact(self) -> bool:
         return self.fold is None
 
+    @property
+    def of(self) -> int | None:
+        """How many channels a group had, where the choice tells."""
+        if self.shift is not None:
+            return int(self.shift.shape[1])
+        if self.fold is None:
+            return None
+        return int(self.fold.shape[1] if self.fold.ndim == 3 else self.fold.shape[0] // len(self.index))
+
     def mixes(self, role: str) -> bool:
         """Does a member of this role get new numbers? Else those that stay are those that were."""
         return self.fold is not None and role in CONSUMERS
@@ -52,25 +65,25 @@ class Keep:
         """Why this can not be done to the coupling, if so."""
         if len(self.index) != coupling.groups or self.index.max() >= coupling.width:
             return f"it is for other widths than the model's {coupling.groups} x {coupling.width}"
-        if self.fold is not None and self.fold.shape[1] != coupling.width:
-            return f"its fold is for {self.fold.shape[1]} channels, the model has {coupling.width}"
-        return ""
+        return unfit(self.fold, self.shift, coupling)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"index": self.index.astype(np.int32)} | ({} if self.fold is None else {"fold": self.fold})
+        return {"index": self.index.astype(np.int32)} | given(fold=self.fold, shift=self.shift)
 
 
 @dataclass(frozen=True, eq=False)
 class Basis:
     left: np.ndarray
     right: np.ndarray
+    shift: np.ndarray | None = None
     exact = False
 
     def __post_init__(self) -> None:
         left, right = self.left, self.right
-        turned = (*right.shape[:1], *right.shape[:0:-1])
-        require(left.ndim == 3 and left.shape == turned, "a basis is groups x kept x width, and back")
-        require(0 < left.shape[1] <= left.shape[2], "a basis keeps at most all channels")
+        require(left.ndim == 3 and 0 < left.shape[1] <= left.shape[2], "a basis keeps some of [groups, kept, width]")
+        back = (len(left), left.shape[2], left.shape[1])
+        require(right.ndim == 2 or right.shape == back, "a basis leads back by [groups, width, kept] or [channels, kept]")
+        require(self.shift is None or self.shift.shape == left.shape[::2], "a shift is [groups, width]")
 
     def mixes(self, role: str) -> bool:
         return True
@@ -80,11 +93,15 @@ class Basis:
             return "it is no coupling whose channels may be mixed"
         if self.left.shape[::2] != (coupling.groups, coupling.width):
             return f"its basis is for {self.left.shape[::2]} channels, the model has {coupling.groups} x {coupling.width}"
-        return ""
+        return unfit(self.right, self.shift, coupling)
 
     @property
     def width(self) -> int:
         return int(self.left.shape[1])
+
+    @property
+    def of(self) -> int:
+        return int(self.left.shape[2])
 
     @property
     def index(self) -> np.ndarray:
@@ -92,7 +109,7 @@ class Basis:
         return np.broadcast_to(np.arange(self.width), self.left.shape[:2])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"left": self.left, "right": self.right}
+        return {"left": self.left, "right": self.right} | given(shift=self.shift)
 
 
 Choice = Keep | Basis
@@ -118,8 +135,8 @@ class Plan:
         out: dict[str, object] = {}
         for name, choice in sorted(self.choices.items()):
             row: dict[str, object] = {"kind": type(choice).__name__.lower(), "groups": len(choice.index), "width": choice.width}
-            if not choice.exact:
-                row["of"] = choice.left.shape[2] if isinstance(choice, Basis) else choice.fold.shape[1]  # type: ignore[union-attr]
+            if choice.of is not None:
+                row |= {"of": choice.of, "folded": not choice.exact, "shifted": choice.shift is not None}
             if indices and isinstance(choice, Keep):
                 row["index"] = choice.index.tolist()
             out[name] = row
@@ -167,23 +184,40 @@ def check_plan(plan: Plan, sites: Sequence[Site]) -> None:
             raise ToastcError(f"plan: {name} can not be cut: {why}")
 
 
+def unfit(matrix: np.ndarray | None, shift: np.ndarray | None, coupling: Coupling) -> str:
+    rows = None if matrix is None else matrix.shape[0] if matrix.ndim == 2 else matrix.shape[0] * matrix.shape[1]
+    channels = coupling.groups * coupling.width
+    if rows not in (None, channels):
+        return f"it folds {rows} channels, the model has {channels}"
+    if matrix is not None and matrix.ndim == 2 and not coupling.consumed:
+        return "it folds its groups together, and no linear consumes them"
+    if shift is not None and (shift.shape != (coupling.groups, coupling.width) or not coupling.consumed):
+        return "it shifts channels that are not there, or that no linear consumes"
+    return ""
+
+
+def given(**arrays: np.ndarray | None) -> dict[str, np.ndarray]:
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> Plan:
     parts: dict[str, dict[str, np.ndarray]] = {}
     for key, array in arrays.items():
         name, _, what = key.rpartition("/")
         parts.setdefault(name, {})[what] = array
-    return Plan({n: Keep(p["index"], p.get("fold")) if "index" in p else Basis(p["left"], p["right"]) for n, p in parts.items()})
+    return Plan({name: Keep(**part) if "index" in part else Basis(**part) for name, part in parts.items()})
 
 
 def from_dict(data: Mapping[str, object]) -> Plan:
-    """The JSON form, back to a plan: index sets exactly; of folds and bases it only knows that they are there."""
+    """The JSON form, back to a plan: index sets exactly; of folds, bases and shifts only that they are there."""
     choices: dict[str, Choice] = {}
     for name, row in data["choices"].items():  # type: ignore[attr-defined]
-        blank = np.zeros((int(row["groups"]), int(row["of"]), int(row["width"]))) if "of" in row else None
+        blank = np.zeros((int(row["groups"]), int(row.get("of", 0)), int(row["width"])))
+        shift = blank[:, :, 0] if row.get("shifted") else None
         if row["kind"] == "keep":
-            choices[name] = Keep(np.array(row["index"]), blank)
-        elif row["kind"] == "basis" and blank is not None:
-            choices[name] = Basis(blank.transpose(0, 2, 1), blank)
+            choices[name] = Keep(np.array(row["index"]), blank if row.get("folded") else None, shift)
+        elif row["kind"] == "basis":
+            choices[name] = Basis(blank.transpose(0, 2, 1), blank, shift)
         else:
             raise ValueError(f"a choice of kind {row['kind']}")
     return Plan(choices)

@@ -53,6 +53,11 @@ class Coupling:
     def prunable(self) -> bool:
         return not self.reason
 
+    @property
+    def consumed(self) -> bool:
+        """Does a linear take its channels, so that what is lost can be made up for?"""
+        return any(m.role == "out" for m in self.members)
+
 
 @dataclass(frozen=True)
 class Reject:

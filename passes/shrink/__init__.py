@@ -7,21 +7,22 @@ written out, because every runtime's default follows the head_dim that has just 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from toastc.errors import CannotShrink
-from toastc.graphs import Graph, Kind, Op, Value
+from toastc.graphs import Graph, Kind, Op, Value, bias_of
 from toastc.labels import varying
 from toastc.pipeline import State
-from toastc.plan import CONSUMERS, Choice, Plan
+from toastc.plan import Choice, Plan
 from toastc.sites import Coupling, Member, Site
 from toastc.views import compact
 
 from ..match.couplings import Ledger
 from ..match.records import Source
-from .cuts import Cut, install, mixtures
+from .cuts import Cut, drift, install, mixtures
 from .regions import emit_exits, lone_shape, plan_exits, rebuild_above
 
 
@@ -192,8 +193,24 @@ class Work:
                 m
                 for member, choice, groups in members.get((source.op, source.slot), ())
                 if member.axes == source.axes
-                for m in mixtures(member, choice, groups, order, member.role in CONSUMERS)
+                for m in mixtures(member, choice, groups, order)
             ]
             by_operand.setdefault((source.op, source.slot), []).append(Cut(source.axes, order, tuple(mixed)))
-        for (op, slot), cuts in by_operand.items():
-            install(self.graph, op, slot, cuts)
+        plus: dict[tuple[Op, int], list[Callable[[], np.ndarray]]] = {}
+        for coupling, choice, _ in self.choices:
+            if choice.shift is not None:
+                for member in coupling.members:
+                    if member.role == "out":
+                        plus.setdefault(self._bias(member), []).append(drift(self.graph, member, choice.shift))
+        for op, slot in by_operand | plus:
+            install(self.graph, op, slot, by_operand.get((op, slot), ()), plus.get((op, slot), ()))
+
+    def _bias(self, member: Member) -> tuple[Op, int]:
+        """The bias of a consumer; an empty one is put behind it if it has none."""
+        op: Op = member.operand[0]  # type: ignore[index]
+        found = bias_of(self.graph, op)
+        if found is None:
+            if op.outputs[0] in self.touched:
+                raise CannotShrink(f"{op}: has no bias to take a shift, and its own output is cut")
+            found = self.graph.insert_bias(op)
+        return found

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toastc.graphs import Graph, Op
-from toastc.plan import Basis, Choice
+from toastc.errors import CannotShrink
+from toastc.graphs import Graph, Op, Value
+from toastc.plan import CONSUMERS, Basis, Choice
 from toastc.sites import Member
 
 
@@ -43,38 +44,55 @@ class Cut:
         return np.moveaxis(new, range(len(self.axes)), self.axes)
 
 
-def mixtures(member: Member, choice: Choice, groups: Sequence[int], order: np.ndarray, consumer: bool) -> tuple[Mixture, ...]:
+def mixtures(member: Member, choice: Choice, groups: Sequence[int], order: np.ndarray) -> tuple[Mixture, ...]:
     """The rows of one member that a basis or a fold computes. `groups`: those that stay."""
-    if isinstance(choice, Basis):
-        matrices = choice.right.transpose(0, 2, 1) if consumer else choice.left
-    elif choice.fold is not None and consumer:
-        matrices = choice.fold.transpose(0, 2, 1)
-    else:
+    if not choice.mixes(member.role):
         return ()
+    if member.role not in CONSUMERS:
+        matrices = choice.left  # type: ignore[union-attr]
+    else:
+        back = choice.right if isinstance(choice, Basis) else choice.fold
+        assert back is not None
+        matrices = back.swapaxes(-1, -2)
     place = {int(position): new for new, position in enumerate(order.ravel())}
-    made = []
-    for group in groups:
-        own = member.index[group]
-        to = np.array([place[int(p)] for p in own[choice.index[group]]])
-        made.append(Mixture(to, own, matrices[group]))
-    return tuple(made)
+    to = np.array([[place[int(p)] for p in member.index[g][choice.index[g]]] for g in groups])
+    if matrices.ndim == 2:
+        if len(matrices) != to.size:
+            raise CannotShrink(f"{member.weight}: the plan folds into {len(matrices)} channels, {to.size} stay")
+        return (Mixture(to.ravel(), member.index.ravel(), matrices),)
+    return tuple(Mixture(own, member.index[g], matrices[g]) for own, g in zip(to, groups, strict=True))
 
 
-def install(graph: Graph, op: Op, slot: int, cuts: Sequence[Cut]) -> None:
-    """Give the operand its cut weight; the numbers are computed when the graph is written."""
+def install(graph: Graph, op: Op, slot: int, cuts: Sequence[Cut], plus: Sequence[Callable[[], np.ndarray]] = ()) -> None:
+    """Give the operand its cut weight, after adding `plus`; the numbers are computed when the graph is written."""
     value = op.inputs[slot]
     shape = list(graph.shape(value))
     for cut in cuts:
         for axis, size in zip(cut.axes, cut.order.shape, strict=True):
             shape[axis] = size
-    graph.set_constant(op, slot, tuple(shape), evaluation(graph, value, cuts))
+    graph.set_constant(op, slot, tuple(shape), evaluation(graph, value, cuts, plus))
 
 
-def evaluation(graph: Graph, value: object, cuts: Sequence[Cut]) -> Callable[[], np.ndarray]:
+def evaluation(
+    graph: Graph, value: Value, cuts: Sequence[Cut], plus: Sequence[Callable[[], np.ndarray]]
+) -> Callable[[], np.ndarray]:
     def make() -> np.ndarray:
-        array = graph.constant(value)  # type: ignore[arg-type]
+        array = graph.constant(value)
+        for more in plus:
+            array = (array + more().reshape(-1)).astype(array.dtype)
         for cut in cuts:
             array = cut.apply(array)
         return array
+
+    return make
+
+
+def drift(graph: Graph, member: Member, shift: np.ndarray) -> Callable[[], np.ndarray]:
+    """What a consumer gets on average from channels that are gone: W . shift."""
+    op, slot = member.operand  # type: ignore[misc]
+
+    def make() -> np.ndarray:
+        weight = np.moveaxis(graph.constant(op.inputs[slot]), op.weight_axes, (0, 1)).astype(np.float64)
+        return np.asarray(shift.ravel() @ weight[member.index.ravel()])
 
     return make

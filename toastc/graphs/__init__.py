@@ -7,6 +7,7 @@ few verbs at the end of the protocol. Nothing else in the project touches torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -93,5 +94,21 @@ class Graph(Protocol):
     def replace(self, old: Value, new: Value) -> None: ...
     def redirect(self, op: Op, slot: int, value: Value) -> None: ...
     def resize(self, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None: ...
+    def insert_bias(self, op: Op) -> tuple[Op, int]: ...  # a bias of zeros behind a linear that has none
     def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None: ...
     def finish(self) -> None: ...
+
+
+def bias_of(graph: Graph, op: Op) -> tuple[Op, int] | None:
+    """The operand that is added, channel by channel, to what a linear puts out; None if there is none."""
+    out = op.outputs[0]
+    if len(op.inputs) > 2 and op.inputs[2] is not None:
+        return (op, 2) if graph.is_constant(op.inputs[2]) else None
+    users = graph.users(out)
+    if len(users) != 1 or out in graph.outputs or users[0][0].type not in ("Add", "add"):
+        return None
+    add, own = users[0]
+    other = add.inputs[1 - own]
+    shape = graph.shape(other) if other is not None and graph.is_constant(other) else ()
+    width = graph.shape(out)[-1]
+    return (add, 1 - own) if len(shape) and shape[-1] == width and math.prod(shape) == width else None

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ...errors import CannotShrink
-from .. import Dim, Op, Value
+from .. import Dim, Kind, Op, Value
 from .classify import meta
 
 aten = torch.ops.aten
@@ -35,10 +35,7 @@ class FxEdits:
             self._install(str(old.target), new, isinstance(like, torch.nn.Parameter), like.requires_grad)
             old.meta["val"] = new
             return
-        self._counter += 1
-        name = f"{(op.path or op.name).replace('.', '_')}_weight_{self._counter}"
-        while hasattr(self.gm, name):
-            name += "_"
+        name = self._fresh(f"{(op.path or op.name).replace('.', '_')}_weight")
         self._install(name, new, isinstance(like, torch.nn.Parameter), like.requires_grad)
         with self.gm.graph.inserting_before(op.node):
             node = self.gm.graph.get_attr(name)
@@ -113,6 +110,33 @@ class FxEdits:
         from .resize import resize
 
         resize(self, op, before, after)
+
+    def insert_bias(self, op: Op) -> tuple[Op, int]:
+        """A third argument of `linear`; behind a matmul it is an add."""
+        weight = self.tensor(op.inputs[1])  # type: ignore[attr-defined]
+        zeros = torch.zeros(weight.shape[op.weight_axes[1]], dtype=weight.dtype, device=weight.device)
+        name = self._fresh(f"{(op.path or op.name).replace('.', '_')}_bias")
+        self._install(name, zeros, isinstance(weight, torch.nn.Parameter), weight.requires_grad)
+        with self.gm.graph.inserting_before(op.node):
+            bias = self.gm.graph.get_attr(name)
+        bias.meta = {"val": zeros, "nn_module_stack": op.node.meta.get("nn_module_stack", {})}
+        self._constants[bias] = zeros
+        if op.type == "linear":
+            op.node.args, op.node.kwargs = (*op.node.args[:2], bias), {k: v for k, v in op.node.kwargs.items() if k != "bias"}
+            op.inputs = [*op.inputs[:2], bias]
+            return op, 2
+        with self.gm.graph.inserting_after(op.node):
+            new = self.gm.graph.call_function(aten.add.Tensor, (op.node, bias))
+        new.meta = dict(op.node.meta)
+        op.node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        return Op(Kind.ELEMENTWISE, "add", str(new.name), op.path, [op.node, bias], [new], new, "affine"), 1
+
+    def _fresh(self, stem: str) -> str:
+        name = stem
+        while hasattr(self.gm, name):
+            self._counter += 1
+            name = f"{stem}_{self._counter}"
+        return name
 
     def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None:
         node = op.node

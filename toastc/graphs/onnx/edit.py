@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ...errors import CannotShrink
-from .. import Dim, Op, Value
+from .. import Dim, Kind, Op, Value
 
 if TYPE_CHECKING:
     from .facts import Facts
@@ -25,6 +25,7 @@ class OnnxEdits:
     _users: dict[Value, list[tuple[Op, int]]]
     _tensors: dict[ir.Value, ir.TensorProtocol]
     _folded: dict[ir.Value, np.ndarray]
+    _constants: set[ir.Value]
     _counter = 0
     _taken: set[str | None] | None = None
 
@@ -124,6 +125,32 @@ class OnnxEdits:
             while len(op.node.inputs) <= slot:
                 op.node.resize_inputs(slot + 1)
             op.node.replace_input_with(slot, value)
+
+    def insert_bias(self, op: Op) -> tuple[Op, int]:
+        """Gemm takes one as an input; behind a MatMul it is an Add."""
+        out: ir.Value = op.outputs[0]  # type: ignore[assignment]
+        dtype = ir.DataType(self.facts.dtypes[out])
+        tensor = ir.tensor(
+            np.zeros(self.facts.shapes[out][-1:], dtype.numpy()), dtype=dtype, name=self._name(f"{op.path or op.name}.bias")
+        )
+        bias = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
+        self.graph.register_initializer(bias)
+        self.facts.shapes[bias], self.facts.dtypes[bias] = self.facts.shapes[out][-1:], int(dtype)
+        self._constants.add(bias)
+        self._tensors[bias] = tensor
+        if op.type == "Gemm":
+            op.node.resize_inputs(3)
+            op.node.replace_input_with(2, bias)
+            op.inputs = [*op.inputs[:2], bias]
+            return op, 2
+        stem = self._name(f"{op.path or op.name}/Add")
+        new = ir.Value(name=f"{stem}_0", type=out.type, shape=out.shape)
+        ir.convenience.replace_all_uses_with(out, new, replace_graph_outputs=True)
+        node = ir.Node("", "Add", [out, bias], outputs=[new], name=stem, metadata_props=dict(op.node.metadata_props))
+        self.graph.insert_after(op.node, node)
+        if new.is_graph_output():
+            out.name, new.name = f"{stem}_in", out.name
+        return Op(Kind.ELEMENTWISE, "Add", stem, op.path, [out, bias], [new], node, "affine"), 1
 
     def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None:
         node, spec = op.node, op.attention
