@@ -9,7 +9,12 @@ from __future__ import annotations
 from toastc.errors import ToastcError
 from toastc.pipeline import Pass
 
+from .allocate_widths import AllocateWidths
+from .analyse_losses import AnalyseLosses
+from .collect_moments import CollectMoments
 from .match import MatchSites
+from .measure_gains import MeasureGains
+from .plan_losses import PlanLosses
 from .plan_ratios import PlanRatios
 from .score_weights import ScoreWeights
 from .shrink import Shrink
@@ -21,6 +26,12 @@ MAGNITUDE: tuple[Pass, ...] = (MatchSites(), ScoreWeights(by="l2"), PlanRatios()
 # ToaSt's score: distance to the geometric median of the head's coupled weights.
 GEOMETRIC: tuple[Pass, ...] = (MatchSites(), ScoreWeights(by="geometric-median"), PlanRatios())
 
+# What is lost at every width is known in closed form from the moments of calibration data; how far it reaches is measured;
+# then a budget is spread, and what stays makes up for what goes.
+CALIBRATED: tuple[Pass, ...] = (
+    MatchSites(), CollectMoments(), AnalyseLosses(), MeasureGains(), AllocateWidths(), PlanLosses(),
+)  # fmt: skip
+
 RECIPES: dict[str, tuple[Pass, ...]] = {
     "default": MAGNITUDE,
     "magnitude": MAGNITUDE,
@@ -29,10 +40,16 @@ RECIPES: dict[str, tuple[Pass, ...]] = {
 }
 
 
-def recipe(name: str) -> tuple[Pass, ...]:
+def recipe(name: str, data: bool = False) -> tuple[Pass, ...]:
+    """The passes of a recipe; the default one uses calibration data where there is some."""
+    if name == "default" and data:
+        return CALIBRATED
     if name not in RECIPES:
         raise ToastcError(f"no recipe is called {name}; there are {', '.join(RECIPES)}")
     return RECIPES[name]
 
 
-__all__ = ["RECIPES", "MatchSites", "PlanRatios", "ScoreWeights", "Shrink", "parse_passes", "recipe"]
+__all__ = [
+    "RECIPES", "AllocateWidths", "AnalyseLosses", "CollectMoments", "MatchSites", "MeasureGains", "PlanLosses", "PlanRatios",
+    "ScoreWeights", "Shrink", "parse_passes", "recipe",
+]  # fmt: skip

@@ -14,11 +14,18 @@ from typing import Any
 from toastc.errors import ToastcError
 from toastc.pipeline import Pass
 
+from .allocate_widths import AllocateWidths
+from .analyse_losses import AnalyseLosses
+from .collect_moments import CollectMoments
 from .match import MatchSites
+from .measure_gains import MeasureGains
+from .plan_losses import PlanLosses
 from .plan_ratios import PlanRatios
 from .score_weights import ScoreWeights
 
-BUILT_IN: tuple[type, ...] = (MatchSites, ScoreWeights, PlanRatios)
+BUILT_IN: tuple[type, ...] = (
+    MatchSites, ScoreWeights, PlanRatios, CollectMoments, AnalyseLosses, MeasureGains, AllocateWidths, PlanLosses,
+)  # fmt: skip
 GROUP = "toastc.passes"
 ONE = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(,|$)")
 

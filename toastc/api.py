@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from . import ratios as ratio_file
+from .calibration import Moments, Preprocess
+from .cost import Target
 from .errors import NoChange, ToastcError
 from .files import check_targets
 from .plan import Plan
@@ -29,8 +31,12 @@ def prune(
     model: Any,
     ratios: Any = None,
     *,
-    target: str | float | None = None,
+    target: str | float | Target | None = None,
     plan: Plan | str | Path | None = None,
+    data: Any = None,
+    images: int | None = None,
+    preprocess: Preprocess | None = None,
+    moments: Moments | str | Path | None = None,
     recipe: str = "default",
     passes: str | None = None,
     output: str | Path | None = None,
@@ -57,9 +63,11 @@ def prune(
         raise ToastcError("give one of ratios, target and plan")
     request = Request(
         None if ratios is None else read_ratios(ratios),
-        None if target is None else parse_target(target),
+        None if target is None else Target.parse(target),
         Plan.load(Path(plan)) if isinstance(plan, str | Path) else plan,
-        passes or recipe, parse_passes(passes) if passes else passes_of(recipe), seed, verify, dry_run,
+        passes or recipe, parse_passes(passes) if passes else passes_of(recipe, data is not None or moments is not None),
+        seed, verify, dry_run, data, {"limit": images, "preprocess": preprocess},
+        Moments.load(Path(moments)) if isinstance(moments, str | Path) else moments,
     )  # fmt: skip
     by_products = [Path(p) for p in (plan_out, report_out) if p is not None]
     targets = by_products if output is None else [Path(output), Path(f"{output}.data"), *by_products]
@@ -143,20 +151,6 @@ def is_torch(model: Any) -> bool:
 
 def read_ratios(ratios: Any) -> ratio_file.Ratios:
     return ratio_file.read(Path(ratios)) if isinstance(ratios, str | Path) else ratio_file.parse(ratios)
-
-
-def parse_target(target: str | float) -> float:
-    """`macs=0.6` or 0.6: the share of MACs to keep."""
-    if isinstance(target, int | float):
-        return float(target)
-    what, _, number = target.partition("=")
-    try:
-        share = float(number)
-    except ValueError:
-        raise ToastcError(f"target: {target} is not of the form macs=0.6") from None
-    if what.strip() != "macs":
-        raise ToastcError(f"target: {what} is not known; this version knows macs")
-    return share
 
 
 def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[str, Any]:

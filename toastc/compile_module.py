@@ -82,7 +82,7 @@ def compile_module(
     exporting = time.perf_counter() - clock
     macs = graph.totals()[0]
     before = size_of(gm, macs)
-    state, seconds = choose(State(graph, request.ratios, seed=request.seed), request, macs, tell)
+    state, seconds = choose(State(graph, request.ratios), request, macs, tell)
     seconds = {"export": exporting} | seconds
     sites, plan, rows, rejects = state.sites, state.plan, coupling_rows(state.sites, state.plan), state.rejects
     after = macs - saved_macs(sites, plan)
@@ -106,7 +106,8 @@ def compile_module(
         if not result.ok:
             raise VerificationFailed(f"{name}: verification failed: {result.reason}")
     gm.toastc_plan = plan  # type: ignore[assignment]
-    report = Report(name, request.recipe, before, size_of(gm, after), rows, rejects, seconds | took, verified, settings=settings)
+    size = size_of(gm, after)
+    report = Report(name, request.recipe, before, size, rows, rejects, seconds | took, verified, state.notes, settings)
     return gm, plan, report
 
 

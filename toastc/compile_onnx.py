@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from .cost import saved_macs, saved_params, uniform_ratios
+from .calibration import Moments, open_data
+from .cost import Target, saved_macs, saved_params, uniform_ratios
 from .errors import NoChange, NothingToPrune, VerificationFailed
 from .graphs.onnx import OnnxGraph, embed_plan, file_bytes, is_external, load_model, staged, write_model
 from .pipeline import Pass, State, run
@@ -26,18 +27,24 @@ class Request:
     """What to do with a model: ratios, or a target, or a plan to replay."""
 
     ratios: Ratios | None = None
-    target: float | None = None
+    target: Target | None = None
     plan: Plan | None = None
     recipe: str = "default"
     passes: tuple[Pass, ...] = ()
     seed: int = 0
     verify: bool = True
     dry_run: bool = False
+    data: Any = None  # what to calibrate on
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the data: limit, batch, preprocess
+    moments: Moments | None = None
 
 
 def choose(state: State, request: Request, total: int, tell: Callable[[str], None]) -> tuple[State, dict[str, float]]:
     """Run matching, scoring and planning; or matching alone where a plan is given."""
     first, *rest = request.passes
+    state = replace(state, seed=request.seed, moments=request.moments, target=request.target)
+    if request.data is not None:
+        state = replace(state, data=open_data(request.data, state.graph.input_sizes(), seed=request.seed, **request.options))
     tell(first.name)
     state, seconds = run([first], state)
     if not state.sites:
@@ -45,7 +52,7 @@ def choose(state: State, request: Request, total: int, tell: Callable[[str], Non
     if request.plan is not None:
         check_plan(request.plan, state.sites)
         return replace(state, plan=request.plan), seconds
-    if request.target is not None:
+    if request.target is not None and not any(step.name == "allocate-widths" for step in rest):
         state = replace(state, ratios=uniform_ratios(state.sites, total, request.target))
     for step in rest:
         tell(step.name)
@@ -67,7 +74,7 @@ def compile_onnx(
     graph = OnnxGraph(model)
     macs, params = graph.totals()
     external = is_external(model) or None  # the output takes the form of the input
-    state = State(graph, request.ratios, seed=request.seed)
+    state = State(graph, request.ratios)
     reading = time.perf_counter() - start
     state, seconds = choose(state, request, macs, tell)
     sites, plan = state.sites, state.plan
@@ -80,7 +87,7 @@ def compile_onnx(
     settings = {"seed": request.seed, "recipe": request.recipe}
     if request.dry_run:
         after = Size(after_macs, params - saved_params(sites, plan), None)
-        notes = ("dry run: nothing was written",)
+        notes = (*state.notes, "dry run: nothing was written")
         return model, plan, Report(name, request.recipe, before, after, rows, rejects, seconds, None, notes, settings)
     from .passes import Shrink
 
@@ -114,6 +121,15 @@ def compile_onnx(
                 if isinstance(value.const_value, ir.ExternalTensor):
                     value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
     report = Report(
-        name, request.recipe, before, Size(after_macs, after_params, size), rows, rejects, seconds, verified, settings=settings
+        name,
+        request.recipe,
+        before,
+        Size(after_macs, after_params, size),
+        rows,
+        rejects,
+        seconds,
+        verified,
+        state.notes,
+        settings,
     )
     return model, plan, report

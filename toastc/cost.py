@@ -6,11 +6,41 @@ Counted as ToaSt, ToMe and DiffRate do: linears, convolutions and the two attent
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from .errors import ToastcError
 from .plan import Plan
 from .ratios import Ratios, narrowed
 from .sites import Coupling, Site
+
+TARGETS = ("macs", "params")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Keep at most this share of the MACs or the parameters."""
+
+    what: str  # "macs" | "params"
+    keep: float
+
+    def __str__(self) -> str:
+        return f"{self.what}={self.keep}"
+
+    @staticmethod
+    def parse(given: str | float | Target) -> Target:
+        """`macs=0.6`, or 0.6, which means the same."""
+        if isinstance(given, Target):
+            return given
+        what, _, number = given.partition("=") if isinstance(given, str) else ("macs", "", str(given))
+        try:
+            target = Target(what.strip(), float(number))
+        except ValueError:
+            raise ToastcError(f"target: {given} is not of the form macs=0.6") from None
+        if target.what not in TARGETS:
+            raise ToastcError(f"target: {target.what} is not known; there are {' and '.join(TARGETS)}")
+        if not 0 < target.keep < 1:
+            raise ToastcError(f"target: {target} is the fraction kept and must be in (0, 1)")
+        return target
 
 
 def kept_channels(site: Site, coupling: Coupling, plan: Plan) -> int:
@@ -34,23 +64,21 @@ def saved_params(sites: Sequence[Site], plan: Plan) -> int:
     return inner + heads
 
 
-def saved_by_ratios(sites: Sequence[Site], ratios: Ratios) -> int:
+def saved_by_ratios(sites: Sequence[Site], ratios: Ratios, what: str) -> int:
     widths = {name: (coupling, count) for name, coupling, count in narrowed(ratios, sites)}
-    return sum((c.width - count) * c.groups * c.channel_macs for c, count in widths.values())
+    return sum((c.width - count) * c.groups * getattr(c, f"channel_{what}") for c, count in widths.values())
 
 
-def uniform_ratios(sites: Sequence[Site], total: int, keep: float, round_to: int = 8) -> Ratios:
-    """The smallest uniform ratio over qk, vo and hidden that leaves at most `keep` of the MACs."""
-    if not 0 < keep < 1:
-        raise ToastcError(f"target: macs={keep} is the fraction kept and must be in (0, 1)")
-    steps = 1000
+def uniform_ratios(sites: Sequence[Site], total: int, target: Target, round_to: int = 8) -> Ratios:
+    """The smallest uniform ratio over qk, vo and hidden that leaves at most the target's share of `total`."""
+    steps, budget = 1000, target.keep * total
     low, high = 0, steps - 1
-    if total - saved_by_ratios(sites, uniform(high / steps, round_to)) > keep * total:
-        least = 1 - saved_by_ratios(sites, uniform(high / steps, round_to)) / total
-        raise ToastcError(f"target: macs={keep} can not be met; the smallest is macs={least:.3f}")
+    least = total - saved_by_ratios(sites, uniform(high / steps, round_to), target.what)
+    if least > budget:
+        raise ToastcError(f"target: {target} can not be met; the smallest is {target.what}={least / total:.3f}")
     while high - low > 1:
         middle = (low + high) // 2
-        enough = total - saved_by_ratios(sites, uniform(middle / steps, round_to)) <= keep * total
+        enough = total - saved_by_ratios(sites, uniform(middle / steps, round_to), target.what) <= budget
         low, high = (low, middle) if enough else (middle, high)
     return uniform(high / steps, round_to)
 

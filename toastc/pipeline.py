@@ -7,31 +7,53 @@ and its docstring's first line is its help.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from .calibration.moments import Moments
+from .calibration.taps import Tap
+from .cost import Target
 from .errors import ToastcError
 from .graphs import Graph
 from .plan import Plan
 from .ratios import Ratios
-from .sites import Reject, Site
+from .sites import Coupling, Reject, Site
 
 
 @dataclass(frozen=True)
 class State:
-    """What the passes hand on. `scores[coupling]` is [groups, width]: small means redundant."""
+    """What the passes hand on.
+
+    `scores[coupling]` is [groups, width]: small means redundant. `losses[coupling]` says what every width costs, and
+    `gains[coupling]` how much of it arrives at the outputs. `widths[coupling]` are the widths to keep.
+    """
 
     graph: Graph
     ratios: Ratios | None = None
+    target: Target | None = None
+    data: Any = None  # calibration.Batches
     matched: Any = None  # what the matcher knows of the graph; gone once the graph is shrunk
     sites: tuple[Site, ...] = ()
     rejects: tuple[Reject, ...] = ()
+    taps: Mapping[str, Tap] = field(default_factory=dict)
+    moments: Moments | None = None
+    losses: Mapping[str, Any] = field(default_factory=dict)
+    gains: Mapping[str, float] = field(default_factory=dict)
     scores: dict[str, np.ndarray] = field(default_factory=dict)
+    widths: Mapping[str, int] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
+    notes: tuple[str, ...] = ()
     seed: int = 0
+    tell: Callable[[str], None] = lambda stage: None
+
+    def coupling(self, name: str) -> Coupling:
+        site, _, own = name.rpartition(".")
+        found = next(s for s in self.sites if s.name == site).coupling(own)
+        assert found is not None
+        return found
 
 
 class Pass(Protocol):

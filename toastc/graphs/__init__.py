@@ -8,7 +8,7 @@ few verbs at the end of the protocol. Nothing else in the project touches torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 Value = Hashable  # the framework's own handle of a tensor
+Tensors = tuple[list[Any], list[Any]]  # outputs, and what was watched
 
 
 class Kind(Enum):
@@ -69,6 +70,12 @@ class Dim:
     of: Value | None = None
 
 
+class Probe(Protocol):
+    """Runs the graph as it was before any edit: (outputs, watched tensors). `nudges` are added to tensors before use."""
+
+    def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Value, np.ndarray] | None = None) -> Tensors: ...
+
+
 class Graph(Protocol):
     ops: list[Op]
     outputs: frozenset[Any]
@@ -85,6 +92,9 @@ class Graph(Protocol):
     def varies(self, value: Value) -> tuple[bool, ...]: ...  # per axis: is the size only known at run time
 
     def size_at_runtime(self, value: Value, axis: int) -> Dim | None: ...  # an input's axis that is as long
+
+    def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]: ...  # None where free
+    def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> Probe: ...
 
     # writing
     def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None: ...

@@ -33,6 +33,18 @@ def session(path: Path, provider: str = "cpu", threads: int = 0, frugal: bool = 
         raise ToastcError(f"{path}: ONNX Runtime can not load it ({' '.join(str(error).split())[:200]})") from None
 
 
+def session_of(model: bytes, folder: Path | None, provider: str = "cpu") -> ort.InferenceSession:
+    """A session of a model in memory, whose external weights are in `folder`."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    try:
+        return ort.InferenceSession(model, options, providers=[PROVIDERS[provider]])
+    except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base
+        raise ToastcError(f"ONNX Runtime can not load the model ({' '.join(str(error).split())[:200]})") from None
+
+
 def run(path: Path, feeds: Sequence[Mapping[str, np.ndarray]], provider: str = "cpu") -> list[list[np.ndarray]]:
     """The outputs for each of several inputs."""
     made = session(path, provider, frugal=True)

@@ -28,6 +28,7 @@ from .classify import (
 )  # fmt: skip
 from .edit import FxEdits
 from .names import hint, module_path, owner_of
+from .probe import FxProbe
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,13 @@ class FxGraph(FxEdits):
         made = self._calls[op].run(concrete)
         parts = made if isinstance(made, tuple | list) else [made]
         return [p.numpy() for p in parts]
+
+    def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]:
+        free = {n: self.varies(n) for n in self.inputs}
+        return {n.name: tuple(None if f else d for d, f in zip(self.shape(n), free[n], strict=True)) for n in self.inputs}
+
+    def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> FxProbe:
+        return FxProbe(self.gm, self.bound, self.inputs, watch)
 
     def totals(self) -> tuple[int, int]:
         return sum(op.macs for op in self.ops), self.count_parameters()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -16,6 +16,7 @@ from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_macs, attention_sp
 from .edit import OnnxEdits
 from .files import read_tensor
 from .names import module_path
+from .probe import OnnxProbe
 
 FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 
@@ -101,6 +102,13 @@ class OnnxGraph(OnnxEdits):
     def float_types(self) -> set[str]:
         """Names of the types that the values at run time have: float32, float16, ..."""
         return {FLOATS.get(self.facts.dtypes[v], "") for op in self.ops for v in op.outputs if v in self.facts.dtypes}  # type: ignore[index]
+
+    def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]:
+        given = facts_of.runtime_inputs(self.model)
+        return {str(v.name): tuple(d if isinstance(d, int) else None for d in v.shape or ()) for v in given}
+
+    def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = (), provider: str = "cpu") -> OnnxProbe:
+        return OnnxProbe(self.model, self.facts.dtypes, watch, nudge, provider)
 
     def totals(self) -> tuple[int, int]:
         """MACs of one sample and the number of parameters."""

@@ -1,0 +1,84 @@
+"""collect-moments: run the model on the calibration data and keep sums of what its channels do.
+
+Queries and keys are summed head by head; what a consumer takes, all channels together, because its columns can make
+up across heads for what is gone. Outer products of wide FFNs would cost more than the model itself, so only as many
+tokens are taken, at random, as keep the products within `share` of the model's own arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from toastc.calibration.moments import Moments, Sums
+from toastc.calibration.taps import Tap
+from toastc.errors import ToastcError
+from toastc.pipeline import State
+
+from .match.taps import taps_of
+
+LEAST_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class CollectMoments:
+    """Run the calibration data through the model and sum up what its channels do."""
+
+    share: float = 0.25
+    name = "collect-moments"
+
+    def __call__(self, state: State) -> State:
+        taps = {f"{s.name}.{key}": tap for s in state.sites for key, tap in taps_of(state.matched, s).items()}
+        state = replace(state, taps=taps)
+        if state.moments:
+            missing = [key for key in taps if key not in state.moments]
+            if missing:
+                raise ToastcError(f"moments: nothing is known of {missing[0]}; they were collected from another model")
+            return state
+        if state.data is None:
+            raise ToastcError("this recipe needs calibration data")
+        keys = list(taps)
+        probe = state.graph.probe([taps[k].value for k in keys])
+        moments, rng = Moments(source=state.data.name), np.random.default_rng(state.seed)
+        part: float | None = None
+        for batch in state.data:
+            _, watched = probe(batch)
+            rows = {key: taps[key].rows(array) for key, array in zip(keys, watched, strict=True)}
+            count = len(next(iter(batch.values())))
+            if part is None:
+                part = self.part(rows, state.graph.totals()[0] * count)
+            for key, own in rows.items():
+                together = key.endswith("/out")
+                moments.note(key, checked(Sums.of(sampled(own, part, rng) if together else own, together), key))
+            moments.images += count
+        return replace(state, moments=moments, notes=(*state.notes, *state.data.notes, *warnings(moments, taps)))
+
+    def part(self, rows: dict[str, Any], macs: int) -> float:
+        """The share of the tokens whose outer products may be taken."""
+        cost = sum(r.shape[0] * (r.shape[1] * r.shape[2]) ** 2 for key, r in rows.items() if key.endswith("/out"))
+        return min(1.0, self.share * macs / max(cost, 1))
+
+
+def sampled(rows: Any, part: float, rng: np.random.Generator) -> Any:
+    if part >= 1:
+        return rows
+    count = max(1, round(part * rows.shape[0]))
+    return rows[np.sort(rng.choice(rows.shape[0], count, replace=False))]
+
+
+def checked(sums: Sums, key: str) -> Sums:
+    if not np.isfinite(sums.energy):
+        raise ToastcError(f"calibrate: {key.rpartition('/')[0]} takes NaN or infinite values on this data")
+    return sums
+
+
+def warnings(moments: Moments, taps: dict[str, Tap]) -> list[str]:
+    """Is the sample large enough for the widest coupling?"""
+    few = [k for k, tap in taps.items() if k.endswith("/out") and moments[k].count < 4 * tap.index.size]
+    if not few:
+        return []
+    worst = max(few, key=lambda k: taps[k].index.size)
+    have, need = moments[worst].count, 4 * taps[worst].index.size
+    return [f"{have:.0f} tokens are few for {worst.rpartition('/')[0]} ({need} would be enough); shrinkage is higher for it"]

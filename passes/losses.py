@@ -1,0 +1,208 @@
+"""What every width of a coupling costs in accuracy, in closed form, and the choice that costs no more.
+
+    Q.K'   the logits q.k: singular values of Mq^1/2 Mk^1/2 per head, k less its mean (a softmax does not see it)
+    V.O    the output W u: singular values of W C^1/2 per head; then W is refitted to all that stays, across heads
+    FFN    the output W h: backward elimination, each channel folded into those that stay when it goes
+
+M are second moments, C covariances. The mean of what goes is a constant, and moves into the consumer's bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from toastc.calibration.moments import Sums
+from toastc.graphs import Graph
+from toastc.plan import Basis, Choice, Keep
+from toastc.sites import Coupling, Member
+
+LEAST = 1e-4  # of the mean variance, added to every variance before a system is solved
+STEPS = 96  # of backward elimination
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """`curve[k]`: the expected squared error of one token when k channels of each group stay.
+
+    `choose(k, groups)`: what to do then, where only these groups stay. `energy[group]`: what a whole group is worth.
+    """
+
+    curve: np.ndarray
+    choose: Callable[[int, Sequence[int]], Choice]
+    energy: np.ndarray
+
+
+def loss_of(graph: Graph, coupling: Coupling, moments: dict[str, Sums]) -> Loss | None:
+    """None where nothing is known of its channels."""
+    if coupling.name == "qk":
+        if "q" not in moments or "k" not in moments:
+            return None
+        return turned_products(moments["q"], moments["k"]) if coupling.rotatable else kept_products(moments["q"], moments["k"])
+    consumer = next((m for m in coupling.members if m.role == "out"), None)
+    if consumer is None or "out" not in moments:
+        return None
+    weight = columns(graph, consumer)
+    if coupling.rotatable and coupling.name == "vo":
+        return turned_values(moments["out"], weight)
+    return kept_channels(moments["out"], weight, coupling)
+
+
+def columns(graph: Graph, consumer: Member) -> np.ndarray:
+    """[channels, out] in float64: the consumer's weight, a row for each channel."""
+    op, slot = consumer.operand  # type: ignore[misc]
+    weight = np.moveaxis(graph.constant(op.inputs[slot]), op.weight_axes, (0, 1)).astype(np.float64)
+    return np.asarray(weight[consumer.index.ravel()])
+
+
+# ---- Q and K ---------------------------------------------------------------------------------------------
+
+
+def turned_products(q: Sums, k: Sums) -> Loss:
+    parts = []
+    for mq, mk in zip(q.second, k.second, strict=True):
+        root_q, back_q = roots(mq)
+        root_k, back_k = roots(mk)
+        u, s, v = np.linalg.svd(root_q @ root_k)
+        parts.append((s, np.sqrt(s)[:, None] * (u.T @ back_q), np.sqrt(s)[:, None] * (v @ back_k)))
+
+    def choose(width: int, groups: Sequence[int]) -> Choice:
+        return Basis(np.stack([a[:width] for _, a, _ in parts]), np.stack([b[:width].T for _, _, b in parts]))
+
+    energy = np.stack([s**2 for s, _, _ in parts])
+    return Loss(tails(energy.sum(axis=0)), choose, energy.sum(axis=1))
+
+
+def kept_products(q: Sums, k: Sums) -> Loss:
+    """Where channels may not be mixed. Channels that go together (a rotary pair) stand next to each other."""
+    energy = np.einsum("gij,gij->gi", q.second, k.second)
+    return ranked(energy)
+
+
+def ranked(energy: np.ndarray) -> Loss:
+    order = np.argsort(-energy, axis=1, kind="stable")
+
+    def choose(width: int, groups: Sequence[int]) -> Choice:
+        return Keep(np.sort(order[:, :width], axis=1))
+
+    return Loss(tails(np.take_along_axis(energy, order, 1).sum(axis=0)), choose, energy.sum(axis=1))
+
+
+# ---- V and O ---------------------------------------------------------------------------------------------
+
+
+def turned_values(out: Sums, weight: np.ndarray) -> Loss:
+    mean, cov = out.mean, shrunken(out)
+    count, width = mean.shape
+    lefts, energy = [], np.zeros((count, width))
+    for g in range(count):
+        own = slice(g * width, (g + 1) * width)
+        root, back = roots(cov[own, own])
+        _, s, v = np.linalg.svd(weight[own].T @ root, full_matrices=True)
+        energy[g, : len(s)] = s[:width] ** 2
+        lefts.append(v @ back)
+
+    def choose(kept: int, groups: Sequence[int]) -> Choice:
+        left = np.stack([own[:kept] for own in lefts])
+        narrow = np.zeros((len(groups) * kept, count * width))
+        for row, g in enumerate(groups):
+            narrow[row * kept : (row + 1) * kept, g * width : (g + 1) * width] = left[g]
+        right = fitted(cov @ narrow.T, narrow @ cov @ narrow.T)
+        shift = mean.ravel() - right @ (narrow @ mean.ravel())
+        return Basis(left, right, shift.reshape(mean.shape))
+
+    return Loss(tails(energy.sum(axis=0)), choose, energy.sum(axis=1))
+
+
+# ---- channels that stay as they are ----------------------------------------------------------------------
+
+
+def kept_channels(out: Sums, weight: np.ndarray, coupling: Coupling) -> Loss:
+    mean, cov = out.mean, shrunken(out)
+    energy = (np.diag(cov) * (weight**2).sum(axis=1)).reshape(mean.shape)
+    if coupling.groups == 1:
+        order, curve = eliminate(cov, weight)
+    else:
+        order, curve = np.argsort(energy, axis=1, kind="stable"), tails(np.sort(energy, axis=1)[:, ::-1].sum(axis=0))
+
+    def choose(kept: int, groups: Sequence[int]) -> Choice:
+        index = np.sort(np.atleast_2d(order)[:, -kept:], axis=1)
+        flat = (index + coupling.width * np.arange(coupling.groups)[:, None])[list(groups)].ravel()
+        fold = fitted(cov[:, flat], cov[np.ix_(flat, flat)])
+        fold[flat] = np.eye(len(flat))
+        shift = mean.ravel() - fold @ mean.ravel()[flat]
+        return Keep(index, fold, shift.reshape(mean.shape))
+
+    return Loss(curve, choose, energy.sum(axis=1))
+
+
+def eliminate(cov: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Channels in the order in which they go, and what is lost when k stay.
+
+    Each step takes those whose loss, after the others made up for them, is smallest, several at once so that wide
+    FFNs are done in seconds. The inverse covariance and the weight are updated, not computed anew.
+    """
+    count = len(cov)
+    inverse = np.linalg.inv(cov + LEAST * np.trace(cov) / count * np.eye(count))
+    weight, left = weight.copy(), np.arange(count)
+    known, lost, order = {count: 0.0}, 0.0, []
+    step = max(1, count // STEPS)
+    while len(left) > 1:
+        cost = (weight**2).sum(axis=1) / np.diag(inverse)
+        going = np.sort(np.argpartition(cost, min(step, len(left) - 1) - 1)[: min(step, len(left) - 1)])
+        stay = np.delete(np.arange(len(left)), going)
+        solved = np.linalg.solve(inverse[np.ix_(going, going)], np.hstack([weight[going], inverse[np.ix_(going, stay)]]))
+        lost += float((weight[going] * solved[:, : weight.shape[1]]).sum())
+        across = inverse[np.ix_(stay, going)]
+        weight = weight[stay] - across @ solved[:, : weight.shape[1]]
+        inverse = inverse[np.ix_(stay, stay)] - across @ solved[:, weight.shape[1] :]
+        order.append(left[going[np.argsort(cost[going], kind="stable")]])
+        left = left[stay]
+        known[len(left)] = lost
+    order.append(left)
+    known[0] = lost + float((weight**2).sum() / inverse[0, 0])
+    widths = np.array(sorted(known))
+    return np.concatenate(order), np.interp(np.arange(count + 1), widths, [known[w] for w in widths])
+
+
+# ---- linear algebra --------------------------------------------------------------------------------------
+
+
+def tails(energy: np.ndarray) -> np.ndarray:
+    """[width + 1]: what is lost when the first k stay."""
+    return np.concatenate([np.cumsum(energy[::-1])[::-1], [0.0]])
+
+
+def roots(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The symmetric root, and its inverse on what is not zero."""
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    values = np.maximum(values, 0)
+    inverse = np.where(values > values.max(initial=0) * 1e-10, 1 / np.sqrt(np.maximum(values, 1e-300)), 0)
+    return (vectors * np.sqrt(values)) @ vectors.T, (vectors * inverse) @ vectors.T
+
+
+def fitted(cross: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """cross . own^-1, with every variance a little larger."""
+    floor = LEAST * np.trace(own) / len(own) + 1e-30
+    return np.asarray(np.linalg.solve(own + floor * np.eye(len(own)), cross.T).T)
+
+
+def shrunken(sums: Sums) -> np.ndarray:
+    """The covariance, drawn towards its mean variance as far as the sample is too small for it (Ledoit and Wolf)."""
+    cov = sums.covariance[0] if len(sums.outer) == 1 else block_diagonal(sums.covariance)
+    size = len(cov)
+    mean = np.trace(cov) / size
+    apart = float(((cov - mean * np.eye(size)) ** 2).sum())
+    noise = max(sums.energy2 / sums.count - float((sums.second**2).sum()), 0.0) / sums.count
+    share = min(1.0, noise / apart) if apart > 0 else 0.0
+    return (1 - share) * cov + share * mean * np.eye(size)
+
+
+def block_diagonal(blocks: np.ndarray) -> np.ndarray:
+    groups, width, _ = blocks.shape
+    whole = np.zeros((groups * width, groups * width))
+    for g, block in enumerate(blocks):
+        whole[g * width : (g + 1) * width, g * width : (g + 1) * width] = block
+    return whole

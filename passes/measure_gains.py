@@ -1,0 +1,92 @@
+"""measure-gains: how much of what a coupling loses arrives at the outputs.
+
+Blocks differ a thousandfold: what an early block gets wrong is amplified by those behind it, what the last one gets
+wrong is hardly read. So the error that a coupling would make is added to its channels, one coupling at a time, and
+the outputs are compared with the undisturbed ones. One session serves all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from toastc.calibration.data import as_array
+from toastc.calibration.taps import Tap
+from toastc.pipeline import State
+from toastc.plan import Basis, Choice, Keep
+
+
+@dataclass(frozen=True)
+class MeasureGains:
+    """Measure how far an error of each coupling reaches, on a few of the calibration inputs."""
+
+    images: int = 16
+    at: float = 0.5
+    name = "measure-gains"
+
+    def __call__(self, state: State) -> State:
+        if state.target is None or state.data is None:
+            return state
+        batch = first(state.data, self.images)
+        names = [n for n in state.losses if self.tap_of(state, n) is not None]
+        taps = [self.tap_of(state, n) for n in names]
+        values = list(dict.fromkeys(t.value for t in taps if t is not None))
+        probe = state.graph.probe(values, nudge=values)
+        clean, watched = probe(batch)
+        seen = {value: as_array(array) for value, array in zip(values, watched, strict=True)}
+        scale = [float(np.square(as_array(o).astype(np.float64)).mean()) + 1e-30 for o in clean]
+        gains = {}
+        for name, tap in zip(names, taps, strict=True):
+            assert tap is not None
+            coupling, loss = state.coupling(name), state.losses[name]
+            width = max(1, round(self.at * coupling.width))
+            error = residual(tap, seen[tap.value], loss.choose(width, range(coupling.groups)))
+            outputs, _ = probe(batch, {tap.value: error})
+            far = sum(distance(a, b) / s for a, b, s in zip(clean, outputs, scale, strict=True))
+            gains[name] = far / max(float(loss.curve[width]), 1e-30)
+        return replace(state, gains=gains)
+
+    @staticmethod
+    def tap_of(state: State, name: str) -> Tap | None:
+        return state.taps.get(f"{name}/q") or state.taps.get(f"{name}/out")
+
+
+def first(data: Any, count: int) -> dict[str, np.ndarray]:
+    parts: list[dict[str, np.ndarray]] = []
+    have = 0
+    for batch in data:
+        parts.append(batch)
+        have += len(next(iter(batch.values())))
+        if have >= count:
+            break
+    return {k: np.concatenate([p[k] for p in parts])[:count] for k in parts[0]}
+
+
+def residual(tap: Tap, array: np.ndarray, choice: Choice) -> np.ndarray:
+    """What the choice would make of these channels, less what they are."""
+    rows = tap.rows(array).astype(np.float64)
+    return tap.put((remade(rows, choice) - rows).astype(array.dtype), array)
+
+
+def remade(rows: np.ndarray, choice: Choice) -> np.ndarray:
+    """[samples, groups, width] as its consumer would see them."""
+    samples = len(rows)
+    if isinstance(choice, Basis):
+        kept, back = np.einsum("ngw,gkw->ngk", rows, choice.left), choice.right
+    else:
+        kept, back = np.take_along_axis(rows, np.broadcast_to(choice.index, (samples, *choice.index.shape)), 2), choice.fold
+    if back is None:
+        assert isinstance(choice, Keep)
+        made = np.zeros_like(rows)
+        np.put_along_axis(made, np.broadcast_to(choice.index, (samples, *choice.index.shape)), kept, 2)
+    elif back.ndim == 3:
+        made = np.einsum("ngk,gwk->ngw", kept, back)
+    else:
+        made = (kept.reshape(samples, -1) @ back.T).reshape(rows.shape)
+    return made if choice.shift is None else made + choice.shift
+
+
+def distance(a: Any, b: Any) -> float:
+    return float(np.square(as_array(a).astype(np.float64) - as_array(b)).mean())

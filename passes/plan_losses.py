@@ -1,0 +1,50 @@
+"""plan-losses: carry out the best choice for the width of every coupling.
+
+Couplings of which nothing was watched keep their highest-scored channels, where scores are there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from toastc.errors import ToastcError
+from toastc.pipeline import State
+from toastc.plan import Choice, Keep, Plan
+
+from .plan_ratios import best
+
+
+@dataclass(frozen=True)
+class PlanLosses:
+    """Rotate, keep and fold: what loses least at the widths that were set."""
+
+    name = "plan-losses"
+
+    def __call__(self, state: State) -> State:
+        choices: dict[str, Choice] = {}
+        heads = {s.name: self.heads(state, s.name) for s in state.sites if f"{s.name}.heads" in state.widths}
+        for name, kept in heads.items():
+            choices[f"{name}.heads"] = Keep(kept[None])
+        for site in state.sites:
+            for coupling in site.couplings:
+                name = f"{site.name}.{coupling.name}"
+                gone = site.name in heads
+                if name not in state.widths and not (gone and coupling.name == "vo" and name in state.losses):
+                    continue
+                width = state.widths.get(name, coupling.width)
+                if name in state.losses:
+                    groups = heads[site.name].tolist() if gone else range(coupling.groups)
+                    choices[name] = state.losses[name].choose(width, groups)
+                elif name in state.scores:
+                    choices[name] = Keep(best(state.scores[name], width))
+                else:
+                    raise ToastcError(f"{name}: nothing is known of its channels; use another recipe, or set its ratio to 0")
+        return replace(state, plan=Plan(choices))
+
+    def heads(self, state: State, site: str) -> np.ndarray:
+        """The heads that matter most stay."""
+        loss = state.losses.get(f"{site}.vo")
+        scores = loss.energy if loss is not None else state.scores[f"{site}.heads"][0]
+        return best(np.asarray(scores)[None], state.widths[f"{site}.heads"])[0]

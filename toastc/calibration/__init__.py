@@ -1,0 +1,8 @@
+"""What a model does on real inputs: where the inputs come from, and the sums that are kept of what they cause."""
+
+from __future__ import annotations
+
+from .data import Batches, Preprocess, open_data
+from .moments import Moments, Sums
+
+__all__ = ["Batches", "Moments", "Preprocess", "Sums", "open_data"]

@@ -1,0 +1,191 @@
+"""Where calibration inputs come from: a folder of images, an array file, or any iterable of batches.
+
+Images are decoded by threads while the model runs. Whatever cannot be read is skipped, counted and named.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ToastcError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"}
+ARRAY_SUFFIXES = {".npy", ".npz", ".safetensors"}
+AHEAD = 3  # batches decoded in advance
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Shorter side to `size / crop`, the centre of `size` pixels, then (x - mean) / std."""
+
+    size: int = 224
+    crop: float = 0.875
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __call__(self, path: Path) -> np.ndarray:
+        from PIL import Image
+
+        with Image.open(path) as opened:
+            image = opened.convert("RGB" if len(self.mean) == 3 else "L")
+        scale = self.size / self.crop / min(image.size)
+        width, height = (max(self.size, round(s * scale)) for s in image.size)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + self.size, top + self.size))
+        array = np.asarray(image, np.float32).reshape(self.size, self.size, len(self.mean)) / 255
+        return ((array - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)).transpose(2, 0, 1)
+
+    def __str__(self) -> str:
+        return f"size {self.size}, crop {self.crop:g}, mean {self.mean}, std {self.std}"
+
+
+@dataclass
+class Batches:
+    """Iterated once for each use; every batch maps the model's input names to arrays. `notes` tell what went wrong."""
+
+    source: Any
+    inputs: Mapping[str, tuple[int | None, ...]]  # the model's inputs and their sizes, None where free
+    limit: int | None = None
+    batch: int = 32
+    seed: int = 0
+    preprocess: Preprocess | None = None
+    dtype: Any = np.float32
+    notes: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Batch]:
+        seen = 0
+        for batch in self._checked(self._raw()):
+            count = len(next(iter(batch.values())))
+            if self.limit is not None and seen + count > self.limit:
+                batch = {k: v[: self.limit - seen] for k, v in batch.items()}
+                count = self.limit - seen
+            if count:
+                yield batch
+            seen += count
+            if self.limit is not None and seen >= self.limit:
+                return
+        if seen == 0:
+            raise ToastcError(f"calibrate: {self.name} holds no inputs")
+
+    @property
+    def name(self) -> str:
+        return str(self.source) if isinstance(self.source, str | Path) else type(self.source).__name__
+
+    def _raw(self) -> Iterable[Batch]:
+        if not isinstance(self.source, str | Path):
+            return (self._named(item) for item in self.source)
+        path = Path(self.source)
+        if path.is_dir():
+            return self._images(path)
+        if not path.exists():
+            raise ToastcError(f"calibrate: {path}: no such file or folder")
+        if path.suffix not in ARRAY_SUFFIXES:
+            raise ToastcError(f"calibrate: {path}: give a folder of images, or {', '.join(sorted(ARRAY_SUFFIXES))}")
+        return self._arrays(path)
+
+    def _named(self, item: Any) -> Batch:
+        """A batch somebody else made: a mapping by input name, or arrays in the order of the inputs."""
+        if isinstance(item, Mapping):
+            return {str(k): as_array(v) for k, v in item.items() if str(k) in self.inputs}
+        parts = list(item) if isinstance(item, tuple | list) else [item]
+        return {name: as_array(part) for name, part in zip(self.inputs, parts, strict=False)}
+
+    def _arrays(self, path: Path) -> Iterator[Batch]:
+        arrays = load_arrays(path)
+        if len(arrays) == 1:
+            arrays = {next(iter(self.inputs)): next(iter(arrays.values()))}
+        missing = [name for name in self.inputs if name not in arrays]
+        if missing:
+            raise ToastcError(f"calibrate: {path}: has no array called {missing[0]}; it has {', '.join(arrays)}")
+        count = min(len(arrays[name]) for name in self.inputs)
+        order = np.random.default_rng(self.seed).permutation(count)[: self.limit]
+        for start in range(0, len(order), self.batch):
+            rows = np.sort(order[start : start + self.batch])
+            yield {name: np.asarray(arrays[name][rows]) for name in self.inputs}
+
+    def _images(self, folder: Path) -> Iterator[Batch]:
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if not files:
+            raise ToastcError(f"calibrate: {folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        random.Random(self.seed).shuffle(files)
+        name = next(iter(self.inputs))
+        prepare = self.preprocess or Preprocess()
+        failed: list[str] = []
+
+        def decode(path: Path) -> np.ndarray | None:
+            try:
+                return prepare(path)
+            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
+                failed.append(f"{path.name} ({' '.join(str(error).split())[:60]})")
+                return None
+
+        with ThreadPoolExecutor(4) as pool:
+            queue: list[Future[np.ndarray | None]] = []
+            rest = iter(files)
+            made: list[np.ndarray] = []
+            while True:
+                queue += [pool.submit(decode, p) for p in itertools.islice(rest, AHEAD * self.batch - len(queue))]
+                if not queue:
+                    break
+                image = queue.pop(0).result()
+                if image is not None:
+                    made.append(image)
+                if len(made) == self.batch:
+                    yield {name: np.stack(made)}
+                    made = []
+            if made:
+                yield {name: np.stack(made)}
+        if failed:
+            self.notes.append(f"{len(failed)} of {len(files)} images could not be read and were skipped: {', '.join(failed[:3])}")
+
+    def _checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            for name, sizes in self.inputs.items():
+                if name not in batch:
+                    raise ToastcError(f"calibrate: the data has no input called {name}; it has {', '.join(batch)}")
+                array = batch[name]
+                if array.ndim != len(sizes) or any(
+                    a != b for a, b in zip(array.shape[1:], sizes[1:], strict=True) if b is not None
+                ):
+                    wanted = " x ".join("n" if s is None or i == 0 else str(s) for i, s in enumerate(sizes))
+                    raise ToastcError(f"calibrate: {name} is {' x '.join(map(str, array.shape))}, the model takes {wanted}")
+                if array.dtype.kind == "f":
+                    if not np.isfinite(array).all():
+                        raise ToastcError(f"calibrate: {name} holds NaN or infinite numbers")
+                    batch[name] = array.astype(self.dtype, copy=False)
+            yield batch
+
+
+def as_array(value: Any) -> np.ndarray:
+    return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+
+
+def load_arrays(path: Path) -> Mapping[str, np.ndarray]:
+    try:
+        if path.suffix == ".npy":
+            return {"": np.load(path, mmap_mode="r", allow_pickle=False)}
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
+        from safetensors.numpy import load_file
+
+        return load_file(path)
+    except Exception as error:  # noqa: BLE001  three libraries, each with classes of its own
+        raise ToastcError(f"calibrate: {path}: can not be read ({' '.join(str(error).split())[:120]})") from None
+
+
+def open_data(source: Any, inputs: Mapping[str, Sequence[int | None]], **options: Any) -> Batches:
+    """Data for a model with these inputs; the size of the images is the model's where that is fixed."""
+    sizes = {name: tuple(s) for name, s in inputs.items()}
+    return Batches(source, sizes, **options)

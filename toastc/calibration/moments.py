@@ -1,0 +1,139 @@
+"""Moments: sums over everything a channel did. They stream, so memory does not grow with the data, and they add.
+
+`Sums` holds, of vectors with some channels, their number, their sum and the sum of their outer products, either of
+all channels together ([channels, channels]) or of each group alone ([groups, width, width]).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from ..errors import ToastcError
+
+
+@dataclass(eq=False)
+class Sums:
+    """Of `count` vectors; `energy` and `energy2` are the sums of |x|^2 and |x|^4, which tell how sure the rest is."""
+
+    count: float
+    total: np.ndarray  # [groups, width]
+    outer: np.ndarray  # [groups, width, width], or [1, channels, channels]
+    energy: float = 0.0
+    energy2: float = 0.0
+
+    @staticmethod
+    def of(rows: Any, together: bool) -> Sums:
+        """`rows` [samples, groups, width], of numpy or torch. The products run where the rows live."""
+        xp = array_namespace(rows)
+        samples, groups, width = rows.shape
+        flat = xp.reshape(rows, (samples, 1, groups * width)) if together else rows
+        side = xp.permute_dims(flat, (1, 0, 2))
+        outer = xp.matmul(xp.permute_dims(side, (0, 2, 1)), side)
+        lengths = xp.sum(xp.reshape(rows, (samples, -1)) ** 2, axis=1)
+        total = to_float64(xp.sum(rows, axis=0))
+        return Sums(float(samples), total, to_float64(outer), float(xp.sum(lengths)), float(xp.sum(lengths * lengths)))
+
+    def __add__(self, other: Sums) -> Sums:
+        self.total += other.total
+        self.outer += other.outer
+        return Sums(self.count + other.count, self.total, self.outer, self.energy + other.energy, self.energy2 + other.energy2)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[groups, width]"""
+        return self.total / self.count
+
+    @property
+    def second(self) -> np.ndarray:
+        """E[x x']"""
+        return self.outer / self.count
+
+    @property
+    def covariance(self) -> np.ndarray:
+        mean = self.mean.reshape(len(self.outer), -1)
+        return self.second - mean[:, :, None] * mean[:, None, :]
+
+    @property
+    def sampling_error(self) -> float:
+        """Relative standard error of the energy: how far another sample as large would be off."""
+        mean = self.energy / self.count
+        spread = max(self.energy2 / self.count - mean**2, 0.0)
+        return math.sqrt(spread / self.count) / max(mean, 1e-30)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        numbers = np.array([self.count, self.energy, self.energy2])
+        return {"numbers": numbers, "total": self.total, "outer": self.outer}
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, np.ndarray]) -> Sums:
+        count, energy, energy2 = (float(x) for x in arrays["numbers"])
+        return Sums(count, arrays["total"], arrays["outer"], energy, energy2)
+
+
+def to_float64(array: Any) -> np.ndarray:
+    return np.asarray(array.detach().cpu().numpy() if hasattr(array, "detach") else array, np.float64)
+
+
+@dataclass(eq=False)
+class Moments:
+    """`sums["blocks.0.attn.qk/q"]`: of the queries; `/k`: of the keys, less their mean over the tokens of one softmax;
+    `<site>.vo/out`, `<site>.hidden/out`: of what the consumer takes. `images` and `tokens` say how much was seen.
+    """
+
+    sums: dict[str, Sums] = field(default_factory=dict)
+    images: int = 0
+    source: str = ""
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.sums
+
+    def __getitem__(self, key: str) -> Sums:
+        return self.sums[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sums)
+
+    def __bool__(self) -> bool:
+        return bool(self.sums)
+
+    def note(self, key: str, sums: Sums) -> None:
+        self.sums[key] = self.sums[key] + sums if key in self.sums else sums
+
+    def merge(self, other: Moments) -> None:
+        self.images += other.images
+        for key, sums in other.sums.items():
+            self.note(key, sums)
+
+    def save(self, path: Path) -> None:
+        from safetensors.numpy import save_file
+
+        from ..files import write_beside
+
+        tensors = {f"{k}/{n}": np.ascontiguousarray(a) for k, sums in self.sums.items() for n, a in sums.arrays().items()}
+        with write_beside(path) as temporary:
+            save_file(tensors, temporary, {"images": str(self.images), "source": self.source, "format": "1"})
+
+    @staticmethod
+    def load(path: Path) -> Moments:
+        from safetensors import SafetensorError, safe_open
+
+        parts: dict[str, dict[str, np.ndarray]] = {}
+        try:
+            with safe_open(path, "numpy") as file:
+                about = file.metadata() or {}
+                for key in file.keys():  # noqa: SIM118  a safetensors file is no mapping
+                    name, _, what = key.rpartition("/")
+                    parts.setdefault(name, {})[what] = file.get_tensor(key)
+            sums = {name: Sums.from_arrays(arrays) for name, arrays in parts.items()}
+            return Moments(sums, int(about["images"]), about.get("source", str(path)))
+        except FileNotFoundError:
+            raise ToastcError(f"{path}: no such moments file") from None
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise ToastcError(f"{path}: not a moments file ({error})") from None

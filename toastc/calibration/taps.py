@@ -1,0 +1,46 @@
+"""Where the channels of a coupling can be watched while the model runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """A tensor, the axes its channels stand on, and each channel's position on them, flattened.
+
+    `tokens` is the axis of the tokens that one softmax weighs against each other: keys matter only by how they
+    differ along it.
+    """
+
+    value: Hashable
+    axes: tuple[int, ...]
+    index: np.ndarray  # [groups, width]
+    tokens: int | None = None
+
+    def rows(self, array: Any) -> Any:
+        """[samples, groups, width], keys less their mean."""
+        xp = array_namespace(array)
+        if self.tokens is not None:
+            array = array - xp.mean(array, axis=self.tokens, keepdims=True)
+        others = [i for i in range(array.ndim) if i not in self.axes]
+        flat = xp.reshape(xp.permute_dims(array, (*others, *self.axes)), (-1, math.prod(array.shape[a] for a in self.axes)))
+        where = self.index.ravel()
+        if not np.array_equal(where, np.arange(flat.shape[1])):
+            flat = xp.take(flat, xp.asarray(where, device=getattr(flat, "device", None)), axis=1)
+        return xp.reshape(flat, (-1, *self.index.shape))
+
+    def put(self, rows: np.ndarray, like: np.ndarray) -> np.ndarray:
+        """The inverse of `rows` (of numpy), in a tensor of zeros shaped like `like`."""
+        others = [i for i in range(like.ndim) if i not in self.axes]
+        order = (*others, *self.axes)
+        shape = [like.shape[i] for i in order]
+        flat = np.zeros((math.prod(shape[: len(others)]), math.prod(shape[len(others) :])), like.dtype)
+        flat[:, self.index.ravel()] = rows.reshape(len(flat), -1)
+        return flat.reshape(shape).transpose(np.argsort(order))

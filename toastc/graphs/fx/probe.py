@@ -1,0 +1,44 @@
+"""Running an fx graph with its inner tensors in view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from .. import Tensors, Value
+
+
+class FxProbe(fx.Interpreter):
+    """`probe(feed)`: the model's outputs and the watched tensors, which stay on their device."""
+
+    def __init__(
+        self, gm: fx.GraphModule, bound: Mapping[fx.Node, torch.Tensor], inputs: Sequence[fx.Node], watch: Sequence[Value]
+    ) -> None:
+        super().__init__(gm)
+        self.bound, self.inputs, self.watch = bound, list(inputs), list(watch)
+        self.nudges: Mapping[Any, np.ndarray] = {}
+        self.seen: dict[Any, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        if n in self.nudges:
+            made = made + torch.from_numpy(np.ascontiguousarray(self.nudges[n])).to(made)
+        if n in self.watch:
+            self.seen[n] = made
+        return made
+
+    def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Any, np.ndarray] | None = None) -> Tensors:
+        weights = (*self.module.parameters(), *self.bound.values())  # type: ignore[union-attr]
+        like = next((t for t in weights if t.is_floating_point()), torch.zeros(()))
+        given = {n: torch.from_numpy(np.ascontiguousarray(feed[str(n.name)])).to(like.device) for n in self.inputs}
+        given = {n: t.to(like.dtype) if t.is_floating_point() else t for n, t in given.items()}
+        self.nudges, self.seen = nudges or {}, {}
+        args = [self.bound.get(n, given.get(n)) for n in self.graph.nodes if n.op == "placeholder"]
+        with torch.no_grad():
+            made = self.run(*args)
+        leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor)]
+        return leaves, [self.seen[n] for n in self.watch]
