@@ -72,7 +72,8 @@ def check_onnx(
         plan = random_plan(match(OnnxGraph(load_model(dense)))[1], seed, basis=basis)
     request = Request(None if ratios is None else parse(ratios), plan=plan, passes=(MatchSites(),) if plan else recipe("default"))
     pruned = folder / f"pruned-{basis}-{seed}.onnx"
-    _, made, report = compile_onnx(model, dense, pruned, request, dense.name, lambda stage: None)
+    result = compile_onnx(model, dense, pruned, request, dense.name, lambda stage: None)
+    made, report = result.plan, result.report
     assert dense.read_bytes() == before, "the input file was touched"
     assert report.verified is not None
     assert report.verified["ok"], report.verified["reason"]

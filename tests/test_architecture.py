@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NOUNS = ("sites", "labels", "views", "plan", "ratios", "cost", "errors", "padding", "pipeline", "files")
+NOUNS = ("sites", "labels", "views", "plan", "ratios", "cost", "errors", "padding", "files")
 TORCH_ROOMS = (
     "toastc/graphs/fx/",
     "toastc/runtimes/torch",

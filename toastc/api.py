@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,10 @@ from . import ratios as ratio_file
 from .calibration import Moments, Preprocess
 from .cost import Target
 from .errors import NoChange, ToastcError
-from .files import check_targets
+from .files import check_targets, write_beside
 from .plan import Plan
-from .report.data import Report, reject_dicts, site_dict
-
-
-@dataclass(frozen=True)
-class Result:
-    """`model` is of the kind that was given: a ModelProto for a path, else ir.Model, gs.Graph or nn.Module."""
-
-    model: Any
-    plan: Plan
-    report: Report
+from .report.data import reject_dicts, site_dict, widths_by_site
+from .result import Result
 
 
 def prune(
@@ -42,6 +35,8 @@ def prune(
     output: str | Path | None = None,
     plan_out: str | Path | None = None,
     report_out: str | Path | None = None,
+    moments_out: str | Path | None = None,
+    ratios_out: str | Path | None = None,
     example_inputs: Sequence[Any] | None = None,
     seed: int = 0,
     verify: bool = True,
@@ -69,17 +64,24 @@ def prune(
         seed, verify, dry_run, data, {"limit": images, "preprocess": preprocess},
         Moments.load(Path(moments)) if isinstance(moments, str | Path) else moments,
     )  # fmt: skip
-    by_products = [Path(p) for p in (plan_out, report_out) if p is not None]
+    by_products = [Path(p) for p in (plan_out, report_out, moments_out, ratios_out) if p is not None]
     targets = by_products if output is None else [Path(output), Path(f"{output}.data"), *by_products]
-    check_targets(targets, [Path(p) for p in (model, ratios, plan) if isinstance(p, str | Path)])
+    check_targets(targets, [Path(p) for p in (model, ratios, plan, data, moments) if isinstance(p, str | Path)])
     if is_torch(model):
         from .compile_module import compile_module
 
-        result = Result(*compile_module(model, example_inputs, request, tell))
+        result = compile_module(model, example_inputs, request, tell)
     else:
         result = prune_onnx(model, None if output is None else Path(output), targets, request, tell)
     if plan_out is not None:
         result.plan.save(Path(plan_out))
+    if moments_out is not None:
+        if result.moments is None:
+            raise ToastcError(f"{moments_out}: recipe {request.recipe} measures nothing that could be saved")
+        result.moments.save(Path(moments_out))
+    if ratios_out is not None:
+        with write_beside(Path(ratios_out)) as file:
+            file.write_text(json.dumps(ratio_file.chosen(widths_by_site(result.report)), indent=1) + "\n")
     if report_out is not None:
         from .report.page import write_page
 
@@ -99,25 +101,25 @@ def prune_onnx(model: Any, output: Path | None, targets: Sequence[Path], request
         loaded = load_model(path)
         check_targets(targets, external_files(loaded))
         try:
-            small, plan, report = compile_onnx(loaded, path, output, request, str(path), tell)
+            made = compile_onnx(loaded, path, output, request, str(path), tell)
         except NoChange as same:
             if output is not None:
                 raise
             import onnx
 
             return Result(onnx.load(path), Plan(), same.report)
-        return Result(None if output is not None or request.dry_run else ir.to_proto(small), plan, report)
+        return replace(made, model=None if output is not None or request.dry_run else ir.to_proto(made.model))
     kind, source = as_ir(model)
     with tempfile.TemporaryDirectory(prefix="toastc-") as folder:
         dense = Path(folder) / "dense.onnx"
         write_model(prepare(source, "model"), dense)
         try:
-            small, plan, report = compile_onnx(load_model(dense), dense, output, request, source.graph.name or "model", tell)
+            made = compile_onnx(load_model(dense), dense, output, request, source.graph.name or "model", tell)
         except NoChange as same:
             if output is not None:
                 raise
             return Result(model, Plan(), same.report)
-        return Result(from_ir(kind, small), plan, report)
+        return replace(made, model=from_ir(kind, made.model))
 
 
 def as_ir(model: Any) -> tuple[str, Any]:

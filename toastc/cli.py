@@ -17,7 +17,8 @@ from .errors import ToastcError
 PRUNE_HELP = """Make a Vision Transformer smaller without retraining.
 
   toastc MODEL.onnx -o OUT.onnx --ratios r.json     prune by a ratio file and prove the result
-  toastc MODEL.onnx -o OUT.onnx --target macs=0.6   keep 60 % of the MACs, evenly
+  toastc MODEL.onnx -o OUT.onnx --target macs=0.6 --calibrate photos/
+                                                    keep 60 % of the MACs, where it hurts least
   toastc inspect MODEL.onnx                         what can be shrunk, and why the rest can not
   toastc verify DENSE.onnx PRUNED.onnx              pad the pruned weights back and compare
   toastc bench DENSE.onnx PRUNED.onnx --batch 1,8   time both, taking turns
@@ -51,8 +52,20 @@ def parser_for(command: str) -> Parser:
         p.add_argument("-o", "--output", type=Path, metavar="OUT.onnx", help="where to write the smaller model")
         what = p.add_mutually_exclusive_group(required=True)
         what.add_argument("--ratios", type=Path, metavar="R.json", help="how much of every coupling to remove")
-        what.add_argument("--target", metavar="macs=0.6", help="share of the MACs to keep, spread evenly")
+        what.add_argument("--target", metavar="macs=0.6", help="share of the MACs (or params) to keep")
         what.add_argument("--plan", type=Path, metavar="P.safetensors", help="replay a plan written by --plan-out")
+        data = p.add_argument_group(
+            "calibration data", "what the model does on it decides what stays, and makes up for what goes"
+        )
+        data.add_argument("--calibrate", metavar="DATA", help="a folder of images, or .npy, .npz, .safetensors of ready inputs")
+        data.add_argument("--images", type=counted, metavar="N", help="use that many of them (default: all)")
+        data.add_argument("--size", type=counted, help="images: pixels a side (default: the model's, else 224)")
+        data.add_argument("--crop", type=share, default=0.875, help="images: the middle share that is kept (0.875)")
+        data.add_argument("--mean", type=numbers, metavar="R,G,B", help="images: ImageNet's by default")
+        data.add_argument("--std", type=numbers, metavar="R,G,B")
+        data.add_argument("--moments", type=Path, metavar="M.safetensors", help="instead of data: what --moments-out wrote")
+        data.add_argument("--moments-out", type=Path, metavar="M.safetensors", help="also save what was measured")
+        p.add_argument("--ratios-out", type=Path, metavar="R.json", help="also save the ratios that were chosen")
         p.add_argument("--recipe", default="default", metavar="NAME", help="default, magnitude, magnitude-l1, geometric-median")
         p.add_argument("--passes", metavar="P,Q", help='spell the recipe: "score-weights{by=geometric-median},plan-ratios"')
         p.add_argument("--plan-out", type=Path, metavar="P.safetensors", help="also save the plan")
@@ -110,6 +123,24 @@ def whole(text: str) -> int:
     return number
 
 
+def counted(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def share(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise ValueError(text)
+    return number
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(duration(part) for part in text.split(","))
+
+
 def duration(text: str) -> float:
     number = float(text)
     if not 0 <= number < float("inf"):
@@ -117,7 +148,11 @@ def duration(text: str) -> float:
     return number
 
 
-whole.__name__, duration.__name__, batch_sizes.__name__ = "whole number", "number of seconds", "list of batch sizes"
+for kind, word in {
+    whole: "whole number", counted: "whole number from 1", share: "number in (0, 1]", numbers: "list of numbers",
+    duration: "number of seconds", batch_sizes: "list of batch sizes",
+}.items():  # fmt: skip
+    kind.__name__ = word  # argparse says "invalid whole number value"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,15 +207,18 @@ def finite(value: Any) -> Any:
 
 def run_prune(args: argparse.Namespace) -> int:
     from .api import prune
+    from .calibration import Preprocess
     from .progress import progress
 
     if args.output is None and not args.dry_run:
         raise ToastcError("give -o OUT.onnx, or --dry-run")
+    given = {k: getattr(args, k) for k in ("size", "crop", "mean", "std") if getattr(args, k) is not None}
     with progress(8, args.quiet) as tell:
         result = prune(
             args.model, args.ratios, target=args.target, plan=args.plan, recipe=args.recipe, passes=args.passes,
             output=args.output, plan_out=args.plan_out, report_out=args.report, seed=args.seed, verify=not args.no_verify,
-            dry_run=args.dry_run, tell=tell,
+            dry_run=args.dry_run, tell=tell, data=args.calibrate, images=args.images, preprocess=Preprocess(**given),
+            moments=args.moments, moments_out=args.moments_out, ratios_out=args.ratios_out,
         )  # fmt: skip
     from .report.terminal import print_report
 

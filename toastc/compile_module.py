@@ -17,8 +17,8 @@ from .cost import saved_macs, saved_params
 from .errors import ToastcError, VerificationFailed
 from .graphs.fx import FxGraph, drop_unused
 from .pipeline import State, run
-from .plan import Plan
 from .report.data import Report, Size, coupling_rows
+from .result import Result
 
 
 def example_inputs_of(model: torch.nn.Module) -> tuple[Any, ...]:
@@ -71,9 +71,7 @@ def size_of(gm: fx.GraphModule, macs: int) -> Size:
     return Size(macs, params, sum(t.numel() * t.element_size() for t in tensors))
 
 
-def compile_module(
-    model: Any, example_inputs: Sequence[Any] | None, request: Request, tell: Callable[[str], None]
-) -> tuple[fx.GraphModule, Plan, Report]:
+def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Request, tell: Callable[[str], None]) -> Result:
     tell("export")
     clock = time.perf_counter()
     gm, args = export(model, example_inputs)
@@ -89,7 +87,8 @@ def compile_module(
     name, settings = type(model).__name__, {"seed": request.seed, "recipe": request.recipe}
     if request.dry_run or not plan:
         small = Size(after, before.params - saved_params(sites, plan), None) if plan else before
-        return gm, plan, Report(name, request.recipe, before, small, rows, rejects, seconds, settings=settings)
+        report = Report(name, request.recipe, before, small, rows, rejects, seconds, None, state.notes, settings)
+        return Result(gm, plan, report, state.moments)
     from .passes import Shrink
 
     tell("shrink")
@@ -108,7 +107,7 @@ def compile_module(
     gm.toastc_plan = plan  # type: ignore[assignment]
     size = size_of(gm, after)
     report = Report(name, request.recipe, before, size, rows, rejects, seconds | took, verified, state.notes, settings)
-    return gm, plan, report
+    return Result(gm, plan, report, state.moments)
 
 
 def with_shapes(gm: fx.GraphModule, args: Sequence[Any]) -> FxGraph:

@@ -19,6 +19,7 @@ from .pipeline import Pass, State, run
 from .plan import Plan, check_plan
 from .ratios import Ratios
 from .report.data import Report, Size, coupling_rows
+from .result import Result
 from .sites import Reject
 
 
@@ -68,7 +69,7 @@ def nothing_found(rejects: Sequence[Reject]) -> str:
 
 def compile_onnx(
     model: ir.Model, dense: Path, output: Path | None, request: Request, name: str, tell: Callable[[str], None]
-) -> tuple[ir.Model, Plan, Report]:
+) -> Result:
     """Shrinks `model` in place and writes it to `output`. `dense` is the file it came from, for verification."""
     start = time.perf_counter()
     graph = OnnxGraph(model)
@@ -88,7 +89,8 @@ def compile_onnx(
     if request.dry_run:
         after = Size(after_macs, params - saved_params(sites, plan), None)
         notes = (*state.notes, "dry run: nothing was written")
-        return model, plan, Report(name, request.recipe, before, after, rows, rejects, seconds, None, notes, settings)
+        report = Report(name, request.recipe, before, after, rows, rejects, seconds, None, notes, settings)
+        return Result(model, plan, report, state.moments)
     from .passes import Shrink
 
     tell("shrink")
@@ -120,16 +122,6 @@ def compile_onnx(
             for value in model.graph.initializers.values():
                 if isinstance(value.const_value, ir.ExternalTensor):
                     value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
-    report = Report(
-        name,
-        request.recipe,
-        before,
-        Size(after_macs, after_params, size),
-        rows,
-        rejects,
-        seconds,
-        verified,
-        state.notes,
-        settings,
-    )
-    return model, plan, report
+    after = Size(after_macs, after_params, size)
+    report = Report(name, request.recipe, before, after, rows, rejects, seconds, verified, state.notes, settings)
+    return Result(model, plan, report, state.moments)

@@ -9,7 +9,7 @@ import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,20 @@ Batch = dict[str, np.ndarray]
 class Preprocess:
     """Shorter side to `size / crop`, the centre of `size` pixels, then (x - mean) / std."""
 
-    size: int = 224
+    size: int = 0  # 0: the model's, or 224 where that is free
     crop: float = 0.875
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise ToastcError("calibrate: mean and std have one number for each channel, 1 or 3 of them")
+
+    def fit(self, sizes: Sequence[int | None]) -> Preprocess:
+        """For an input of these sizes, [n, channels, height, width]."""
+        if len(sizes) != 4 or (sizes[2] or 0) != (sizes[3] or 0):
+            raise ToastcError(f"calibrate: the model takes no square images but {sizes}; give .npy, .npz or .safetensors")
+        return replace(self, size=self.size or sizes[2] or 224)
 
     def __call__(self, path: Path) -> np.ndarray:
         from PIL import Image
@@ -120,7 +130,8 @@ class Batches:
             raise ToastcError(f"calibrate: {folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         random.Random(self.seed).shuffle(files)
         name = next(iter(self.inputs))
-        prepare = self.preprocess or Preprocess()
+        prepare = (self.preprocess or Preprocess()).fit(self.inputs[name])
+        self.notes.append(f"images of {folder}: {prepare}")
         failed: list[str] = []
 
         def decode(path: Path) -> np.ndarray | None:

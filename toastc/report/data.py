@@ -57,6 +57,15 @@ def coupling_rows(sites: Sequence[Site], plan: Plan) -> tuple[CouplingRow, ...]:
     return tuple(rows)
 
 
+def widths_by_site(report: Report) -> dict[str, dict[str, tuple[int, int]]]:
+    """`{site: {coupling: (original, kept)}}`, of what can be cut."""
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for row in report.couplings:
+        if not row.reason:
+            found.setdefault(row.site, {})[row.coupling] = (row.original, row.kept)
+    return found
+
+
 def site_dict(site: Site) -> dict[str, object]:
     """One entry of `inspect --json`."""
     return {
