@@ -32,8 +32,15 @@ CALIBRATED: tuple[Pass, ...] = (
     MatchSites(), CollectMoments(), AnalyseLosses(), MeasureGains(), AllocateWidths(), PlanLosses(),
 )  # fmt: skip
 
+# The same without data, on synthetic images.
+SYNTHETIC: tuple[Pass, ...] = (
+    MatchSites(), CollectMoments(synthetic=512), AnalyseLosses(), MeasureGains(images=32), AllocateWidths(), PlanLosses(),
+)  # fmt: skip
+
 RECIPES: dict[str, tuple[Pass, ...]] = {
     "default": MAGNITUDE,
+    "calibrated": CALIBRATED,
+    "synthetic": SYNTHETIC,
     "magnitude": MAGNITUDE,
     "magnitude-l1": (MatchSites(), ScoreWeights(by="l1"), PlanRatios()),
     "geometric-median": GEOMETRIC,

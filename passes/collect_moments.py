@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from toastc.calibration.moments import Moments, Sums
+from toastc.calibration.synthetic import Synthetic
 from toastc.calibration.taps import Tap
 from toastc.errors import ToastcError
 from toastc.pipeline import State
@@ -27,18 +28,21 @@ class CollectMoments:
     """Run the calibration data through the model and sum up what its channels do."""
 
     share: float = 0.25
+    synthetic: int = 0  # images to make up where no data is given
     name = "collect-moments"
 
     def __call__(self, state: State) -> State:
         taps = {f"{s.name}.{key}": tap for s in state.sites for key, tap in taps_of(state.matched, s).items()}
         state = replace(state, taps=taps)
+        if state.data is None and self.synthetic:
+            state = replace(state, data=Synthetic(state.graph.input_sizes(), self.synthetic, state.seed))
         if state.moments:
             missing = [key for key in taps if key not in state.moments]
             if missing:
                 raise ToastcError(f"moments: nothing is known of {missing[0]}; they were collected from another model")
             return state
         if state.data is None:
-            raise ToastcError("this recipe needs calibration data")
+            raise ToastcError("this recipe needs calibration data; give --calibrate DATA, or take recipe synthetic")
         keys = list(taps)
         probe = state.graph.probe([taps[k].value for k in keys])
         moments, rng = Moments(source=state.data.name), np.random.default_rng(state.seed)

@@ -22,7 +22,7 @@ from toastc.plan import Basis, Choice, Keep
 class MeasureGains:
     """Measure how far an error of each coupling reaches, on a few of the calibration inputs."""
 
-    images: int = 16
+    images: int = 32
     at: float = 0.5
     name = "measure-gains"
 

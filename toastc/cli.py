@@ -66,7 +66,7 @@ def parser_for(command: str) -> Parser:
         data.add_argument("--moments", type=Path, metavar="M.safetensors", help="instead of data: what --moments-out wrote")
         data.add_argument("--moments-out", type=Path, metavar="M.safetensors", help="also save what was measured")
         p.add_argument("--ratios-out", type=Path, metavar="R.json", help="also save the ratios that were chosen")
-        p.add_argument("--recipe", default="default", metavar="NAME", help="default, magnitude, magnitude-l1, geometric-median")
+        p.add_argument("--recipe", default="default", metavar="NAME", help="default, synthetic (no data needed), magnitude, ...")
         p.add_argument("--passes", metavar="P,Q", help='spell the recipe: "score-weights{by=geometric-median},plan-ratios"')
         p.add_argument("--plan-out", type=Path, metavar="P.safetensors", help="also save the plan")
         p.add_argument("--report", type=Path, metavar="OUT.html", help="also save the report as a page")
