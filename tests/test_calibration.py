@@ -1,0 +1,126 @@
+"""Calibration data: folders, arrays, iterables, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+from conftest import Command
+from PIL import Image
+from safetensors.numpy import save_file
+
+from toastc.calibration import Preprocess, open_data
+from toastc.errors import ToastcError
+
+SIZES = {"image": (None, 3, 16, 16)}
+
+
+def photos(folder: Path, count: int, size: tuple[int, int] = (40, 24)) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    data = open_data(photos(tmp_path / "photos", 5), SIZES, batch=2)
+    shapes = [b["image"].shape for b in data]
+    assert shapes == [(2, 3, 16, 16), (2, 3, 16, 16), (1, 3, 16, 16)]
+    assert any("mean (0.485" in note for note in data.notes)
+
+
+def test_the_seed_decides_which_images(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 8)
+
+    def first(seed: int) -> np.ndarray:
+        return next(iter(open_data(folder, SIZES, limit=3, seed=seed)))["image"]
+
+    assert first(0).shape[0] == 3
+    assert np.array_equal(first(0), first(0))
+    assert not np.array_equal(first(0), first(1))
+
+
+def test_preprocessing_by_the_book(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 32), (255, 0, 51)).save(tmp_path / "a.png")
+    array = Preprocess(16, 1.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.5))(tmp_path / "a.png")
+    assert array.shape == (3, 16, 16)
+    assert np.allclose(array, np.array([2, -2, -0.6])[:, None, None], atol=1e-5)
+
+
+def test_damaged_images_are_skipped_counted_and_named(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", 4)
+    (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    (folder / "broken.jpg").write_bytes(b"no image")
+    data = open_data(folder, SIZES)
+    assert sum(len(b["image"]) for b in data) == 3
+    assert any(note.startswith("2 of 5 images") and "broken.jpg" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "safetensors", "list", "tensors"])
+def test_arrays_in_every_form(tmp_path: Path, form: str) -> None:
+    x = np.random.default_rng(0).standard_normal((7, 3, 16, 16)).astype(np.float32)
+    path = tmp_path / f"x.{form}"
+    if form == "npy":
+        np.save(path, x)
+    elif form == "npz":
+        np.savez(path, image=x, other=np.zeros(3))
+    elif form == "safetensors":
+        save_file({"image": x}, path)
+    source = [{"image": x[:4]}, x[4:]] if form in ("list", "tensors") else path
+    if form == "tensors":
+        torch = pytest.importorskip("torch")
+        source = [(torch.from_numpy(x[:4]), "label"), torch.from_numpy(x[4:])]
+    rows = np.concatenate([b["image"] for b in open_data(source, SIZES)])
+    assert np.array_equal(np.sort(rows, axis=0), np.sort(x, axis=0))
+    assert sum(len(b["image"]) for b in open_data(source, SIZES, limit=5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda p: p / "nowhere", "no such file"),
+        (lambda p: p, "holds no images"),
+        (lambda p: np.save(p / "x.npy", np.zeros((4, 3, 8, 8))) or p / "x.npy", "the model takes n x 3 x 16 x 16"),
+        (lambda p: np.save(p / "x.npy", np.full((4, 3, 16, 16), np.nan)) or p / "x.npy", "NaN"),
+        (lambda p: np.save(p / "x.npy", np.zeros((0, 3, 16, 16))) or p / "x.npy", "holds no inputs"),
+        (lambda p: (p / "x.npy").write_bytes(b"junk") and p / "x.npy", "can not be read"),
+        (lambda p: (p / "x.txt").write_bytes(b"junk") and p / "x.txt", "give a folder of images"),
+        (lambda p: np.savez(p / "x.npz", a=np.zeros(1), b=np.zeros(1)) or p / "x.npz", "no array called image"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, make: object, word: str) -> None:
+    source = make(tmp_path)  # type: ignore[operator]
+    with pytest.raises(ToastcError, match=word):
+        list(open_data(source, SIZES))
+
+
+def test_the_command_with_a_folder_of_images(here: Command, tmp_path: Path) -> None:
+    model = models.save(models.vit(), tmp_path / "model.onnx")
+    folder = photos(tmp_path / "photos", 40)
+    extra = ["--moments-out", tmp_path / "m.safetensors", "--ratios-out", tmp_path / "r.json", "--images", 32]
+    made = here(model, "-o", tmp_path / "a.onnx", "--target", "macs=0.8", "--calibrate", folder, "--json", "--quiet", *extra)
+    assert made.returncode == 0, made.stderr
+    report = json.loads(made.stdout)
+    assert report["after"]["macs"] <= 0.8 * report["before"]["macs"]
+    assert any("tokens are few" in note for note in report["notes"])
+    again = here(
+        model, "-o", tmp_path / "b.onnx", "--ratios", tmp_path / "r.json", "--moments", tmp_path / "m.safetensors", "--quiet"
+    )
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "b.onnx").stat().st_size == (tmp_path / "a.onnx").stat().st_size
+
+
+@pytest.mark.parametrize(
+    "flags", ["--calibrate {no}", "--calibrate {empty}", "--moments {no}", "--images 0", "--crop 2", "--mean x"]
+)
+def test_bad_flags_are_one_line_and_a_two(here: Command, tiny: Path, ratio_file: Path, tmp_path: Path, flags: str) -> None:
+    (tmp_path / "empty").mkdir()
+    words = flags.format(no=tmp_path / "no", empty=tmp_path / "empty").split()
+    made = here(tiny, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, "--quiet", *words)
+    assert made.returncode == 2
+    assert len(made.stderr.splitlines()) == 1, made.stderr
+    assert not (tmp_path / "out.onnx").exists()
