@@ -40,11 +40,16 @@ def loss_of(graph: Graph, coupling: Coupling, moments: dict[str, Sums]) -> Loss 
     if coupling.name == "qk":
         if "q" not in moments or "k" not in moments:
             return None
-        return turned_products(moments["q"], moments["k"]) if coupling.rotatable else kept_products(moments["q"], moments["k"])
-    consumer = next((m for m in coupling.members if m.role == "out"), None)
-    if consumer is None or "out" not in moments:
+        if coupling.rotatable:
+            return turned_products(moments["q"], moments["k"])
+        return ranked(energy(moments["q"], coupling.width) * energy(moments["k"], coupling.width))
+    consumers = [m for m in coupling.members if m.role == "out"]
+    if not consumers or "out" not in moments:
         return None
-    weight = columns(graph, consumer)
+    if len(consumers) > 1:  # a value that several heads read
+        read = sum(np.square(columns(graph, m)).sum(axis=1) for m in consumers) / len(consumers)
+        return ranked(energy(moments["out"], coupling.width) * read.reshape(coupling.groups, coupling.width))
+    weight = columns(graph, consumers[0])
     if coupling.rotatable and coupling.name == "vo":
         return turned_values(moments["out"], weight)
     return kept_channels(moments["out"], weight, coupling)
@@ -75,13 +80,14 @@ def turned_products(q: Sums, k: Sums) -> Loss:
     return Loss(tails(energy.sum(axis=0)), choose, energy.sum(axis=1))
 
 
-def kept_products(q: Sums, k: Sums) -> Loss:
-    """Where channels may not be mixed. Channels that go together (a rotary pair) stand next to each other."""
-    energy = np.einsum("gij,gij->gi", q.second, k.second)
-    return ranked(energy)
+def energy(sums: Sums, width: int) -> np.ndarray:
+    """[groups, width]: E[x^2] of each channel, over all its copies."""
+    squares = np.diagonal(sums.second, axis1=1, axis2=2)
+    return np.asarray(squares.reshape(*sums.total.shape[:1], width, -1).sum(axis=2))
 
 
 def ranked(energy: np.ndarray) -> Loss:
+    """Where channels may not be mixed: those of most energy stay."""
     order = np.argsort(-energy, axis=1, kind="stable")
 
     def choose(width: int, groups: Sequence[int]) -> Choice:

@@ -29,22 +29,23 @@ class MeasureGains:
     def __call__(self, state: State) -> State:
         if state.target is None or state.data is None:
             return state
-        batch = first(state.data, self.images)
+        batches = first(state.data, self.images)
         names = [n for n in state.losses if self.tap_of(state, n) is not None]
         taps = [self.tap_of(state, n) for n in names]
         values = list(dict.fromkeys(t.value for t in taps if t is not None))
         probe = state.graph.probe(values, nudge=values)
-        clean, watched = probe(batch)
-        seen = {value: as_array(array) for value, array in zip(values, watched, strict=True)}
-        scale = [float(np.square(as_array(o).astype(np.float64)).mean()) + 1e-30 for o in clean]
+        runs = [(batch, *probe(batch)) for batch in batches]
+        seen = [dict(zip(values, map(as_array, watched), strict=True)) for _, _, watched in runs]
+        scale = [sum(size(run[1][i]) for run in runs) + 1e-30 for i in range(len(runs[0][1]))]
         gains = {}
         for name, tap in zip(names, taps, strict=True):
             assert tap is not None
             coupling, loss = state.coupling(name), state.losses[name]
             width = max(1, round(self.at * coupling.width))
-            error = residual(tap, seen[tap.value], loss.choose(width, range(coupling.groups)))
-            outputs, _ = probe(batch, {tap.value: error})
-            far = sum(distance(a, b) / s for a, b, s in zip(clean, outputs, scale, strict=True))
+            choice, far = loss.choose(width, range(coupling.groups)), 0.0
+            for (batch, clean, _), values_seen in zip(runs, seen, strict=True):
+                outputs, _ = probe(batch, {tap.value: residual(tap, values_seen[tap.value], choice)})
+                far += sum(size(as_array(a) - as_array(b)) / s for a, b, s in zip(clean, outputs, scale, strict=True))
             gains[name] = far / max(float(loss.curve[width]), 1e-30)
         return replace(state, gains=gains)
 
@@ -53,20 +54,26 @@ class MeasureGains:
         return state.taps.get(f"{name}/q") or state.taps.get(f"{name}/out")
 
 
-def first(data: Any, count: int) -> dict[str, np.ndarray]:
-    parts: list[dict[str, np.ndarray]] = []
+def first(data: Any, count: int) -> list[dict[str, np.ndarray]]:
+    """As many batches as hold `count` inputs, as the model takes them."""
+    found: list[dict[str, np.ndarray]] = []
     have = 0
     for batch in data:
-        parts.append(batch)
+        found.append(batch)
         have += len(next(iter(batch.values())))
         if have >= count:
             break
-    return {k: np.concatenate([p[k] for p in parts])[:count] for k in parts[0]}
+    return found
 
 
 def residual(tap: Tap, array: np.ndarray, choice: Choice) -> np.ndarray:
     """What the choice would make of these channels, less what they are."""
     rows = tap.rows(array).astype(np.float64)
+    if isinstance(choice, Keep) and choice.fold is None:
+        gone = np.ones(tap.index.shape, bool)
+        np.put_along_axis(gone[..., 0], choice.index, False, 1)
+        gone[...] = gone[..., :1]
+        return tap.put((-rows * gone.reshape(rows.shape[1:])).astype(array.dtype), array)
     return tap.put((remade(rows, choice) - rows).astype(array.dtype), array)
 
 
@@ -77,16 +84,13 @@ def remade(rows: np.ndarray, choice: Choice) -> np.ndarray:
         kept, back = np.einsum("ngw,gkw->ngk", rows, choice.left), choice.right
     else:
         kept, back = np.take_along_axis(rows, np.broadcast_to(choice.index, (samples, *choice.index.shape)), 2), choice.fold
-    if back is None:
-        assert isinstance(choice, Keep)
-        made = np.zeros_like(rows)
-        np.put_along_axis(made, np.broadcast_to(choice.index, (samples, *choice.index.shape)), kept, 2)
-    elif back.ndim == 3:
+    assert back is not None
+    if back.ndim == 3:
         made = np.einsum("ngk,gwk->ngw", kept, back)
     else:
         made = (kept.reshape(samples, -1) @ back.T).reshape(rows.shape)
     return made if choice.shift is None else made + choice.shift
 
 
-def distance(a: Any, b: Any) -> float:
-    return float(np.square(as_array(a).astype(np.float64) - as_array(b)).mean())
+def size(array: Any) -> float:
+    return float(np.square(as_array(array).astype(np.float64)).sum())

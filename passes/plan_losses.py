@@ -1,6 +1,6 @@
 """plan-losses: carry out the best choice for the width of every coupling.
 
-Couplings of which nothing was watched keep their highest-scored channels, where scores are there.
+Couplings of which nothing could be watched (a query that is a learnt constant) keep their largest channels.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from toastc.pipeline import State
 from toastc.plan import Choice, Keep, Plan
 
 from .plan_ratios import best
+from .score_weights import ScoreWeights, Weights
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class PlanLosses:
 
     def __call__(self, state: State) -> State:
         choices: dict[str, Choice] = {}
+        notes: list[str] = []
         heads = {s.name: self.heads(state, s.name) for s in state.sites if f"{s.name}.heads" in state.widths}
         for name, kept in heads.items():
             choices[f"{name}.heads"] = Keep(kept[None])
@@ -37,14 +39,14 @@ class PlanLosses:
                 if name in state.losses:
                     groups = heads[site.name].tolist() if gone else range(coupling.groups)
                     choices[name] = state.losses[name].choose(width, groups)
-                elif name in state.scores:
-                    choices[name] = Keep(best(state.scores[name], width))
                 else:
-                    raise ToastcError(f"{name}: nothing is known of its channels; use another recipe, or set its ratio to 0")
-        return replace(state, plan=Plan(choices))
+                    choices[name] = Keep(best(ScoreWeights().score(Weights(state.graph), coupling), width))
+                    notes.append(f"{name}: could not be watched; its largest channels stay")
+        return replace(state, plan=Plan(choices), notes=(*state.notes, *notes))
 
     def heads(self, state: State, site: str) -> np.ndarray:
         """The heads that matter most stay."""
         loss = state.losses.get(f"{site}.vo")
-        scores = loss.energy if loss is not None else state.scores[f"{site}.heads"][0]
-        return best(np.asarray(scores)[None], state.widths[f"{site}.heads"])[0]
+        if loss is None:
+            raise ToastcError(f"{site}.heads: nothing is known of its values; use another recipe, or set its ratio to 0")
+        return best(np.asarray(loss.energy)[None], state.widths[f"{site}.heads"])[0]

@@ -82,7 +82,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--cifar", type=Path, required=True)
-    parser.add_argument("--recipes", type=lambda t: t.split(","), default=["calibrated", "synthetic", "magnitude", "geometric-median"])
+    recipes = ["calibrated", "synthetic", "magnitude", "geometric-median"]
+    parser.add_argument("--recipes", type=lambda t: t.split(","), default=recipes)
     parser.add_argument("--macs", type=lambda t: [float(x) for x in t.split(",")], default=[0.75, 0.6, 0.5, 0.35])
     parser.add_argument("--test", type=int, default=5000)
     parser.add_argument("--calibration", type=int, default=1024)

@@ -3,6 +3,8 @@ linear that consumes them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from toastc.calibration.taps import Tap
@@ -14,16 +16,14 @@ from .couplings import Ledger
 
 
 def taps_of(ledger: Ledger, site: Site) -> dict[str, Tap]:
-    """`{"qk/q": .., "qk/k": .., "vo/out": ..}` or `{"hidden/out": ..}`, as far as there is one position a channel."""
+    """`{"qk/q": .., "qk/k": .., "vo/out": ..}` or `{"hidden/out": ..}`, as far as all channels have equally many positions."""
     found: dict[str, Tap | None] = {}
     for coupling in site.couplings:
         if not coupling.members or coupling.reason:
             continue
         if coupling.name == "qk":
             product: Op = site.wiring.scores  # type: ignore[attr-defined]
-            if product.attention is not None and product.attention.bias >= 0:
-                continue  # the node adds a bias of its own to what could be watched
-            found["qk/q"] = tap(ledger, coupling, product.inputs[0])
+            found["qk/q"] = with_bias(ledger, product, tap(ledger, coupling, product.inputs[0]))
             found["qk/k"] = tap(ledger, coupling, product.inputs[1], key_axis(product))
         else:
             consumers = {m.operand[0] for m in coupling.members if m.role == "out"}  # type: ignore[index]
@@ -42,9 +42,20 @@ def tap(ledger: Ledger, coupling: Coupling, value: Value | None, tokens: int | N
     order = np.argsort(roots, kind="stable")
     wanted = coupling.classes.ravel()
     first = np.searchsorted(roots[order], wanted)
-    if len(np.unique(wanted)) != len(wanted) or (np.searchsorted(roots[order], wanted, "right") - first != 1).any():
+    copies = np.searchsorted(roots[order], wanted, "right") - first
+    if len(np.unique(wanted)) != len(wanted) or copies.min() < 1 or copies.max() != copies.min():
         return None
-    return Tap(value, axes, order[first].reshape(coupling.classes.shape), tokens)
+    index = order[first[:, None] + np.arange(copies[0])]
+    return Tap(value, axes, index.reshape(*coupling.classes.shape, copies[0]), tokens)
+
+
+def with_bias(ledger: Ledger, product: Op, queries: Tap | None) -> Tap | None:
+    """A node may add a bias [q|k|v] of its own; keys do not show it, less their mean."""
+    spec = product.attention
+    if queries is None or spec is None or spec.bias < 0 or product.inputs[spec.bias] is None:
+        return queries
+    width = ledger.flow.graph.shape(queries.value)[-1]
+    return replace(queries, plus=ledger.flow.graph.constant(product.inputs[spec.bias]).ravel()[:width])
 
 
 def key_axis(product: Op) -> int:

@@ -75,9 +75,9 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         seen = 0
-        for batch in self._checked(self._raw()):
+        for batch in self._checked(self._cut(self._raw())):
             count = len(next(iter(batch.values())))
-            if self.limit is not None and seen + count > self.limit:
+            if self.limit is not None and seen + count > self.limit and self._fixed() is None:
                 batch = {k: v[: self.limit - seen] for k, v in batch.items()}
                 count = self.limit - seen
             if count:
@@ -91,6 +91,23 @@ class Batches:
     @property
     def name(self) -> str:
         return str(self.source) if isinstance(self.source, str | Path) else type(self.source).__name__
+
+    def _fixed(self) -> int | None:
+        """The batch size that the model was exported with, if it takes no other."""
+        return next((sizes[0] for sizes in self.inputs.values() if sizes and sizes[0] is not None), None)
+
+    def _cut(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Batches of the size that the model takes; what is left over at the end goes unused."""
+        size = self._fixed()
+        if size is None:
+            yield from batches
+            return
+        rest: Batch = {}
+        for batch in batches:
+            rest = {k: np.concatenate([rest[k], v]) for k, v in batch.items()} if rest else batch
+            while len(next(iter(rest.values()))) >= size:
+                yield {k: v[:size] for k, v in rest.items()}
+                rest = {k: v[size:] for k, v in rest.items()}
 
     def _raw(self) -> Iterable[Batch]:
         if not isinstance(self.source, str | Path):

@@ -26,7 +26,8 @@ class Synthetic:
         self.name, self.notes = "synthetic images", [f"no data was given: {count} synthetic images stood in for it"]
         (self.input, sizes), self.limit = next(iter(inputs.items())), count
         self.channels, self.size = sizes[1] or 3, sizes[2] or 224
-        self.seed, self.batch = seed, batch
+        self.seed, self.batch = seed, sizes[0] or batch
+        self.limit -= self.limit % self.batch if sizes[0] else 0
 
     def __iter__(self) -> Iterator[Batch]:
         rng = np.random.default_rng(self.seed)

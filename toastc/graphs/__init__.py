@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+SKIP_NORMS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")  # (x, skip, gamma, beta, bias)
 Value = Hashable  # the framework's own handle of a tensor
 Tensors = tuple[list[Any], list[Any]]  # outputs, and what was watched
 
@@ -115,9 +116,13 @@ def bias_of(graph: Graph, op: Op) -> tuple[Op, int] | None:
     if len(op.inputs) > 2 and op.inputs[2] is not None:
         return (op, 2) if graph.is_constant(op.inputs[2]) else None
     users = graph.users(out)
-    if len(users) != 1 or out in graph.outputs or users[0][0].type not in ("Add", "add"):
+    if len(users) != 1 or out in graph.outputs:
         return None
     add, own = users[0]
+    if add.type in SKIP_NORMS and own < 2 and len(add.inputs) > 4 and add.inputs[4] is not None:
+        return (add, 4) if graph.is_constant(add.inputs[4]) else None
+    if add.type not in ("Add", "add"):
+        return None
     other = add.inputs[1 - own]
     shape = graph.shape(other) if other is not None and graph.is_constant(other) else ()
     width = graph.shape(out)[-1]

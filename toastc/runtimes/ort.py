@@ -51,9 +51,11 @@ def run(path: Path, feeds: Sequence[Mapping[str, np.ndarray]], provider: str = "
     return [[np.asarray(out) for out in run_session(made, path, feed)] for feed in feeds]
 
 
-def run_session(made: ort.InferenceSession, path: Path, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+def run_session(
+    made: ort.InferenceSession, path: Path | str, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+) -> list[Any]:
     try:
-        return made.run(None, dict(feeds))  # type: ignore[no-any-return]
+        return made.run(outputs, dict(feeds))  # type: ignore[no-any-return]
     except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base
         raise ToastcError(f"{path}: ONNX Runtime can not run it ({' '.join(str(error).split())[:200]})") from None
 

@@ -54,6 +54,7 @@ class FxGraph(FxEdits):
 
     def __init__(self, gm: fx.GraphModule, bound: Mapping[fx.Node, torch.Tensor] | None = None) -> None:
         self.gm = gm
+        self._biases = {}
         self.bound = dict(bound or {})
         self._constants: dict[fx.Node, Any] = {}  # tensor, or the node to compute it from
         nodes = list(gm.graph.nodes)

@@ -22,6 +22,7 @@ class FxEdits:
     gm: fx.GraphModule
     _constants: dict[fx.Node, Any]
     _counter = 0
+    _biases: dict[Op, tuple[Op, int]]
 
     def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
         """Give this one operand new numbers. Other users of the old tensor keep the old one."""
@@ -112,6 +113,11 @@ class FxEdits:
         resize(self, op, before, after)
 
     def insert_bias(self, op: Op) -> tuple[Op, int]:
+        if op not in self._biases:
+            self._biases[op] = self._new_bias(op)
+        return self._biases[op]
+
+    def _new_bias(self, op: Op) -> tuple[Op, int]:
         """A third argument of `linear`; behind a matmul it is an add."""
         weight = self.tensor(op.inputs[1])  # type: ignore[attr-defined]
         zeros = torch.zeros(weight.shape[op.weight_axes[1]], dtype=weight.dtype, device=weight.device)

@@ -26,6 +26,7 @@ class OnnxGraph(OnnxEdits):
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
+        self._biases = {}
         self.graph = model.graph
         self.opsets = dict(model.graph.opset_imports)
         self._gather()

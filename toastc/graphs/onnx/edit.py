@@ -27,6 +27,7 @@ class OnnxEdits:
     _folded: dict[ir.Value, np.ndarray]
     _constants: set[ir.Value]
     _counter = 0
+    _biases: dict[Op, tuple[Op, int]]
     _taken: set[str | None] | None = None
 
     def _name(self, stem: str) -> str:
@@ -127,6 +128,11 @@ class OnnxEdits:
             op.node.replace_input_with(slot, value)
 
     def insert_bias(self, op: Op) -> tuple[Op, int]:
+        if op not in self._biases:
+            self._biases[op] = self._new_bias(op)
+        return self._biases[op]
+
+    def _new_bias(self, op: Op) -> tuple[Op, int]:
         """Gemm takes one as an input; behind a MatMul it is an Add."""
         out: ir.Value = op.outputs[0]  # type: ignore[assignment]
         dtype = ir.DataType(self.facts.dtypes[out])

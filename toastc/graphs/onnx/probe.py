@@ -34,14 +34,15 @@ class OnnxProbe:
         for name in self.extra:
             proto.graph.output.add().name = name
         folder = next((Path(t.path).parent for t in external(model)), None)
-        self.session = ort.session_of(proto.SerializeToString(), folder, provider)
+        session = ort.session_of(proto.SerializeToString(), folder, provider)
+        self.run = lambda given: ort.run_session(session, "the model", given, [*self.outputs, *self.extra])
 
     def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Any, np.ndarray] | None = None) -> Tensors:
         given = dict(feed)
         for value in self.nudge:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(self.dtypes[value])
             given[NUDGE + str(value.name)] = (nudges or {}).get(value, np.zeros((), dtype)).astype(dtype, copy=False)  # type: ignore[attr-defined]
-        made = dict(zip([*self.outputs, *self.extra], self.session.run([*self.outputs, *self.extra], given), strict=True))
+        made = dict(zip([*self.outputs, *self.extra], self.run(given), strict=True))
         return [made[n] for n in self.outputs], [made[v.name] for v in self.watch]  # type: ignore[attr-defined]
 
 
