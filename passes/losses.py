@@ -19,7 +19,7 @@ from toastc.graphs import Graph
 from toastc.plan import Basis, Choice, Keep
 from toastc.sites import Coupling, Member
 
-LEAST = 1e-4  # of the mean variance, added to every variance before a system is solved
+LEAST = 1e-6  # of the mean variance, added to every variance before a system is solved
 STEPS = 96  # of backward elimination
 
 
@@ -196,14 +196,17 @@ def fitted(cross: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 def shrunken(sums: Sums) -> np.ndarray:
-    """The covariance, drawn towards its mean variance as far as the sample is too small for it (Ledoit and Wolf)."""
+    """The covariance, drawn towards its diagonal as far as the sample is too small for it (as Ledoit and Wolf do).
+
+    What never varied stays at zero: a dead channel costs nothing to lose.
+    """
     cov = sums.covariance[0] if len(sums.outer) == 1 else block_diagonal(sums.covariance)
     size = len(cov)
     mean = np.trace(cov) / size
     apart = float(((cov - mean * np.eye(size)) ** 2).sum())
     noise = max(sums.energy2 / sums.count - float((sums.second**2).sum()), 0.0) / sums.count
     share = min(1.0, noise / apart) if apart > 0 else 0.0
-    return (1 - share) * cov + share * mean * np.eye(size)
+    return (1 - share) * cov + share * np.diag(np.diag(cov))
 
 
 def block_diagonal(blocks: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,7 +153,7 @@ def cut(graph: FxGraph, options: dict[str, Any]) -> Plan | None:
     if "plan" in options:
         plan = options["plan"] if isinstance(options["plan"], Plan) else Plan.load(Path(options["plan"]))
         check_plan(plan, state.sites)
-        state = State(graph, ratios, state.matched, state.sites, state.rejects, plan=plan)
+        state = replace(state, plan=plan)
     else:
         state, _ = run(rest, state)
     if state.plan:

@@ -65,6 +65,16 @@ def current_umask() -> int:
 
 
 @contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals wait until the block is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def stop_cleanly() -> Iterator[None]:
     """SIGTERM unwinds the stack like Ctrl-C does, so that temporary files are removed."""
     if threading.current_thread() is not threading.main_thread():

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from ...errors import ToastcError
-from ...files import check_targets, current_umask
+from ...files import check_targets, current_umask, uninterrupted
 from ...plan import Plan, from_dict
 from .unpack import unpack_attention
 
@@ -186,7 +186,11 @@ def staged(target: Path) -> Iterator[Path]:
         raise ToastcError(f"{target}: can not be written ({error.strerror or error})") from None
     finally:
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                with uninterrupted():
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:  # a signal on the way into the block above
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_model(model: ir.Model, path: Path, external: bool | None = None) -> None:
