@@ -16,6 +16,7 @@ from .match import MatchSites
 from .measure_gains import MeasureGains
 from .plan_losses import PlanLosses
 from .plan_ratios import PlanRatios
+from .refit_consumers import RefitConsumers
 from .score_weights import ScoreWeights
 from .shrink import Shrink
 from .spelling import parse_passes
@@ -58,5 +59,5 @@ def recipe(name: str, data: bool = False) -> tuple[Pass, ...]:
 
 __all__ = [
     "RECIPES", "AllocateWidths", "AnalyseLosses", "CollectMoments", "MatchSites", "MeasureGains", "PlanLosses", "PlanRatios",
-    "ScoreWeights", "Shrink", "parse_passes", "recipe",
+    "RefitConsumers", "ScoreWeights", "Shrink", "parse_passes", "recipe",
 ]  # fmt: skip

@@ -15,7 +15,8 @@ import numpy as np
 from toastc.calibration.data import as_array
 from toastc.calibration.taps import Tap
 from toastc.pipeline import State
-from toastc.plan import Basis, Choice, Keep
+
+from .simulate import residual
 
 
 @dataclass(frozen=True)
@@ -64,32 +65,6 @@ def first(data: Any, count: int) -> list[dict[str, np.ndarray]]:
         if have >= count:
             break
     return found
-
-
-def residual(tap: Tap, array: np.ndarray, choice: Choice) -> np.ndarray:
-    """What the choice would make of these channels, less what they are."""
-    rows = tap.rows(array).astype(np.float64)
-    if isinstance(choice, Keep) and choice.fold is None:
-        gone = np.ones(tap.index.shape, bool)
-        np.put_along_axis(gone[..., 0], choice.index, False, 1)
-        gone[...] = gone[..., :1]
-        return tap.put((-rows * gone.reshape(rows.shape[1:])).astype(array.dtype), array)
-    return tap.put((remade(rows, choice) - rows).astype(array.dtype), array)
-
-
-def remade(rows: np.ndarray, choice: Choice) -> np.ndarray:
-    """[samples, groups, width] as its consumer would see them."""
-    samples = len(rows)
-    if isinstance(choice, Basis):
-        kept, back = np.einsum("ngw,gkw->ngk", rows, choice.left), choice.right
-    else:
-        kept, back = np.take_along_axis(rows, np.broadcast_to(choice.index, (samples, *choice.index.shape)), 2), choice.fold
-    assert back is not None
-    if back.ndim == 3:
-        made = np.einsum("ngk,gwk->ngw", kept, back)
-    else:
-        made = (kept.reshape(samples, -1) @ back.T).reshape(rows.shape)
-    return made if choice.shift is None else made + choice.shift
 
 
 def size(array: Any) -> float:

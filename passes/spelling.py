@@ -21,10 +21,12 @@ from .match import MatchSites
 from .measure_gains import MeasureGains
 from .plan_losses import PlanLosses
 from .plan_ratios import PlanRatios
+from .refit_consumers import RefitConsumers
 from .score_weights import ScoreWeights
 
 BUILT_IN: tuple[type, ...] = (
     MatchSites, ScoreWeights, PlanRatios, CollectMoments, AnalyseLosses, MeasureGains, AllocateWidths, PlanLosses,
+    RefitConsumers,
 )  # fmt: skip
 GROUP = "toastc.passes"
 ONE = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(,|$)")

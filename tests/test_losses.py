@@ -15,7 +15,7 @@ from toastc.errors import ToastcError
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.passes import AllocateWidths, AnalyseLosses, CollectMoments, MatchSites
 from toastc.passes.losses import eliminate, energy, ranked, roots, turned_products, turned_values
-from toastc.passes.measure_gains import remade
+from toastc.passes.simulate import remade
 from toastc.pipeline import State, run
 
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,17 +38,19 @@ class Tap:
         others = [i for i in range(array.ndim) if i not in self.axes]
         flat = xp.reshape(xp.permute_dims(array, (*others, *self.axes)), (-1, math.prod(array.shape[a] for a in self.axes)))
         if self.plus is not None:
-            flat = flat + xp.asarray(self.plus, dtype=flat.dtype, device=getattr(flat, "device", None))
+            flat = flat + xp.asarray(self.plus, dtype=flat.dtype, device=device(flat))
         where = self.index.ravel()
         if not np.array_equal(where, np.arange(flat.shape[1])):
-            flat = xp.take(flat, xp.asarray(where, device=getattr(flat, "device", None)), axis=1)
+            flat = xp.take(flat, xp.asarray(where, device=device(flat)), axis=1)
         return xp.reshape(flat, (-1, len(self.index), self.index.shape[1] * self.copies))
 
-    def put(self, rows: np.ndarray, like: np.ndarray) -> np.ndarray:
-        """The inverse of `rows` (of numpy), in a tensor of zeros shaped like `like`."""
+    def put(self, rows: Any, like: Any) -> Any:
+        """The inverse of `rows`, in a tensor of zeros shaped like `like`."""
+        xp = array_namespace(rows)
         others = [i for i in range(like.ndim) if i not in self.axes]
         order = (*others, *self.axes)
-        shape = [like.shape[i] for i in order]
-        flat = np.zeros((math.prod(shape[: len(others)]), math.prod(shape[len(others) :])), like.dtype)
-        flat[:, self.index.ravel()] = rows.reshape(len(flat), -1)
-        return flat.reshape(shape).transpose(np.argsort(order))
+        shape = tuple(like.shape[i] for i in order)
+        where = device(like)
+        flat = xp.zeros((math.prod(shape[: len(others)]), math.prod(shape[len(others) :])), dtype=like.dtype, device=where)
+        flat[:, xp.asarray(self.index.ravel(), device=where)] = xp.astype(xp.reshape(rows, (flat.shape[0], -1)), like.dtype)
+        return xp.permute_dims(xp.reshape(flat, shape), tuple(int(i) for i in np.argsort(order)))

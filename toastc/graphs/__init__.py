@@ -8,7 +8,7 @@ few verbs at the end of the protocol. Nothing else in the project touches torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -18,6 +18,8 @@ import numpy as np
 SKIP_NORMS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")  # (x, skip, gamma, beta, bias)
 Value = Hashable  # the framework's own handle of a tensor
 Tensors = tuple[list[Any], list[Any]]  # outputs, and what was watched
+Live = dict[Any, Any]  # the tensors alive between two ops, by their value
+Stage = Callable[[Live], Live]  # a stretch of the graph: what is alive behind it, from what is alive before it
 
 
 class Kind(Enum):
@@ -96,6 +98,9 @@ class Graph(Protocol):
 
     def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]: ...  # None where free
     def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> Probe: ...
+    def begin(self, feed: Mapping[str, np.ndarray]) -> Live: ...  # what is alive before the first op
+    def position(self, value: Value) -> int: ...  # of the node that makes it
+    def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]: ...  # up to each of these values, in order, in turn
 
     # writing
     def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None: ...

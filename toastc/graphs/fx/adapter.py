@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from .. import AttentionSpec, Dim, Kind, Op, Value
+from .. import AttentionSpec, Dim, Kind, Live, Op, Stage, Value
 from .classify import (
     CREATIONS,
     NORMS,
@@ -28,7 +28,8 @@ from .classify import (
 )  # fmt: skip
 from .edit import FxEdits
 from .names import hint, module_path, owner_of
-from .probe import FxProbe
+from .probe import FxProbe, placed
+from .stages import stages
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,15 @@ class FxGraph(FxEdits):
 
     def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> FxProbe:
         return FxProbe(self.gm, self.bound, self.inputs, watch)
+
+    def begin(self, feed: Mapping[str, np.ndarray]) -> Live:
+        return placed(self.gm, self.bound, self.inputs, feed) | dict(self.bound)
+
+    def position(self, value: Value) -> int:
+        return list(self.gm.graph.nodes).index(value)  # type: ignore[arg-type]
+
+    def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]:
+        return stages(self.gm, cuts)
 
     def totals(self) -> tuple[int, int]:
         return sum(op.macs for op in self.ops), self.count_parameters()

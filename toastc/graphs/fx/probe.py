@@ -32,13 +32,19 @@ class FxProbe(fx.Interpreter):
         return made
 
     def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Any, np.ndarray] | None = None) -> Tensors:
-        weights = (*self.module.parameters(), *self.bound.values())  # type: ignore[union-attr]
-        like = next((t for t in weights if t.is_floating_point()), torch.zeros(()))
-        given = {n: torch.from_numpy(np.ascontiguousarray(feed[str(n.name)])).to(like.device) for n in self.inputs}
-        given = {n: t.to(like.dtype) if t.is_floating_point() else t for n, t in given.items()}
+        given = placed(self.module, self.bound, self.inputs, feed)
         self.nudges, self.seen = nudges or {}, {}
         args = [self.bound.get(n, given.get(n)) for n in self.graph.nodes if n.op == "placeholder"]
         with torch.no_grad():
             made = self.run(*args)
         leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor)]
         return leaves, [self.seen[n] for n in self.watch]
+
+
+def placed(
+    gm: torch.nn.Module, bound: Mapping[fx.Node, torch.Tensor], inputs: Sequence[fx.Node], feed: Mapping[str, np.ndarray]
+) -> dict[Any, Any]:
+    """The inputs where the weights are, and of their type."""
+    like = next((t for t in (*gm.parameters(), *bound.values()) if t.is_floating_point()), torch.zeros(()))
+    given = {n: torch.from_numpy(np.ascontiguousarray(feed[str(n.name)])).to(like.device) for n in inputs}
+    return {n: t.to(like.dtype) if t.is_floating_point() else t for n, t in given.items()}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from .. import Dim, Kind, Op, Value
+from .. import Dim, Kind, Live, Op, Stage, Value
 from . import facts as facts_of
 from .branches import inline_known_branches
 from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_macs, attention_spec, kind_of, product_spec, reduced_axes
@@ -17,6 +17,7 @@ from .edit import OnnxEdits
 from .files import read_tensor
 from .names import module_path
 from .probe import OnnxProbe
+from .stages import stages
 
 FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 
@@ -111,6 +112,15 @@ class OnnxGraph(OnnxEdits):
     def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = (), provider: str = "cpu") -> OnnxProbe:
         return OnnxProbe(self.model, self.facts.dtypes, watch, nudge, provider)
 
+    def begin(self, feed: Mapping[str, np.ndarray]) -> Live:
+        return {value: feed[str(value.name)] for value in facts_of.runtime_inputs(self.model)}
+
+    def position(self, value: Value) -> int:
+        return self._order[value.producer()]  # type: ignore[attr-defined]
+
+    def stages(self, cuts: Sequence[Value], provider: str = "cpu") -> Iterator[Stage]:
+        return stages(self.model, self.facts.dtypes, cuts, provider)
+
     def totals(self) -> tuple[int, int]:
         """MACs of one sample and the number of parameters."""
         return sum(op.macs for op in self.ops), self.count_parameters(self.model)
@@ -164,6 +174,7 @@ class OnnxGraph(OnnxEdits):
         return folded
 
     def _index(self) -> None:
+        self._order = {node: i for i, node in enumerate(self.graph)}
         self._producers: dict[Value, Op] = {v: op for op in self.ops for v in op.outputs if v is not None}
         self._users: dict[Value, list[tuple[Op, int]]] = {}
         for op in self.ops:
