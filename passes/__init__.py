@@ -12,36 +12,60 @@ from toastc.pipeline import Pass
 from .allocate_widths import AllocateWidths
 from .analyse_losses import AnalyseLosses
 from .collect_moments import CollectMoments
+from .fold_consumers import FoldConsumers
 from .match import MatchSites
 from .measure_gains import MeasureGains
 from .plan_losses import PlanLosses
 from .plan_ratios import PlanRatios
 from .refit_consumers import RefitConsumers
+from .score_moments import ScoreMoments
 from .score_weights import ScoreWeights
 from .shrink import Shrink
 from .spelling import parse_passes
+from .time_blocks import TimeBlocks
 
 # Sizes of both sides of each channel, multiplied: the strongest score that needs no data.
 MAGNITUDE: tuple[Pass, ...] = (MatchSites(), ScoreWeights(by="l2"), PlanRatios())
 
-# ToaSt's score: distance to the geometric median of the head's coupled weights.
+# Distance to the geometric median of the head's coupled weights, ToaSt's score, everywhere.
 GEOMETRIC: tuple[Pass, ...] = (MatchSites(), ScoreWeights(by="geometric-median"), PlanRatios())
 
+# ToaSt, its static form: attention by geometric median, FFN channels by what they do on sampled tokens. Nothing makes up
+# for what goes; the paper trains afterwards.
+TOAST: tuple[Pass, ...] = (
+    MatchSites(), CollectMoments(), ScoreWeights(by="geometric-median", of="attention"), ScoreMoments(by="magnitude", of="ffn"),
+    PlanRatios(),
+)  # fmt: skip
+
+# VBP: channels that hardly vary are replaced by their mean.
+VBP: tuple[Pass, ...] = (MatchSites(), CollectMoments(), ScoreMoments(by="variance"), PlanRatios(), FoldConsumers(by="mean"))
+
+# CORP: channels of little energy go, and those that stay are fitted to what they did.
+CORP: tuple[Pass, ...] = (MatchSites(), CollectMoments(), ScoreMoments(by="energy"), PlanRatios(), FoldConsumers())
+
 # What is lost at every width is known in closed form from the moments of calibration data; how far it reaches is measured;
-# then a budget is spread, and what stays makes up for what goes.
+# then a budget is spread, what stays makes up for what goes, and last every consumer is fitted to the errors before it.
 CALIBRATED: tuple[Pass, ...] = (
-    MatchSites(), CollectMoments(), AnalyseLosses(), MeasureGains(), AllocateWidths(), PlanLosses(),
+    MatchSites(), CollectMoments(), AnalyseLosses(), MeasureGains(), TimeBlocks(), AllocateWidths(), PlanLosses(),
+    RefitConsumers(),
 )  # fmt: skip
 
 # The same without data, on synthetic images.
 SYNTHETIC: tuple[Pass, ...] = (
-    MatchSites(), CollectMoments(synthetic=512), AnalyseLosses(), MeasureGains(images=32), AllocateWidths(), PlanLosses(),
+    MatchSites(), CollectMoments(synthetic=512), AnalyseLosses(), MeasureGains(), TimeBlocks(), AllocateWidths(), PlanLosses(),
+    RefitConsumers(),
 )  # fmt: skip
+
+# What a moments file holds.
+MEASURE: tuple[Pass, ...] = (MatchSites(), CollectMoments(), AnalyseLosses(), MeasureGains(always=True))
 
 RECIPES: dict[str, tuple[Pass, ...]] = {
     "default": MAGNITUDE,
     "calibrated": CALIBRATED,
     "synthetic": SYNTHETIC,
+    "toast": TOAST,
+    "vbp": VBP,
+    "corp": CORP,
     "magnitude": MAGNITUDE,
     "magnitude-l1": (MatchSites(), ScoreWeights(by="l1"), PlanRatios()),
     "geometric-median": GEOMETRIC,
@@ -58,6 +82,7 @@ def recipe(name: str, data: bool = False) -> tuple[Pass, ...]:
 
 
 __all__ = [
-    "RECIPES", "AllocateWidths", "AnalyseLosses", "CollectMoments", "MatchSites", "MeasureGains", "PlanLosses", "PlanRatios",
-    "RefitConsumers", "ScoreWeights", "Shrink", "parse_passes", "recipe",
+    "MEASURE", "RECIPES", "AllocateWidths", "AnalyseLosses", "CollectMoments", "FoldConsumers", "MatchSites", "MeasureGains",
+    "PlanLosses", "PlanRatios", "RefitConsumers", "ScoreMoments", "ScoreWeights", "Shrink", "TimeBlocks",
+    "parse_passes", "recipe",
 ]  # fmt: skip

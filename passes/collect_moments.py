@@ -40,24 +40,35 @@ class CollectMoments:
             missing = [key for key in taps if key not in state.moments]
             if missing:
                 raise ToastcError(f"moments: nothing is known of {missing[0]}; they were collected from another model")
-            return state
+            return replace(state, gains=state.moments.gains)
         if state.data is None:
             raise ToastcError("this recipe needs calibration data; give --calibrate DATA, or take recipe synthetic")
-        keys = list(taps)
+        moments, notes = self.collect(state)
+        return replace(state, moments=moments, notes=(*state.notes, *notes, *warnings(moments, taps)))
+
+    def collect(self, state: State) -> tuple[Moments, list[str]]:
+        keys, taps, workers = list(state.taps), state.taps, state.workers
         probe = state.graph.probe([taps[k].value for k in keys])
-        moments, rng = Moments(source=state.data.name), np.random.default_rng(state.seed)
+        moments = Moments(source=state.data.name)
+        for key in keys:
+            groups, width, copies = taps[key].index.shape
+            moments.note(key, Sums.none(groups, width * copies, key.endswith("/out")))
+        data = state.data.part(workers.rank, workers.count)
         part: float | None = None
-        for batch in state.data:
+        for number, batch in enumerate(data):
             _, watched = probe(batch)
             rows = {key: taps[key].rows(array) for key, array in zip(keys, watched, strict=True)}
             count = len(next(iter(batch.values())))
             if part is None:
                 part = self.part(rows, state.graph.totals()[0] * count)
+            rng = np.random.default_rng([state.seed, number * workers.count + workers.rank])
             for key, own in rows.items():
                 together = key.endswith("/out")
                 moments.note(key, checked(Sums.of(sampled(own, part, rng) if together else own, together), key))
             moments.images += count
-        return replace(state, moments=moments, notes=(*state.notes, *state.data.notes, *warnings(moments, taps)))
+            if data.size:
+                state.tell(self.name, moments.images * workers.count / data.size)
+        return moments.gathered(workers), data.notes
 
     def part(self, rows: dict[str, Any], macs: int) -> float:
         """The share of the tokens whose outer products may be taken."""

@@ -25,14 +25,19 @@ STEPS = 96  # of backward elimination
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """`curve[k]`: the expected squared error of one token when k channels of each group stay.
+    """`curves[g, k]`: the expected squared error of one token when k channels of group g stay.
 
-    `choose(k, groups)`: what to do then, where only these groups stay. `energy[group]`: what a whole group is worth.
+    `choose(k, groups)`: what to do then, where only these groups stay. `order`: the groups, those first that can best
+    be done without, once the others made up for them.
     """
 
-    curve: np.ndarray
+    curves: np.ndarray
     choose: Callable[[int, Sequence[int]], Choice]
-    energy: np.ndarray
+    order: np.ndarray
+
+    @property
+    def curve(self) -> np.ndarray:
+        return np.asarray(self.curves.sum(axis=0))
 
 
 def loss_of(graph: Graph, coupling: Coupling, moments: dict[str, Sums]) -> Loss | None:
@@ -77,13 +82,12 @@ def turned_products(q: Sums, k: Sums) -> Loss:
         return Basis(np.stack([a[:width] for _, a, _ in parts]), np.stack([b[:width].T for _, _, b in parts]))
 
     energy = np.stack([s**2 for s, _, _ in parts])
-    return Loss(tails(energy.sum(axis=0)), choose, energy.sum(axis=1))
+    return Loss(tails(energy), choose, np.argsort(energy.sum(axis=1), kind="stable"))
 
 
 def energy(sums: Sums, width: int) -> np.ndarray:
     """[groups, width]: E[x^2] of each channel, over all its copies."""
-    squares = np.diagonal(sums.second, axis1=1, axis2=2)
-    return np.asarray(squares.reshape(*sums.total.shape[:1], width, -1).sum(axis=2))
+    return np.asarray((sums.squares / sums.count).reshape(len(sums.total), width, -1).sum(axis=2))
 
 
 def ranked(energy: np.ndarray) -> Loss:
@@ -93,7 +97,7 @@ def ranked(energy: np.ndarray) -> Loss:
     def choose(width: int, groups: Sequence[int]) -> Choice:
         return Keep(np.sort(order[:, :width], axis=1))
 
-    return Loss(tails(np.take_along_axis(energy, order, 1).sum(axis=0)), choose, energy.sum(axis=1))
+    return Loss(tails(np.take_along_axis(energy, order, 1)), choose, np.argsort(energy.sum(axis=1), kind="stable"))
 
 
 # ---- V and O ---------------------------------------------------------------------------------------------
@@ -119,7 +123,7 @@ def turned_values(out: Sums, weight: np.ndarray) -> Loss:
         shift = mean.ravel() - right @ (narrow @ mean.ravel())
         return Basis(left, right, shift.reshape(mean.shape))
 
-    return Loss(tails(energy.sum(axis=0)), choose, energy.sum(axis=1))
+    return Loss(tails(energy), choose, eliminate_groups(cov, weight, count))
 
 
 # ---- channels that stay as they are ----------------------------------------------------------------------
@@ -127,21 +131,27 @@ def turned_values(out: Sums, weight: np.ndarray) -> Loss:
 
 def kept_channels(out: Sums, weight: np.ndarray, coupling: Coupling) -> Loss:
     mean, cov = out.mean, shrunken(out)
-    energy = (np.diag(cov) * (weight**2).sum(axis=1)).reshape(mean.shape)
     if coupling.groups == 1:
         order, curve = eliminate(cov, weight)
+        curves, gone = curve[None], np.zeros(1, int)
     else:
-        order, curve = np.argsort(energy, axis=1, kind="stable"), tails(np.sort(energy, axis=1)[:, ::-1].sum(axis=0))
+        energy = (np.diag(cov) * (weight**2).sum(axis=1)).reshape(mean.shape)
+        order, curves = np.argsort(energy, axis=1, kind="stable"), tails(-np.sort(-energy, axis=1))
+        gone = eliminate_groups(cov, weight, coupling.groups)
 
     def choose(kept: int, groups: Sequence[int]) -> Choice:
-        index = np.sort(np.atleast_2d(order)[:, -kept:], axis=1)
-        flat = (index + coupling.width * np.arange(coupling.groups)[:, None])[list(groups)].ravel()
-        fold = fitted(cov[:, flat], cov[np.ix_(flat, flat)])
-        fold[flat] = np.eye(len(flat))
-        shift = mean.ravel() - fold @ mean.ravel()[flat]
-        return Keep(index, fold, shift.reshape(mean.shape))
+        return folded(np.sort(np.atleast_2d(order)[:, -kept:], axis=1), groups, mean, cov)
 
-    return Loss(curve, choose, energy.sum(axis=1))
+    return Loss(curves, choose, gone)
+
+
+def folded(index: np.ndarray, groups: Sequence[int], mean: np.ndarray, cov: np.ndarray) -> Keep:
+    """These channels stay, of these groups, and take over what the others did as far as they vary alike."""
+    flat = (index + mean.shape[1] * np.arange(len(mean))[:, None])[list(groups)].ravel()
+    fold = fitted(cov[:, flat], cov[np.ix_(flat, flat)])
+    fold[flat] = np.eye(len(flat))
+    shift = mean.ravel() - fold @ mean.ravel()[flat]
+    return Keep(index, fold, shift.reshape(mean.shape))
 
 
 def eliminate(cov: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +161,7 @@ def eliminate(cov: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarr
     FFNs are done in seconds. The inverse covariance and the weight are updated, not computed anew.
     """
     count = len(cov)
-    inverse = np.linalg.inv(cov + LEAST * np.trace(cov) / count * np.eye(count))
+    inverse = np.linalg.inv(cov + (LEAST * np.trace(cov) / count + 1e-30) * np.eye(count))
     weight, left = weight.copy(), np.arange(count)
     known, lost, order = {count: 0.0}, 0.0, []
     step = max(1, count // STEPS)
@@ -177,8 +187,24 @@ def eliminate(cov: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def tails(energy: np.ndarray) -> np.ndarray:
-    """[width + 1]: what is lost when the first k stay."""
-    return np.concatenate([np.cumsum(energy[::-1])[::-1], [0.0]])
+    """[groups, width + 1]: what is lost when the first k of each group stay."""
+    return np.hstack([np.cumsum(energy[:, ::-1], axis=1)[:, ::-1], np.zeros((len(energy), 1))])
+
+
+def eliminate_groups(cov: np.ndarray, weight: np.ndarray, count: int) -> np.ndarray:
+    """Groups in the order in which they go, each time the one that the others can best make up for."""
+    size = len(cov)
+    inverse, weight = np.linalg.inv(cov + (LEAST * np.trace(cov) / size + 1e-30) * np.eye(size)), weight.copy()
+    spans = [slice(start, start + size // count) for start in range(0, size, size // count)]
+    left, order = list(range(count)), []
+    while left:
+        solved = [np.linalg.solve(inverse[spans[g], spans[g]], weight[spans[g]]) for g in left]
+        at = int(np.argmin([(weight[spans[g]] * s).sum() for g, s in zip(left, solved, strict=True)]))
+        own = spans[left[at]]
+        weight -= inverse[:, own] @ solved[at]
+        inverse -= inverse[:, own] @ np.linalg.solve(inverse[own, own], inverse[own])
+        order.append(left.pop(at))
+    return np.array(order)
 
 
 def roots(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

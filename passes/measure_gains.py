@@ -25,10 +25,11 @@ class MeasureGains:
 
     images: int = 32
     at: float = 0.5
+    always: bool = False  # also where no target asks for them
     name = "measure-gains"
 
     def __call__(self, state: State) -> State:
-        if state.target is None or state.data is None:
+        if state.data is None or not (state.target is not None or self.always) or state.gains:
             return state
         batches = first(state.data, self.images)
         names = [n for n in state.losses if self.tap_of(state, n) is not None]
@@ -38,17 +39,22 @@ class MeasureGains:
         runs = [(batch, *probe(batch)) for batch in batches]
         seen = [dict(zip(values, map(as_array, watched), strict=True)) for _, _, watched in runs]
         scale = [sum(size(run[1][i]) for run in runs) + 1e-30 for i in range(len(runs[0][1]))]
-        gains = {}
-        for name, tap in zip(names, taps, strict=True):
+        gains = np.zeros(len(names))
+        for n in state.workers.own(range(len(names))):
+            name, tap = names[n], taps[n]
             assert tap is not None
+            state.tell(self.name, n / len(names))
             coupling, loss = state.coupling(name), state.losses[name]
             width = max(1, round(self.at * coupling.width))
             choice, far = loss.choose(width, range(coupling.groups)), 0.0
             for (batch, clean, _), values_seen in zip(runs, seen, strict=True):
                 outputs, _ = probe(batch, {tap.value: residual(tap, values_seen[tap.value], choice)})
                 far += sum(size(as_array(a) - as_array(b)) / s for a, b, s in zip(clean, outputs, scale, strict=True))
-            gains[name] = far / max(float(loss.curve[width]), 1e-30)
-        return replace(state, gains=gains)
+            gains[n] = far / max(float(loss.curve[width]), 1e-30)
+        found = dict(zip(names, state.workers.add(gains).tolist(), strict=True))
+        if state.moments is not None:
+            state.moments.gains = found
+        return replace(state, gains=found)
 
     @staticmethod
     def tap_of(state: State, name: str) -> Tap | None:

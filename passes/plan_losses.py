@@ -45,8 +45,8 @@ class PlanLosses:
         return replace(state, plan=Plan(choices), notes=(*state.notes, *notes))
 
     def heads(self, state: State, site: str) -> np.ndarray:
-        """The heads that matter most stay."""
+        """The heads that can least be done without."""
         loss = state.losses.get(f"{site}.vo")
         if loss is None:
             raise ToastcError(f"{site}.heads: nothing is known of its values; use another recipe, or set its ratio to 0")
-        return best(np.asarray(loss.energy)[None], state.widths[f"{site}.heads"])[0]
+        return np.sort(loss.order[-state.widths[f"{site}.heads"] :])

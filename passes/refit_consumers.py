@@ -30,7 +30,7 @@ from .measure_gains import first
 from .simulate import residual, survivors
 
 STRAIGHT = 1e-2  # relative error up to which the way to the stream counts as a gain alone
-MOST = 2 << 30  # bytes of tensors that are kept at one time
+MOST = 3 << 30  # bytes of tensors that are kept at one time
 
 
 @dataclass(eq=False)
@@ -51,7 +51,7 @@ class Job:
 class RefitConsumers:
     """Fit consumers anew, block by block, to keep the residual stream where the dense model has it."""
 
-    images: int = 512
+    images: int = 1024  # at most; fewer where their tensors would not fit
     name = "refit-consumers"
 
     def __call__(self, state: State) -> State:
@@ -65,8 +65,13 @@ class RefitConsumers:
         pruned = [dict(live) for live in dense]
         kept: dict[str, list[np.ndarray]] = {}
         rng, choices = np.random.default_rng(state.seed), dict(state.plan.choices)
-        for (value, job), stage in zip(where, state.graph.stages([v for v, _ in where]), strict=True):
-            for n in range(len(batches)):
+        stages = state.graph.stages([v for v, _ in where])
+        for number, ((value, job), stage) in enumerate(zip(where, stages, strict=True)):
+            state.tell(self.name, number / len(where))
+            if not number:
+                fits = fitting(stage(dense[0]))
+                dense, pruned = dense[:fits], pruned[:fits]
+            for n in range(len(dense)):
                 dense[n], pruned[n] = stage(dense[n]), stage(pruned[n])
             for other in jobs:
                 if other.nudged is not None:
@@ -80,6 +85,11 @@ class RefitConsumers:
             else:
                 choices[job.name] = refitted(job, value, dense, pruned, kept.pop(job.name))
         return replace(state, plan=Plan(choices))
+
+
+def fitting(live: Live) -> int:
+    """How many such batches fit into the memory that is meant for them, three times over."""
+    return max(1, int(MOST / (3 * sum(getattr(t, "nbytes", 0) for t in live.values()) + 1)))
 
 
 def jobs_of(state: State) -> Iterator[Job]:

@@ -33,17 +33,22 @@ class ScoreWeights:
 
     by: str = "l2"
     median: str = "weiszfeld"
+    of: str = ""  # "attention" or "ffn": only those
     name = "score-weights"
 
     def __post_init__(self) -> None:
-        if self.by not in WAYS or self.median not in ("weiszfeld", "coordinate"):
-            raise ToastcError(f"score-weights: by={self.by}, median={self.median}; by is one of {', '.join(WAYS)}")
+        if self.by not in WAYS or self.median not in ("weiszfeld", "coordinate") or self.of not in ("", "attention", "ffn"):
+            raise ToastcError(
+                f"score-weights: by={self.by}, median={self.median}, of={self.of}; by is one of {', '.join(WAYS)}, "
+                "median weiszfeld or coordinate, of attention or ffn"
+            )
 
     def __call__(self, state: State) -> State:
         wanted = None if state.ratios is None else {name for name, _, _ in narrowed(state.ratios, state.sites)}
         scores = dict(state.scores)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # numpy lets go of the interpreter
-            for found in pool.map(lambda site: self.score_site(state.graph, site, wanted), state.sites):
+            sites = [s for s in state.sites if self.of in ("", s.kind)]
+            for found in pool.map(lambda site: self.score_site(state.graph, site, wanted), sites):
                 scores |= found
         return replace(state, scores=scores)
 

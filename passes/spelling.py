@@ -17,16 +17,19 @@ from toastc.pipeline import Pass
 from .allocate_widths import AllocateWidths
 from .analyse_losses import AnalyseLosses
 from .collect_moments import CollectMoments
+from .fold_consumers import FoldConsumers
 from .match import MatchSites
 from .measure_gains import MeasureGains
 from .plan_losses import PlanLosses
 from .plan_ratios import PlanRatios
 from .refit_consumers import RefitConsumers
+from .score_moments import ScoreMoments
 from .score_weights import ScoreWeights
+from .time_blocks import TimeBlocks
 
 BUILT_IN: tuple[type, ...] = (
     MatchSites, ScoreWeights, PlanRatios, CollectMoments, AnalyseLosses, MeasureGains, AllocateWidths, PlanLosses,
-    RefitConsumers,
+    RefitConsumers, ScoreMoments, FoldConsumers, TimeBlocks,
 )  # fmt: skip
 GROUP = "toastc.passes"
 ONE = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(,|$)")

@@ -13,6 +13,7 @@ TORCH_ROOMS = (
     "toastc/graphs/fx/",
     "toastc/runtimes/torch",
     "toastc/dynamo.py",
+    "toastc/calibration/workers.py",
     "toastc/compile_module.py",
     "passes/verify_module.py",
 )

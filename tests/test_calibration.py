@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import models
@@ -12,7 +14,8 @@ from conftest import Command
 from PIL import Image
 from safetensors.numpy import save_file
 
-from toastc.calibration import Preprocess, open_data
+import toastc
+from toastc.calibration import Moments, Preprocess, open_data
 from toastc.errors import ToastcError
 
 SIZES = {"image": (None, 3, 16, 16)}
@@ -124,3 +127,41 @@ def test_bad_flags_are_one_line_and_a_two(here: Command, tiny: Path, ratio_file:
     assert made.returncode == 2
     assert len(made.stderr.splitlines()) == 1, made.stderr
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
+    """torchrun shares the data and the couplings; sums are reduced, so moments, gains and the plan come out the same."""
+    model, data = tmp_path / "m.onnx", tmp_path / "data.npy"
+    models.save(models.vit(models.weights()), model)
+    np.save(data, np.random.default_rng(0).standard_normal((100, 3, models.IMAGE, models.IMAGE)).astype(np.float32))
+    module, runs = ["-m", "toastc.calibrate", str(model), str(data), "--quiet", "-o"], {}
+    for count in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+        file = tmp_path / f"{count}.safetensors"
+        done = subprocess.run([sys.executable, *launch, *module, str(file)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        runs[count] = Moments.load(file)
+    one, two = runs[1], runs[2]
+    assert one.images == two.images == 100
+    assert list(one) == list(two)
+    for key in one:
+        for name, array in one[key].arrays().items():
+            assert np.allclose(array, two[key].arrays()[name], rtol=1e-4, atol=1e-4 * np.abs(array).max()), (key, name)
+    assert one.gains.keys() == two.gains.keys()
+    assert np.allclose(list(one.gains.values()), list(two.gains.values()), rtol=1e-3)
+    plans = [toastc.prune(model, target="macs=0.6", moments=runs[n]).plan.to_dict() for n in (1, 2)]
+    assert plans[0] == plans[1]
+
+
+def test_processes_read_together_what_one_reads(tmp_path: Path) -> None:
+    """Whatever the source, and with a limit."""
+    folder = photos(tmp_path / "photos", 11)
+    rows = np.arange(11 * 3 * 16 * 16, dtype=np.float32).reshape(11, 3, 16, 16)
+    np.save(tmp_path / "a.npy", rows)
+    for source in (folder, tmp_path / "a.npy", [rows[:4], rows[4:8], rows[8:]]):
+        data = open_data(source, SIZES, batch=3, limit=9)
+        parts = [open_data(source, SIZES, batch=3, limit=9).part(rank, 2) for rank in (0, 1)]
+        whole = np.concatenate([b["image"] for b in data])
+        both = np.concatenate([b["image"] for part in parts for b in part])
+        assert len(whole) == 9
+        assert sorted(map(float, both.sum(axis=(1, 2, 3)))) == sorted(map(float, whole.sum(axis=(1, 2, 3))))

@@ -14,9 +14,9 @@ if (_checkout / "passes" / "match" / "flow.py").exists():  # a plain checkout: t
     __path__ = [*__path__, str(_checkout)]
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "Result", "backend", "bench", "inspect", "prune", "verify"]
+__all__ = ["Plan", "Result", "backend", "bench", "inspect", "measure", "prune", "verify"]
 
-_HOMES = {"prune": "api", "inspect": "api", "verify": "api", "bench": "api", "Result": "api", "Plan": "plan"}
+_HOMES = {"prune": "api", "inspect": "api", "measure": "api", "verify": "api", "bench": "api", "Result": "api", "Plan": "plan"}
 
 
 def __getattr__(name: str) -> _Any:

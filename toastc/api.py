@@ -1,11 +1,11 @@
-"""prune, inspect, verify, bench: what the command and other people's Python call."""
+"""prune, measure, inspect, verify, bench: what the command and other people's Python call."""
 
 from __future__ import annotations
 
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 from . import ratios as ratio_file
 from .calibration import Moments, Preprocess
 from .cost import Target
-from .errors import NoChange, ToastcError
+from .errors import NoChange, NothingToPrune, ToastcError
 from .files import check_targets, write_beside
 from .plan import Plan
+from .progress import Tell, silent
 from .report.data import reject_dicts, site_dict, widths_by_site
 from .result import Result
 
@@ -30,6 +31,7 @@ def prune(
     images: int | None = None,
     preprocess: Preprocess | None = None,
     moments: Moments | str | Path | None = None,
+    provider: str = "cpu",
     recipe: str = "default",
     passes: str | None = None,
     output: str | Path | None = None,
@@ -41,7 +43,7 @@ def prune(
     seed: int = 0,
     verify: bool = True,
     dry_run: bool = False,
-    tell: Callable[[str], None] = lambda stage: None,
+    tell: Tell = silent,
 ) -> Result:
     """Make a model smaller: `ratios` (a dict, a number, a path) say how much of every coupling is removed.
 
@@ -62,7 +64,7 @@ def prune(
         Plan.load(Path(plan)) if isinstance(plan, str | Path) else plan,
         passes or recipe, parse_passes(passes) if passes else passes_of(recipe, data is not None or moments is not None),
         seed, verify, dry_run, data, {"limit": images, "preprocess": preprocess},
-        Moments.load(Path(moments)) if isinstance(moments, str | Path) else moments,
+        Moments.load(Path(moments)) if isinstance(moments, str | Path) else moments, provider,
     )  # fmt: skip
     by_products = [Path(p) for p in (plan_out, report_out, moments_out, ratios_out) if p is not None]
     targets = by_products if output is None else [Path(output), Path(f"{output}.data"), *by_products]
@@ -89,7 +91,7 @@ def prune(
     return result
 
 
-def prune_onnx(model: Any, output: Path | None, targets: Sequence[Path], request: Any, tell: Callable[[str], None]) -> Result:
+def prune_onnx(model: Any, output: Path | None, targets: Sequence[Path], request: Any, tell: Tell) -> Result:
     import onnx_ir as ir
 
     from .compile_onnx import compile_onnx
@@ -159,16 +161,7 @@ def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
     """What can be shrunk and what not, as the data of `toastc inspect --json`."""
     from .passes.match import match
 
-    if is_torch(model):
-        from .compile_module import open_module
-
-        graph: Any = open_module(model, example_inputs)
-        name = type(model).__name__
-    else:
-        from .graphs.onnx import OnnxGraph, load_model, prepare
-
-        loaded = load_model(Path(model)) if isinstance(model, str | Path) else prepare(as_ir(model)[1], "model")
-        graph, name = OnnxGraph(loaded), str(model) if isinstance(model, str | Path) else "model"
+    graph, name = open_graph(model, example_inputs)
     _, sites, rejects = match(graph)
     macs, params = graph.totals()
     return {
@@ -178,6 +171,50 @@ def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
         "macs": macs,
         "params": params,
     }
+
+
+def open_graph(model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu") -> tuple[Any, str]:
+    """A model of any kind as the compiler sees it, and what to call it."""
+    if is_torch(model):
+        from .compile_module import open_module
+
+        return open_module(model, example_inputs), type(model).__name__
+    from .graphs.onnx import OnnxGraph, load_model, prepare
+
+    loaded = load_model(Path(model)) if isinstance(model, str | Path) else prepare(as_ir(model)[1], "model")
+    return OnnxGraph(loaded, provider), str(model) if isinstance(model, str | Path) else "model"
+
+
+def measure(
+    model: Any,
+    data: Any,
+    *,
+    images: int | None = None,
+    preprocess: Preprocess | None = None,
+    provider: str = "cpu",
+    example_inputs: Sequence[Any] | None = None,
+    seed: int = 0,
+    tell: Tell = silent,
+) -> Moments:
+    """What `prune(..., moments=)` needs to know of a model on its calibration data, for any number of targets.
+
+    Under torchrun every process takes its share of the data, and all return the same.
+    """
+    from .calibration import Workers, open_data
+    from .passes import MEASURE
+    from .pipeline import State, run
+
+    with Workers.started() as workers:
+        graph, _ = open_graph(model, example_inputs, provider)
+        source = open_data(data, graph.input_sizes(), seed=seed, limit=images, preprocess=preprocess)
+        state = State(graph, data=source, seed=seed, tell=tell if workers.rank == 0 else silent, workers=workers)
+        for step in MEASURE:
+            state.tell(step.name)
+            state, _ = run([step], state)
+        if not state.sites:
+            raise NothingToPrune("no attention and no FFN was found that could be measured")
+        assert state.moments is not None
+        return state.moments
 
 
 def verify(dense: str | Path, pruned: str | Path, *, seed: int = 0) -> dict[str, Any]:
@@ -195,7 +232,7 @@ def bench(
     batches: Sequence[int] = (1, 8),
     threads: int = 0,
     seconds: float = 3.0,
-    tell: Callable[[str], None] = lambda stage: None,
+    tell: Tell = silent,
 ) -> dict[str, Any]:
     """Time both files in turns: medians, spread, and the gain against what the MACs promise."""
     from .bench import bench_files
@@ -203,4 +240,4 @@ def bench(
     return bench_files(Path(dense), Path(pruned), provider, batches, threads, seconds, tell)
 
 
-__all__ = ["Result", "bench", "inspect", "prune", "verify"]
+__all__ = ["Result", "bench", "inspect", "measure", "prune", "verify"]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import ToastcError
 from .graphs.onnx import OnnxGraph, load_model, sample_inputs, sizes_for
 from .graphs.onnx.facts import symbols
+from .progress import Tell
 
 
 def bench_files(
-    dense: Path, pruned: Path, provider: str, batches: Sequence[int], threads: int, seconds: float, tell: Callable[[str], None]
+    dense: Path, pruned: Path, provider: str, batches: Sequence[int], threads: int, seconds: float, tell: Tell
 ) -> dict[str, Any]:
     from .runtimes import ort
 

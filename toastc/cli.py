@@ -31,6 +31,32 @@ exit: 0 done and verified; 1 verification failed, or nothing could be pruned; 2 
 """
 
 
+CALIBRATE_HELP = """Measure a model on calibration data once, for any number of budgets.
+
+  toastc calibrate MODEL.onnx photos/ -o m.safetensors
+  torchrun --nproc-per-node 4 -m toastc.calibrate MODEL.onnx photos/ -o m.safetensors    the same, shared by 4 processes
+  toastc MODEL.onnx -o OUT.onnx --target macs=0.6 --moments m.safetensors
+"""
+DATA_HELP = "a folder of images, or .npy, .npz, .safetensors of ready inputs"
+
+
+def add_data_options(group: Any) -> None:
+    group.add_argument("--images", type=counted, metavar="N", help="use that many of them (default: all)")
+    group.add_argument("--size", type=counted, help="images: pixels a side (default: the model's, else 224)")
+    group.add_argument("--crop", type=share, default=0.875, help="images: the middle share that is kept (0.875)")
+    group.add_argument("--mean", type=numbers, metavar="R,G,B", help="images: ImageNet's by default")
+    group.add_argument("--std", type=numbers, metavar="R,G,B")
+    group.add_argument(
+        "--provider", choices=("cpu", "cuda"), default="cpu", help="where the model runs while it is watched (cpu)"
+    )
+
+
+def preprocess_of(args: argparse.Namespace) -> Any:
+    from .calibration import Preprocess
+
+    return Preprocess(**{k: getattr(args, k) for k in ("size", "crop", "mean", "std") if getattr(args, k) is not None})
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         say(f"{message} (see {self.prog} --help)")
@@ -57,12 +83,8 @@ def parser_for(command: str) -> Parser:
         data = p.add_argument_group(
             "calibration data", "what the model does on it decides what stays, and makes up for what goes"
         )
-        data.add_argument("--calibrate", metavar="DATA", help="a folder of images, or .npy, .npz, .safetensors of ready inputs")
-        data.add_argument("--images", type=counted, metavar="N", help="use that many of them (default: all)")
-        data.add_argument("--size", type=counted, help="images: pixels a side (default: the model's, else 224)")
-        data.add_argument("--crop", type=share, default=0.875, help="images: the middle share that is kept (0.875)")
-        data.add_argument("--mean", type=numbers, metavar="R,G,B", help="images: ImageNet's by default")
-        data.add_argument("--std", type=numbers, metavar="R,G,B")
+        data.add_argument("--calibrate", metavar="DATA", help=DATA_HELP)
+        add_data_options(data)
         data.add_argument("--moments", type=Path, metavar="M.safetensors", help="instead of data: what --moments-out wrote")
         data.add_argument("--moments-out", type=Path, metavar="M.safetensors", help="also save what was measured")
         p.add_argument("--ratios-out", type=Path, metavar="R.json", help="also save the ratios that were chosen")
@@ -72,6 +94,14 @@ def parser_for(command: str) -> Parser:
         p.add_argument("--report", type=Path, metavar="OUT.html", help="also save the report as a page")
         p.add_argument("--dry-run", action="store_true", help="plan and report, write nothing")
         p.add_argument("--no-verify", action="store_true", help="skip the proof")
+    elif command == "calibrate":
+        p = Parser("toastc calibrate", description=CALIBRATE_HELP, formatter_class=raw)
+        p.add_argument("model", type=Path, metavar="MODEL.onnx")
+        p.add_argument("data", metavar="DATA", help=DATA_HELP)
+        p.add_argument(
+            "-o", "--output", type=Path, metavar="M.safetensors", required=True, help="where to save what was measured"
+        )
+        add_data_options(p)
     elif command == "inspect":
         p = Parser(
             "toastc inspect",
@@ -102,7 +132,7 @@ def parser_for(command: str) -> Parser:
         p.add_argument("--batch", type=batch_sizes, default=(1, 8), metavar="1,8,64")
         p.add_argument("--threads", type=whole, default=0, help="0: as many as ONNX Runtime likes")
         p.add_argument("--seconds", type=duration, default=3.0, help="time spent on each batch size")
-    if command in ("prune", "verify"):
+    if command in ("prune", "calibrate", "verify"):
         p.add_argument("--seed", type=whole, default=0)
     p.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     p.add_argument("--quiet", action="store_true", help="no progress, no tables")
@@ -207,22 +237,41 @@ def finite(value: Any) -> Any:
 
 def run_prune(args: argparse.Namespace) -> int:
     from .api import prune
-    from .calibration import Preprocess
     from .progress import progress
 
     if args.output is None and not args.dry_run:
         raise ToastcError("give -o OUT.onnx, or --dry-run")
-    given = {k: getattr(args, k) for k in ("size", "crop", "mean", "std") if getattr(args, k) is not None}
-    with progress(8, args.quiet) as tell:
+    with progress(args.quiet) as tell:
         result = prune(
             args.model, args.ratios, target=args.target, plan=args.plan, recipe=args.recipe, passes=args.passes,
             output=args.output, plan_out=args.plan_out, report_out=args.report, seed=args.seed, verify=not args.no_verify,
-            dry_run=args.dry_run, tell=tell, data=args.calibrate, images=args.images, preprocess=Preprocess(**given),
-            moments=args.moments, moments_out=args.moments_out, ratios_out=args.ratios_out,
+            dry_run=args.dry_run, tell=tell, data=args.calibrate, images=args.images, preprocess=preprocess_of(args),
+            moments=args.moments, moments_out=args.moments_out, ratios_out=args.ratios_out, provider=args.provider,
         )  # fmt: skip
     from .report.terminal import print_report
 
     show(result.report.to_dict(), args.json, args.quiet, lambda console: print_report(result.report, console))
+    return 0
+
+
+def run_calibrate(args: argparse.Namespace) -> int:
+    from .api import measure
+    from .files import check_targets
+    from .progress import progress
+
+    check_targets([args.output], [args.model, Path(args.data)])
+    first = os.environ.get("RANK", "0") == "0"
+    with progress(args.quiet or not first) as tell:
+        moments = measure(
+            args.model, args.data, images=args.images, preprocess=preprocess_of(args), provider=args.provider, seed=args.seed,
+            tell=tell,
+        )  # fmt: skip
+    if first:
+        moments.save(args.output)
+        couplings = sorted({k.rpartition("/")[0] for k in moments})
+        data = {"images": moments.images, "source": moments.source, "couplings": couplings}
+        word = f"{args.output}: {moments.images} inputs, {len(couplings)} couplings"
+        show(data, args.json, args.quiet, lambda console: console.print(word, highlight=False))
     return 0
 
 
@@ -239,7 +288,7 @@ def run_verify(args: argparse.Namespace) -> int:
     from .api import verify
     from .progress import progress
 
-    with progress(1, args.quiet) as tell:
+    with progress(args.quiet) as tell:
         tell("verify")
         data = verify(args.dense, args.pruned, seed=args.seed)
     word = f"verified: error {data['error']:.1e} of the output scale (allowed {data['tolerance']:.0e})"
@@ -258,7 +307,7 @@ def run_bench(args: argparse.Namespace) -> int:
     from .progress import progress
     from .report.terminal import print_bench
 
-    with progress(len(args.batch), args.quiet) as tell:
+    with progress(args.quiet) as tell:
         data = bench(
             args.dense,
             args.pruned,
@@ -273,5 +322,5 @@ def run_bench(args: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "prune": run_prune, "inspect": run_inspect, "verify": run_verify, "bench": run_bench,
+    "prune": run_prune, "calibrate": run_calibrate, "inspect": run_inspect, "verify": run_verify, "bench": run_bench,
 }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from .cost import saved_macs, saved_params
 from .errors import ToastcError, VerificationFailed
 from .graphs.fx import FxGraph, drop_unused
 from .pipeline import State, run
+from .progress import Tell
 from .report.data import Report, Size, coupling_rows
 from .result import Result
 
@@ -71,7 +72,7 @@ def size_of(gm: fx.GraphModule, macs: int) -> Size:
     return Size(macs, params, sum(t.numel() * t.element_size() for t in tensors))
 
 
-def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Request, tell: Callable[[str], None]) -> Result:
+def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Request, tell: Tell) -> Result:
     tell("export")
     clock = time.perf_counter()
     gm, args = export(model, example_inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from .errors import NoChange, NothingToPrune, VerificationFailed
 from .graphs.onnx import OnnxGraph, embed_plan, file_bytes, is_external, load_model, staged, write_model
 from .pipeline import Pass, State, run
 from .plan import Plan, check_plan
+from .progress import Tell
 from .ratios import Ratios
 from .report.data import Report, Size, coupling_rows
 from .result import Result
@@ -38,12 +39,13 @@ class Request:
     data: Any = None  # what to calibrate on
     options: Mapping[str, Any] = field(default_factory=dict)  # of the data: limit, batch, preprocess
     moments: Moments | None = None
+    provider: str = "cpu"  # where an ONNX model is watched
 
 
-def choose(state: State, request: Request, total: int, tell: Callable[[str], None]) -> tuple[State, dict[str, float]]:
+def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[State, dict[str, float]]:
     """Run matching, scoring and planning; or matching alone where a plan is given."""
     first, *rest = request.passes
-    state = replace(state, seed=request.seed, moments=request.moments, target=request.target)
+    state = replace(state, seed=request.seed, moments=request.moments, target=request.target, tell=tell)
     if request.data is not None:
         state = replace(state, data=open_data(request.data, state.graph.input_sizes(), seed=request.seed, **request.options))
     tell(first.name)
@@ -67,12 +69,10 @@ def nothing_found(rejects: Sequence[Reject]) -> str:
     return f"no attention and no FFN was found that can be shrunk{why}"
 
 
-def compile_onnx(
-    model: ir.Model, dense: Path, output: Path | None, request: Request, name: str, tell: Callable[[str], None]
-) -> Result:
+def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Request, name: str, tell: Tell) -> Result:
     """Shrinks `model` in place and writes it to `output`. `dense` is the file it came from, for verification."""
     start = time.perf_counter()
-    graph = OnnxGraph(model)
+    graph = OnnxGraph(model, request.provider)
     macs, params = graph.totals()
     external = is_external(model) or None  # the output takes the form of the input
     state = State(graph, request.ratios)

@@ -1,11 +1,11 @@
-"""MACs and parameters of a plan, and the uniform ratio that meets a target.
+"""What a plan costs: MACs and parameters by counting, milliseconds by timing blocks of its sizes on this machine.
 
-Counted as ToaSt, ToMe and DiffRate do: linears, convolutions and the two attention products of one sample.
+MACs are counted as ToaSt, ToMe and DiffRate do: linears, convolutions and the two attention products of one sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import ToastcError
@@ -13,14 +13,14 @@ from .plan import Plan
 from .ratios import Ratios, narrowed
 from .sites import Coupling, Site
 
-TARGETS = ("macs", "params")
+TARGETS = ("macs", "params", "latency")
 
 
 @dataclass(frozen=True)
 class Target:
-    """Keep at most this share of the MACs or the parameters."""
+    """Keep at most this share of the MACs, the parameters or the time of one batch."""
 
-    what: str  # "macs" | "params"
+    what: str  # "macs" | "params" | "latency"
     keep: float
 
     def __str__(self) -> str:
@@ -37,31 +37,44 @@ class Target:
         except ValueError:
             raise ToastcError(f"target: {given} is not of the form macs=0.6") from None
         if target.what not in TARGETS:
-            raise ToastcError(f"target: {target.what} is not known; there are {' and '.join(TARGETS)}")
+            raise ToastcError(f"target: {target.what} is not known; there are {', '.join(TARGETS)}")
         if not 0 < target.keep < 1:
             raise ToastcError(f"target: {target} is the fraction kept and must be in (0, 1)")
         return target
 
 
-def kept_channels(site: Site, coupling: Coupling, plan: Plan) -> int:
-    choice, heads = plan.get(site.name, coupling.name), plan.get(site.name, "heads")
-    width = coupling.width if choice is None else choice.width
-    groups = heads.width if heads is not None and coupling.name in ("qk", "vo") else coupling.groups
-    return groups * width
+Widths = Mapping[str, int]  # what is kept of a site's couplings, `heads` among them; those not named stay whole
 
 
-def gone(site: Site, coupling: Coupling, plan: Plan) -> int:
-    return coupling.groups * coupling.width - kept_channels(site, coupling, plan)
+def counted(site: Site, widths: Widths, what: str) -> int:
+    """MACs or parameters of a site's couplings at these widths."""
+    heads = widths.get("heads")
+    total = 0
+    for coupling in site.couplings:
+        if coupling.members:
+            groups = heads if heads is not None and coupling.name in ("qk", "vo") else coupling.groups
+            total += groups * widths.get(coupling.name, coupling.width) * getattr(coupling, f"channel_{what}")
+    if site.heads is not None:
+        total += (site.heads.width if heads is None else heads) * getattr(site.heads, f"channel_{what}")
+    return int(total)
+
+
+def saved(sites: Sequence[Site], plan: Plan, what: str) -> int:
+    """MACs or parameters that a plan saves."""
+    widths = {s.name: {c.name: choice.width for c in every(s) if (choice := plan.get(s.name, c.name))} for s in sites}
+    return sum(counted(s, {}, what) - counted(s, widths[s.name], what) for s in sites)
+
+
+def every(site: Site) -> tuple[Coupling, ...]:
+    return (*site.couplings, *([site.heads] if site.heads is not None else []))
 
 
 def saved_macs(sites: Sequence[Site], plan: Plan) -> int:
-    return sum(gone(s, c, plan) * c.channel_macs for s in sites for c in s.couplings if c.members)
+    return saved(sites, plan, "macs")
 
 
 def saved_params(sites: Sequence[Site], plan: Plan) -> int:
-    inner = sum(gone(s, c, plan) * c.channel_params for s in sites for c in s.couplings if c.members)
-    heads = sum((s.heads.width - h.width) * s.heads.channel_params for s in sites if s.heads and (h := plan.get(s.name, "heads")))
-    return inner + heads
+    return saved(sites, plan, "params")
 
 
 def saved_by_ratios(sites: Sequence[Site], ratios: Ratios, what: str) -> int:
@@ -71,6 +84,8 @@ def saved_by_ratios(sites: Sequence[Site], ratios: Ratios, what: str) -> int:
 
 def uniform_ratios(sites: Sequence[Site], total: int, target: Target, round_to: int = 8) -> Ratios:
     """The smallest uniform ratio over qk, vo and hidden that leaves at most the target's share of `total`."""
+    if target.what == "latency":
+        raise ToastcError("target: latency is spread by recipes that allocate widths (default with data, calibrated, synthetic)")
     steps, budget = 1000, target.keep * total
     low, high = 0, steps - 1
     least = total - saved_by_ratios(sites, uniform(high / steps, round_to), target.what)

@@ -15,10 +15,13 @@ import numpy as np
 
 from .calibration.moments import Moments
 from .calibration.taps import Tap
+from .calibration.workers import Workers
 from .cost import Target
 from .errors import ToastcError
 from .graphs import Graph
+from .latency import Times
 from .plan import Plan
+from .progress import Tell, silent
 from .ratios import Ratios
 from .sites import Coupling, Reject, Site
 
@@ -44,10 +47,13 @@ class State:
     gains: Mapping[str, float] = field(default_factory=dict)
     scores: dict[str, np.ndarray] = field(default_factory=dict)
     widths: Mapping[str, int] = field(default_factory=dict)
+    times: Mapping[str, Times] = field(default_factory=dict)  # by site, where the target is a latency
+    total_time: float = 0.0
     plan: Plan = field(default_factory=Plan)
     notes: tuple[str, ...] = ()
     seed: int = 0
-    tell: Callable[[str], None] = lambda stage: None
+    tell: Tell = silent
+    workers: Workers = field(default_factory=Workers)
 
     def coupling(self, name: str) -> Coupling:
         site, _, own = name.rpartition(".")

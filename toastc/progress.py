@@ -7,20 +7,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-Tell = Callable[[str], None]  # "this stage begins"
+Tell = Callable[..., None]  # tell(stage): it begins; tell(stage, 0.4): so much of it is done
+EVERY = 10.0  # seconds between two lines about one stage
+
+
+def silent(stage: str, done: float = 0.0) -> None:
+    """Tells nobody."""
 
 
 @contextlib.contextmanager
-def progress(stages: int, quiet: bool = False) -> Iterator[Tell]:
-    """Yield a function to call at the beginning of each stage. Writes to stderr only."""
+def progress(quiet: bool = False) -> Iterator[Tell]:
+    """Yield a function to call at the beginning of each stage and on its way. Writes to stderr only."""
     if quiet:
-        yield lambda stage: None
+        yield silent
         return
     if not sys.stderr.isatty():
-        start = time.perf_counter()
+        start = said = time.perf_counter()
 
-        def line(stage: str) -> None:
-            print(f"[{time.perf_counter() - start:6.1f} s] {stage}", file=sys.stderr, flush=True)
+        def line(stage: str, done: float = 0.0) -> None:
+            nonlocal said
+            now = time.perf_counter()
+            if not done or now - said > EVERY:
+                share = f" {100 * done:.0f} %" if done else ""
+                print(f"[{now - start:6.1f} s] {stage}{share}", file=sys.stderr, flush=True)
+                said = now
 
         yield line
         return
@@ -29,12 +39,9 @@ def progress(stages: int, quiet: bool = False) -> Iterator[Tell]:
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=stages)
-        begun = False
+        task = bar.add_task("", total=None)
 
-        def advance(stage: str) -> None:
-            nonlocal begun
-            bar.update(task, description=stage, advance=1 if begun else 0)
-            begun = True
+        def advance(stage: str, done: float = 0.0) -> None:
+            bar.update(task, description=stage, completed=done, total=1.0 if done else None)
 
         yield advance

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .data import Batches, Preprocess, open_data
 from .moments import Moments, Sums
+from .workers import Workers
 
-__all__ = ["Batches", "Moments", "Preprocess", "Sums", "open_data"]
+__all__ = ["Batches", "Moments", "Preprocess", "Sums", "Workers", "open_data"]

@@ -72,21 +72,30 @@ class Batches:
     preprocess: Preprocess | None = None
     dtype: Any = np.float32
     notes: list[str] = field(default_factory=list)
+    shard: tuple[int, int] = (0, 1)  # every so many batches are read, from this one on
+    size: int = 0  # how many inputs there will be, as far as one knows
+
+    def __post_init__(self) -> None:
+        fixed = self._fixed()
+        if fixed is not None:
+            self.batch = fixed
+            self.limit = None if self.limit is None else -(-self.limit // fixed) * fixed
+        self.size = self.limit or 0
+
+    def part(self, rank: int, count: int) -> Batches:
+        """The batches of one of several processes; all together read what one alone would."""
+        return replace(self, shard=(rank, count))
 
     def __iter__(self) -> Iterator[Batch]:
-        seen = 0
+        empty = self.shard[1] == 1
         for batch in self._checked(self._cut(self._raw())):
-            count = len(next(iter(batch.values())))
-            if self.limit is not None and seen + count > self.limit and self._fixed() is None:
-                batch = {k: v[: self.limit - seen] for k, v in batch.items()}
-                count = self.limit - seen
-            if count:
-                yield batch
-            seen += count
-            if self.limit is not None and seen >= self.limit:
-                return
-        if seen == 0:
-            raise ToastcError(f"calibrate: {self.name} holds no inputs")
+            empty = False
+            yield batch
+        if empty:
+            raise ToastcError(f"calibrate: {self.name} holds no inputs{self._too_few()}")
+
+    def _too_few(self) -> str:
+        return "" if self._fixed() in (None, 1) else f", or fewer than the {self._fixed()} that the model takes at a time"
 
     @property
     def name(self) -> str:
@@ -111,7 +120,7 @@ class Batches:
 
     def _raw(self) -> Iterable[Batch]:
         if not isinstance(self.source, str | Path):
-            return (self._named(item) for item in self.source)
+            return self._given()
         path = Path(self.source)
         if path.is_dir():
             return self._images(path)
@@ -120,6 +129,17 @@ class Batches:
         if path.suffix not in ARRAY_SUFFIXES:
             raise ToastcError(f"calibrate: {path}: give a folder of images, or {', '.join(sorted(ARRAY_SUFFIXES))}")
         return self._arrays(path)
+
+    def _given(self) -> Iterator[Batch]:
+        seen = 0
+        for number, item in enumerate(self.source):
+            room = None if self.limit is None else self.limit - seen
+            batch = {name: array[:room] for name, array in self._named(item).items()}
+            if number % self.shard[1] == self.shard[0]:
+                yield batch
+            seen += len(next(iter(batch.values()), ()))
+            if self.limit is not None and seen >= self.limit:
+                return
 
     def _named(self, item: Any) -> Batch:
         """A batch somebody else made: a mapping by input name, or arrays in the order of the inputs."""
@@ -137,15 +157,22 @@ class Batches:
             raise ToastcError(f"calibrate: {path}: has no array called {missing[0]}; it has {', '.join(arrays)}")
         count = min(len(arrays[name]) for name in self.inputs)
         order = np.random.default_rng(self.seed).permutation(count)[: self.limit]
-        for start in range(0, len(order), self.batch):
-            rows = np.sort(order[start : start + self.batch])
+        self.size = len(order)
+        for rows in map(np.sort, self._own(order)):
             yield {name: np.asarray(arrays[name][rows]) for name in self.inputs}
+
+    def _own(self, items: Any) -> Iterator[Any]:
+        """Those of this process, a batch at a time."""
+        starts = range(0, len(items), self.batch)
+        return (items[start : start + self.batch] for start in starts[self.shard[0] :: self.shard[1]])
 
     def _images(self, folder: Path) -> Iterator[Batch]:
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not files:
             raise ToastcError(f"calibrate: {folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         random.Random(self.seed).shuffle(files)
+        files = files[: self.limit]
+        self.size = len(files)
         name = next(iter(self.inputs))
         prepare = (self.preprocess or Preprocess()).fit(self.inputs[name])
         self.notes.append(f"images of {folder}: {prepare}")
@@ -159,21 +186,15 @@ class Batches:
                 return None
 
         with ThreadPoolExecutor(4) as pool:
-            queue: list[Future[np.ndarray | None]] = []
-            rest = iter(files)
-            made: list[np.ndarray] = []
+            queue: list[list[Future[np.ndarray | None]]] = []
+            rest = self._own(files)
             while True:
-                queue += [pool.submit(decode, p) for p in itertools.islice(rest, AHEAD * self.batch - len(queue))]
+                queue += [[pool.submit(decode, p) for p in paths] for paths in itertools.islice(rest, AHEAD - len(queue))]
                 if not queue:
                     break
-                image = queue.pop(0).result()
-                if image is not None:
-                    made.append(image)
-                if len(made) == self.batch:
+                made = [image for future in queue.pop(0) if (image := future.result()) is not None]
+                if made:
                     yield {name: np.stack(made)}
-                    made = []
-            if made:
-                yield {name: np.stack(made)}
         if failed:
             self.notes.append(f"{len(failed)} of {len(files)} images could not be read and were skipped: {', '.join(failed[:3])}")
 

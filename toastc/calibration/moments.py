@@ -6,6 +6,7 @@ all channels together ([channels, channels]) or of each group alone ([groups, wi
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ..errors import ToastcError
+from .workers import Workers
+
+FORMAT = 2
 
 
 @dataclass(eq=False)
@@ -25,6 +29,7 @@ class Sums:
     count: float
     total: np.ndarray  # [groups, width]
     outer: np.ndarray  # [groups, width, width], or [1, channels, channels]
+    absolute: np.ndarray  # [groups, width], of |x|
     energy: float = 0.0
     energy2: float = 0.0
 
@@ -38,17 +43,31 @@ class Sums:
         outer = xp.matmul(xp.permute_dims(side, (0, 2, 1)), side)
         lengths = xp.sum(xp.reshape(rows, (samples, -1)) ** 2, axis=1)
         total = to_float64(xp.sum(rows, axis=0))
-        return Sums(float(samples), total, to_float64(outer), float(xp.sum(lengths)), float(xp.sum(lengths * lengths)))
+        absolute = to_float64(xp.sum(xp.abs(rows), axis=0))
+        return Sums(float(samples), total, to_float64(outer), absolute, float(xp.sum(lengths)), float(xp.sum(lengths**2)))
+
+    @staticmethod
+    def none(groups: int, width: int, together: bool) -> Sums:
+        """Of no vectors."""
+        side = groups * width if together else width
+        return Sums(0.0, np.zeros((groups, width)), np.zeros((1 if together else groups, side, side)), np.zeros((groups, width)))
 
     def __add__(self, other: Sums) -> Sums:
-        self.total += other.total
-        self.outer += other.outer
-        return Sums(self.count + other.count, self.total, self.outer, self.energy + other.energy, self.energy2 + other.energy2)
+        """Adds in place, because the sums of wide couplings are large; `self` is not to be used again."""
+        for mine, more in ((self.total, other.total), (self.outer, other.outer), (self.absolute, other.absolute)):
+            mine += more
+        energy, energy2 = self.energy + other.energy, self.energy2 + other.energy2
+        return Sums(self.count + other.count, self.total, self.outer, self.absolute, energy, energy2)
 
     @property
     def mean(self) -> np.ndarray:
         """[groups, width]"""
         return self.total / self.count
+
+    @property
+    def squares(self) -> np.ndarray:
+        """[groups, width]: the sums of x^2"""
+        return np.asarray(np.diagonal(self.outer, axis1=1, axis2=2).reshape(self.total.shape))
 
     @property
     def second(self) -> np.ndarray:
@@ -69,12 +88,12 @@ class Sums:
 
     def arrays(self) -> dict[str, np.ndarray]:
         numbers = np.array([self.count, self.energy, self.energy2])
-        return {"numbers": numbers, "total": self.total, "outer": self.outer}
+        return {"numbers": numbers, "total": self.total, "outer": self.outer, "absolute": self.absolute}
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, np.ndarray]) -> Sums:
         count, energy, energy2 = (float(x) for x in arrays["numbers"])
-        return Sums(count, arrays["total"], arrays["outer"], energy, energy2)
+        return Sums(count, arrays["total"], arrays["outer"], arrays["absolute"], energy, energy2)
 
 
 def to_float64(array: Any) -> np.ndarray:
@@ -84,12 +103,14 @@ def to_float64(array: Any) -> np.ndarray:
 @dataclass(eq=False)
 class Moments:
     """`sums["blocks.0.attn.qk/q"]`: of the queries; `/k`: of the keys, less their mean over the tokens of one softmax;
-    `<site>.vo/out`, `<site>.hidden/out`: of what the consumer takes. `images` and `tokens` say how much was seen.
+    `<site>.vo/out`, `<site>.hidden/out`: of what the consumer takes. `images` says how much was seen; `gains`, how far
+    an error of each coupling reaches, as far as it was measured.
     """
 
     sums: dict[str, Sums] = field(default_factory=dict)
     images: int = 0
     source: str = ""
+    gains: dict[str, float] = field(default_factory=dict)
 
     def __contains__(self, key: str) -> bool:
         return key in self.sums
@@ -106,10 +127,13 @@ class Moments:
     def note(self, key: str, sums: Sums) -> None:
         self.sums[key] = self.sums[key] + sums if key in self.sums else sums
 
-    def merge(self, other: Moments) -> None:
-        self.images += other.images
-        for key, sums in other.sums.items():
-            self.note(key, sums)
+    def gathered(self, workers: Workers) -> Moments:
+        """Of all processes together; every one of them has seen the same keys."""
+        if workers.count == 1:
+            return self
+        images = int(workers.add(np.array([float(self.images)]))[0])
+        sums = {k: Sums.from_arrays({n: workers.add(a) for n, a in own.arrays().items()}) for k, own in self.sums.items()}
+        return Moments(sums, images, self.source, self.gains)
 
     def save(self, path: Path) -> None:
         from safetensors.numpy import save_file
@@ -118,7 +142,8 @@ class Moments:
 
         tensors = {f"{k}/{n}": np.ascontiguousarray(a) for k, sums in self.sums.items() for n, a in sums.arrays().items()}
         with write_beside(path) as temporary:
-            save_file(tensors, temporary, {"images": str(self.images), "source": self.source, "format": "1"})
+            about = {"images": str(self.images), "source": self.source, "gains": json.dumps(self.gains), "format": str(FORMAT)}
+            save_file(tensors, temporary, about)
 
     @staticmethod
     def load(path: Path) -> Moments:
@@ -132,7 +157,7 @@ class Moments:
                     name, _, what = key.rpartition("/")
                     parts.setdefault(name, {})[what] = file.get_tensor(key)
             sums = {name: Sums.from_arrays(arrays) for name, arrays in parts.items()}
-            return Moments(sums, int(about["images"]), about.get("source", str(path)))
+            return Moments(sums, int(about["images"]), about["source"], json.loads(about["gains"]))
         except FileNotFoundError:
             raise ToastcError(f"{path}: no such moments file") from None
         except (SafetensorError, OSError, KeyError, ValueError) as error:

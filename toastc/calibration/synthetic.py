@@ -6,6 +6,7 @@ than those of noise, and need no data.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -25,19 +26,27 @@ class Synthetic:
             raise ToastcError("synthetic images fit models with one input of images; give --calibrate DATA for this one")
         self.name, self.notes = "synthetic images", [f"no data was given: {count} synthetic images stood in for it"]
         (self.input, sizes), self.limit = next(iter(inputs.items())), count
-        self.channels, self.size = sizes[1] or 3, sizes[2] or 224
+        self.channels, self.side = sizes[1] or 3, sizes[2] or 224
         self.seed, self.batch = seed, sizes[0] or batch
         self.limit -= self.limit % self.batch if sizes[0] else 0
+        self.size, self.shard = self.limit, (0, 1)
+
+    def part(self, rank: int, count: int) -> Synthetic:
+        """The batches of one of several processes."""
+        own = copy.copy(self)
+        own.shard = (rank, count)
+        return own
 
     def __iter__(self) -> Iterator[Batch]:
         rng = np.random.default_rng(self.seed)
-        bank = textures(rng, TEXTURES, self.size)
+        bank = textures(rng, TEXTURES, self.side)
         colours = (IMAGENET_MEAN, IMAGENET_STD) if self.channels == 3 else ((0.5,), (0.25,))
         mean, std = (np.array(v, np.float32)[:, None, None] for v in colours)
-        for start in range(0, self.limit, self.batch):
-            count = min(self.batch, self.limit - start)
-            images = np.stack([scene(rng, bank)[: self.channels] for _ in range(count)])
-            yield {self.input: ((images - mean) / std).astype(np.float32)}
+        for number, start in enumerate(range(0, self.limit, self.batch)):
+            if number % self.shard[1] == self.shard[0]:
+                rng, count = np.random.default_rng([self.seed, number]), min(self.batch, self.limit - start)
+                images = np.stack([scene(rng, bank)[: self.channels] for _ in range(count)])
+                yield {self.input: ((images - mean) / std).astype(np.float32)}
 
 
 def textures(rng: np.random.Generator, count: int, size: int) -> np.ndarray:

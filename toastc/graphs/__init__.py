@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..latency import Block
+
 SKIP_NORMS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")  # (x, skip, gamma, beta, bias)
 Value = Hashable  # the framework's own handle of a tensor
 Tensors = tuple[list[Any], list[Any]]  # outputs, and what was watched
@@ -98,6 +100,7 @@ class Graph(Protocol):
 
     def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]: ...  # None where free
     def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> Probe: ...
+    def stopwatch(self, block: Block) -> float: ...  # milliseconds of a block of these sizes, where the probe runs
     def begin(self, feed: Mapping[str, np.ndarray]) -> Live: ...  # what is alive before the first op
     def position(self, value: Value) -> int: ...  # of the node that makes it
     def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]: ...  # up to each of these values, in order, in turn

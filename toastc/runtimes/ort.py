@@ -60,6 +60,17 @@ def run_session(
         raise ToastcError(f"{path}: ONNX Runtime can not run it ({' '.join(str(error).split())[:200]})") from None
 
 
+def milliseconds(model: bytes, given: np.ndarray, provider: str = "cpu", times: int = 5) -> float:
+    """The median of a few runs of a model with one input, after a warm-up."""
+    made = session_of(model, None, provider)
+    found = []
+    for _ in range(times + 2):
+        start = time.perf_counter()
+        made.run(None, {made.get_inputs()[0].name: given})
+        found.append((time.perf_counter() - start) * 1e3)
+    return float(np.median(found[2:]))
+
+
 def time_interleaved(
     paths: Sequence[Path], feeds: Mapping[str, np.ndarray], provider: str, threads: int, seconds: float, warmup: int = 3
 ) -> list[list[float]]:

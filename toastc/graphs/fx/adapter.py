@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import fx
 
+from ...latency import Block
 from .. import AttentionSpec, Dim, Kind, Live, Op, Stage, Value
+from .blocks import block_function, milliseconds
 from .classify import (
     CREATIONS,
     NORMS,
@@ -144,6 +146,10 @@ class FxGraph(FxEdits):
 
     def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> FxProbe:
         return FxProbe(self.gm, self.bound, self.inputs, watch)
+
+    def stopwatch(self, block: Block) -> float:
+        like = next((t for t in (*self.gm.parameters(), *self.bound.values()) if t.is_floating_point()), torch.zeros(()))
+        return milliseconds(block_function(block, like), like)
 
     def begin(self, feed: Mapping[str, np.ndarray]) -> Live:
         return placed(self.gm, self.bound, self.inputs, feed) | dict(self.bound)

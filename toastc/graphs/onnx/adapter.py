@@ -9,8 +9,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from ...latency import Block
 from .. import Dim, Kind, Live, Op, Stage, Value
 from . import facts as facts_of
+from .blocks import block_model
 from .branches import inline_known_branches
 from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_macs, attention_spec, kind_of, product_spec, reduced_axes
 from .edit import OnnxEdits
@@ -25,8 +27,8 @@ FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 class OnnxGraph(OnnxEdits):
     """Owns `model`: the caller hands over a copy it will not use again."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self.model = model
+    def __init__(self, model: ir.Model, provider: str = "cpu") -> None:
+        self.model, self.provider = model, provider  # where probes and stages run
         self._biases = {}
         self.graph = model.graph
         self.opsets = dict(model.graph.opset_imports)
@@ -109,8 +111,13 @@ class OnnxGraph(OnnxEdits):
         given = facts_of.runtime_inputs(self.model)
         return {str(v.name): tuple(d if isinstance(d, int) else None for d in v.shape or ()) for v in given}
 
-    def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = (), provider: str = "cpu") -> OnnxProbe:
-        return OnnxProbe(self.model, self.facts.dtypes, watch, nudge, provider)
+    def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> OnnxProbe:
+        return OnnxProbe(self.model, self.facts.dtypes, watch, nudge, self.provider)
+
+    def stopwatch(self, block: Block) -> float:
+        from ...runtimes import ort
+
+        return ort.milliseconds(*block_model(block), self.provider)
 
     def begin(self, feed: Mapping[str, np.ndarray]) -> Live:
         return {value: feed[str(value.name)] for value in facts_of.runtime_inputs(self.model)}
@@ -118,8 +125,8 @@ class OnnxGraph(OnnxEdits):
     def position(self, value: Value) -> int:
         return self._order[value.producer()]  # type: ignore[attr-defined]
 
-    def stages(self, cuts: Sequence[Value], provider: str = "cpu") -> Iterator[Stage]:
-        return stages(self.model, self.facts.dtypes, cuts, provider)
+    def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]:
+        return stages(self.model, self.facts.dtypes, cuts, self.provider)
 
     def totals(self) -> tuple[int, int]:
         """MACs of one sample and the number of parameters."""

@@ -1,0 +1,78 @@
+"""time-blocks: what every width of every site takes on this machine, for budgets in milliseconds.
+
+Each shape of block is timed at a few widths, alone, and the whole model once, on the runtime and device that
+calibration runs on, at the batch size of `batch` inputs.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from toastc.errors import ToastcError
+from toastc.graphs import Graph, Kind
+from toastc.latency import Block, Times
+from toastc.pipeline import State
+from toastc.sites import Member, Site
+
+
+@dataclass(frozen=True)
+class TimeBlocks:
+    """Time every attention and FFN at several widths, where the target is a latency."""
+
+    batch: int = 1
+    name = "time-blocks"
+
+    def __call__(self, state: State) -> State:
+        if state.target is None or state.target.what != "latency":
+            return state
+        if state.data is None:
+            raise ToastcError("target: latency needs calibration data, or recipe synthetic")
+        feed = next(iter(state.data))
+        feed = {k: np.concatenate([v] * self.batch)[: self.batch] for k, v in feed.items()}
+        whole = self.whole(state.graph, feed)
+        known: dict[Block, Times] = {}
+        times = {}
+        for number, site in enumerate(state.sites):
+            block = block_of(state.graph, site, self.batch)
+            state.tell(self.name, number / len(state.sites))
+            if block not in known:
+                known[block] = Times.of(block, state.graph.stopwatch)
+            times[site.name] = known[block]
+        alone = sum(times[s.name]({}) for s in state.sites)
+        note = f"latency: the model takes {whole:.2f} ms at batch {self.batch} on this machine, its blocks {alone:.2f} ms alone"
+        return replace(state, times=times, total_time=max(whole, alone), notes=(*state.notes, note))
+
+    @staticmethod
+    def whole(graph: Graph, feed: dict[str, np.ndarray], times: int = 7) -> float:
+        probe = graph.probe([])
+        found = []
+        for _ in range(times + 2):
+            start = time.perf_counter()
+            probe(feed)
+            found.append((time.perf_counter() - start) * 1e3)
+        return float(np.median(found[2:]))
+
+
+def block_of(graph: Graph, site: Site, batch: int) -> Block:
+    """The sizes of a site: its widths, and of its linears the other side and how many tokens they take."""
+    coupling = site.couplings[-1]  # vo, or hidden
+    consumer = next(m for m in coupling.members if m.role == "out")
+    makers = {m.operand: m for m in coupling.members if m.role != "out" and is_matrix(m)}
+    maker = next(iter(makers.values()))
+    op = maker.operand[0]  # type: ignore[index]
+    dim, wide = (graph.shape(op.inputs[1])[axis] for axis in op.weight_axes)
+    end = consumer.operand[0]  # type: ignore[index]
+    out = graph.shape(end.inputs[1])[end.weight_axes[1]]
+    rows = max(1, op.macs // (dim * wide))
+    if site.kind == "ffn":
+        return Block(batch * rows, rows, dim, out, hidden=site.hidden, gated=len(makers) > 1 or wide == 2 * site.hidden)
+    tokens = next((t for t in sorted(site.tokens, reverse=True) if t and rows % t == 0), rows)
+    return Block(batch * rows, tokens, dim, out, site.head_count, site.head_dim, site.v_head_dim)
+
+
+def is_matrix(member: Member) -> bool:
+    op, slot = member.operand  # type: ignore[misc]
+    return op.kind is Kind.LINEAR and slot == 1
