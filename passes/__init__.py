@@ -11,6 +11,7 @@ from toastc.pipeline import Pass
 
 from .allocate_widths import AllocateWidths
 from .analyse_losses import AnalyseLosses
+from .assume_white import AssumeWhite
 from .collect_moments import CollectMoments
 from .fold_consumers import FoldConsumers
 from .match import MatchSites
@@ -19,7 +20,9 @@ from .plan_losses import PlanLosses
 from .plan_ratios import PlanRatios
 from .refit_consumers import RefitConsumers
 from .score_moments import ScoreMoments
+from .score_taylor import ScoreTaylor
 from .score_weights import ScoreWeights
+from .search_widths import SearchWidths
 from .shrink import Shrink
 from .spelling import parse_passes
 from .time_blocks import TimeBlocks
@@ -42,6 +45,12 @@ VBP: tuple[Pass, ...] = (MatchSites(), CollectMoments(), ScoreMoments(by="varian
 
 # CORP: channels of little energy go, and those that stay are fitted to what they did.
 CORP: tuple[Pass, ...] = (MatchSites(), CollectMoments(), ScoreMoments(by="energy"), PlanRatios(), FoldConsumers())
+
+# Truncated SVD of the weights, and the largest FFN channels: what compression without data usually is.
+SVD: tuple[Pass, ...] = (MatchSites(), AssumeWhite(), AnalyseLosses(), AllocateWidths(uniform=True), PlanLosses())
+
+# To first order, what the outputs lose without a channel (torch models only); what stays takes over what goes.
+TAYLOR: tuple[Pass, ...] = (MatchSites(), CollectMoments(), ScoreTaylor(), PlanRatios(), FoldConsumers())
 
 # What is lost at every width is known in closed form from the moments of calibration data; how far it reaches is measured;
 # then a budget is spread, what stays makes up for what goes, and last every consumer is fitted to the errors before it.
@@ -66,6 +75,8 @@ RECIPES: dict[str, tuple[Pass, ...]] = {
     "toast": TOAST,
     "vbp": VBP,
     "corp": CORP,
+    "svd": SVD,
+    "taylor": TAYLOR,
     "magnitude": MAGNITUDE,
     "magnitude-l1": (MatchSites(), ScoreWeights(by="l1"), PlanRatios()),
     "geometric-median": GEOMETRIC,
@@ -82,7 +93,7 @@ def recipe(name: str, data: bool = False) -> tuple[Pass, ...]:
 
 
 __all__ = [
-    "MEASURE", "RECIPES", "AllocateWidths", "AnalyseLosses", "CollectMoments", "FoldConsumers", "MatchSites", "MeasureGains",
-    "PlanLosses", "PlanRatios", "RefitConsumers", "ScoreMoments", "ScoreWeights", "Shrink", "TimeBlocks",
-    "parse_passes", "recipe",
+    "MEASURE", "RECIPES", "AllocateWidths", "AnalyseLosses", "AssumeWhite", "CollectMoments", "FoldConsumers", "MatchSites",
+    "MeasureGains", "PlanLosses", "PlanRatios", "RefitConsumers", "ScoreMoments", "ScoreTaylor", "ScoreWeights",
+    "SearchWidths", "Shrink", "TimeBlocks", "parse_passes", "recipe",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toastc.cost import Widths, counted
+from toastc.cost import Widths, counted, uniform_ratios
 from toastc.errors import ToastcError
 from toastc.pipeline import State
 from toastc.ratios import NARROWEST, narrowed
@@ -45,12 +45,16 @@ class AllocateWidths:
 
     round_to: int = 8
     heads: bool = True
+    uniform: bool = False  # one ratio for all, as recipes do that know no losses
     name = "allocate-widths"
 
     def __call__(self, state: State) -> State:
         if state.target is None:
             assert state.ratios is not None
             return replace(state, widths={name: count for name, _, count in narrowed(state.ratios, state.sites)})
+        if self.uniform:
+            ratios = uniform_ratios(state.sites, int(total_of(state)), state.target, self.round_to)
+            return replace(state, widths={name: count for name, _, count in narrowed(ratios, state.sites)})
         items = [item for site in state.sites for item in self.items(state, site)]
         total = total_of(state)
         budget, least = (state.target.keep - 1) * total, sum(float(item.cost[0]) for item in items)

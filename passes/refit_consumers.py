@@ -66,7 +66,7 @@ class RefitConsumers:
         kept: dict[str, list[np.ndarray]] = {}
         rng, choices = np.random.default_rng(state.seed), dict(state.plan.choices)
         stages = state.graph.stages([v for v, _ in where])
-        for number, ((value, job), stage) in enumerate(zip(where, stages, strict=True)):
+        for number, ((value, job), stage) in enumerate(zip(where, stages, strict=False)):
             state.tell(self.name, number / len(where))
             if not number:
                 fits = fitting(stage(dense[0]))

@@ -16,6 +16,7 @@ from toastc.pipeline import Pass
 
 from .allocate_widths import AllocateWidths
 from .analyse_losses import AnalyseLosses
+from .assume_white import AssumeWhite
 from .collect_moments import CollectMoments
 from .fold_consumers import FoldConsumers
 from .match import MatchSites
@@ -24,12 +25,14 @@ from .plan_losses import PlanLosses
 from .plan_ratios import PlanRatios
 from .refit_consumers import RefitConsumers
 from .score_moments import ScoreMoments
+from .score_taylor import ScoreTaylor
 from .score_weights import ScoreWeights
+from .search_widths import SearchWidths
 from .time_blocks import TimeBlocks
 
 BUILT_IN: tuple[type, ...] = (
     MatchSites, ScoreWeights, PlanRatios, CollectMoments, AnalyseLosses, MeasureGains, AllocateWidths, PlanLosses,
-    RefitConsumers, ScoreMoments, FoldConsumers, TimeBlocks,
+    RefitConsumers, ScoreMoments, FoldConsumers, TimeBlocks, SearchWidths, AssumeWhite, ScoreTaylor,
 )  # fmt: skip
 GROUP = "toastc.passes"
 ONE = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(,|$)")

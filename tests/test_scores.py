@@ -40,7 +40,7 @@ def plant(model: nn.Module, share: float, what: str) -> None:
             fc1.bias[hidden] = 0
 
 
-PUBLISHED = ("toast", "vbp", "corp")  # these look at what makes a channel, not at what becomes of it
+PUBLISHED = ("toast", "vbp", "corp", "taylor")  # these look at what makes a channel, not at what becomes of it
 PLANTED = [("makers", r) for r in RECIPES] + [("one side", r) for r in RECIPES if r not in PUBLISHED]
 
 

@@ -100,10 +100,11 @@ class Graph(Protocol):
 
     def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]: ...  # None where free
     def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> Probe: ...
+    def slopes(self, watch: Sequence[Value]) -> Any: ...  # (feed, seed) -> (watched, gradients), where there are any
     def stopwatch(self, block: Block) -> float: ...  # milliseconds of a block of these sizes, where the probe runs
     def begin(self, feed: Mapping[str, np.ndarray]) -> Live: ...  # what is alive before the first op
     def position(self, value: Value) -> int: ...  # of the node that makes it
-    def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]: ...  # up to each of these values, in order, in turn
+    def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]: ...  # up to each of these values, in order; last to the outputs
 
     # writing
     def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None: ...

@@ -30,7 +30,7 @@ from .classify import (
 )  # fmt: skip
 from .edit import FxEdits
 from .names import hint, module_path, owner_of
-from .probe import FxProbe, placed
+from .probe import FxProbe, FxSlopes, placed
 from .stages import stages
 
 
@@ -146,6 +146,9 @@ class FxGraph(FxEdits):
 
     def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> FxProbe:
         return FxProbe(self.gm, self.bound, self.inputs, watch)
+
+    def slopes(self, watch: Sequence[Value]) -> Any:
+        return FxSlopes(self.gm, self.bound, self.inputs, watch).slopes
 
     def stopwatch(self, block: Block) -> float:
         like = next((t for t in (*self.gm.parameters(), *self.bound.values()) if t.is_floating_point()), torch.zeros(()))

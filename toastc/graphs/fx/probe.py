@@ -48,3 +48,30 @@ def placed(
     like = next((t for t in (*gm.parameters(), *bound.values()) if t.is_floating_point()), torch.zeros(()))
     given = {n: torch.from_numpy(np.ascontiguousarray(feed[str(n.name)])).to(like.device) for n in inputs}
     return {n: t.to(like.dtype) if t.is_floating_point() else t for n, t in given.items()}
+
+
+class FxSlopes(FxProbe):
+    """`slopes(feed, seed)`: the watched tensors and what an output, weighted with noise, gains when they grow."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        if n in self.watch and made.requires_grad:
+            made.retain_grad()
+        return made
+
+    def slopes(self, feed: Mapping[str, np.ndarray], seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        self.seen = {}
+        given = placed(self.module, self.bound, self.inputs, feed)  # type: ignore[arg-type]
+        given = {n: t.requires_grad_() if t.is_floating_point() else t for n, t in given.items()}
+        with torch.enable_grad():
+            made = self.run(*[self.bound.get(n, given.get(n)) for n in self.graph.nodes if n.op == "placeholder"])
+            leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor)]
+            noise = torch.Generator(leaves[0].device).manual_seed(seed)
+            total = torch.zeros((), device=leaves[0].device)
+            for leaf in leaves:
+                if leaf.requires_grad:
+                    draw = torch.randn(leaf.shape, generator=noise, device=leaf.device, dtype=leaf.dtype)
+                    total = total + (leaf * draw).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        tensors = [self.seen[n] for n in self.watch]
+        return [t.detach() for t in tensors], [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]

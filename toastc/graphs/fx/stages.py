@@ -12,7 +12,7 @@ from .. import Live, Stage, Value
 
 
 def stages(gm: fx.GraphModule, cuts: Sequence[Value]) -> Iterator[Stage]:
-    """One stage up to each cut in turn."""
+    """One stage up to each cut in turn, and one to the outputs."""
     nodes = list(gm.graph.nodes)
     place = {node: i for i, node in enumerate(nodes)}
     last = {node: max((place[user] for user in node.users), default=-1) for node in nodes}
@@ -35,3 +35,4 @@ def stages(gm: fx.GraphModule, cuts: Sequence[Value]) -> Iterator[Stage]:
     for cut in cuts:
         yield stage(start, place[cut])  # type: ignore[index]
         start = place[cut]  # type: ignore[index]
+    yield stage(start, len(nodes) - 2)  # the last node is the output

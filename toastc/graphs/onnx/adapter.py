@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from ...errors import ToastcError
 from ...latency import Block
 from .. import Dim, Kind, Live, Op, Stage, Value
 from . import facts as facts_of
@@ -113,6 +115,9 @@ class OnnxGraph(OnnxEdits):
 
     def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> OnnxProbe:
         return OnnxProbe(self.model, self.facts.dtypes, watch, nudge, self.provider)
+
+    def slopes(self, watch: Sequence[Value]) -> Any:
+        raise ToastcError("an ONNX file has no gradients; give the torch module, or take another score")
 
     def stopwatch(self, block: Block) -> float:
         from ...runtimes import ort

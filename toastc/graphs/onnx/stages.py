@@ -16,7 +16,7 @@ END = 1 << 60
 
 
 def stages(model: ir.Model, dtypes: Mapping[Any, int], cuts: Sequence[Value], provider: str) -> Iterator[Stage]:
-    """One stage up to each cut in turn, built when it is asked for."""
+    """One stage up to each cut in turn, and one to the outputs. Each is built when it is asked for."""
     from ...runtimes import ort
 
     proto = ir.to_proto(model)
@@ -68,6 +68,7 @@ def stages(model: ir.Model, dtypes: Mapping[Any, int], cuts: Sequence[Value], pr
         end = maker[cut.name]  # type: ignore[attr-defined]
         yield stage(start, end, cut.name)  # type: ignore[attr-defined]
         start = end
+    yield stage(start, len(nodes) - 1, "")
 
 
 def names_read(node: onnx.NodeProto) -> set[str]:
