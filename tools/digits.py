@@ -69,9 +69,7 @@ def data() -> tuple[Split, Split]:
     pixels = torch.from_numpy(digits.images / 16.0).float().unsqueeze(1)
     images = F.interpolate(pixels, size=(SIZE, SIZE), mode="bilinear", align_corners=False).numpy()
     labels = digits.target.astype(np.int64)
-    train_x, test_x, train_y, test_y = train_test_split(
-        images, labels, test_size=TEST_COUNT, stratify=labels, random_state=SEED
-    )
+    train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=TEST_COUNT, stratify=labels, random_state=SEED)
     return (train_x, train_y), (test_x, test_y)
 
 
