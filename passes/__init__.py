@@ -59,17 +59,16 @@ CALIBRATED: tuple[Pass, ...] = (
     RefitConsumers(),
 )  # fmt: skip
 
-# The same without data, on synthetic images.
+# The same without data, on synthetic images. How far an error reaches can be told less well on them.
 SYNTHETIC: tuple[Pass, ...] = (
-    MatchSites(), CollectMoments(synthetic=512), AnalyseLosses(), MeasureGains(), TimeBlocks(), AllocateWidths(), PlanLosses(),
-    RefitConsumers(),
+    MatchSites(), CollectMoments(synthetic=256), AnalyseLosses(), MeasureGains(images=16, temper=0.5), TimeBlocks(),
+    AllocateWidths(), PlanLosses(), RefitConsumers(images=256),
 )  # fmt: skip
 
 # What a moments file holds.
 MEASURE: tuple[Pass, ...] = (MatchSites(), CollectMoments(), AnalyseLosses(), MeasureGains(always=True))
 
 RECIPES: dict[str, tuple[Pass, ...]] = {
-    "default": MAGNITUDE,
     "calibrated": CALIBRATED,
     "synthetic": SYNTHETIC,
     "toast": TOAST,
@@ -83,12 +82,14 @@ RECIPES: dict[str, tuple[Pass, ...]] = {
 }
 
 
-def recipe(name: str, data: bool = False) -> tuple[Pass, ...]:
-    """The passes of a recipe; the default one uses calibration data where there is some."""
-    if name == "default" and data:
-        return CALIBRATED
+def recipe(name: str, data: bool = False, images: bool = False) -> tuple[Pass, ...]:
+    """The passes of a recipe. The default one uses calibration data where there is some, synthetic images where the model
+    takes images, and the weights alone where it takes something else.
+    """
+    if name == "default":
+        return CALIBRATED if data else SYNTHETIC if images else MAGNITUDE
     if name not in RECIPES:
-        raise ToastcError(f"no recipe is called {name}; there are {', '.join(RECIPES)}")
+        raise ToastcError(f"no recipe is called {name}; there are default, {', '.join(RECIPES)}")
     return RECIPES[name]
 
 

@@ -20,7 +20,8 @@ from toastc.pipeline import State
 
 from .match.taps import taps_of
 
-LEAST_TOKENS = 4096
+LEAST_IMAGES = 64
+ENOUGH = 2e13  # MACs spent on synthetic images; large models get fewer
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class CollectMoments:
         taps = {f"{s.name}.{key}": tap for s in state.sites for key, tap in taps_of(state.matched, s).items()}
         state = replace(state, taps=taps)
         if state.data is None and self.synthetic:
-            state = replace(state, data=Synthetic(state.graph.input_sizes(), self.synthetic, state.seed))
+            count = int(max(LEAST_IMAGES, min(self.synthetic, ENOUGH / max(state.graph.totals()[0], 1))))
+            state = replace(state, data=Synthetic(state.graph.input_sizes(), count, state.seed))
         if state.moments:
             missing = [key for key in taps if key not in state.moments]
             if missing:

@@ -26,6 +26,7 @@ class MeasureGains:
     images: int = 32
     at: float = 0.5
     always: bool = False  # also where no target asks for them
+    temper: float = 1.0  # below 1: drawn towards equal shares, as far as the inputs can not be trusted
     name = "measure-gains"
 
     def __call__(self, state: State) -> State:
@@ -51,7 +52,8 @@ class MeasureGains:
                 outputs, _ = probe(batch, {tap.value: residual(tap, values_seen[tap.value], choice)})
                 far += sum(size(as_array(a) - as_array(b)) / s for a, b, s in zip(clean, outputs, scale, strict=True))
             gains[n] = far / max(float(loss.curve[width]), 1e-30)
-        found = dict(zip(names, state.workers.add(gains).tolist(), strict=True))
+        gains = tempered(state.workers.add(gains), np.array([state.losses[n].curve[0] for n in names]), self.temper)
+        found = dict(zip(names, gains.tolist(), strict=True))
         if state.moments is not None:
             state.moments.gains = found
         return replace(state, gains=found)
@@ -59,6 +61,13 @@ class MeasureGains:
     @staticmethod
     def tap_of(state: State, name: str) -> Tap | None:
         return state.taps.get(f"{name}/q") or state.taps.get(f"{name}/out")
+
+
+def tempered(gains: np.ndarray, whole: np.ndarray, power: float) -> np.ndarray:
+    """Gains whose effect of losing all of a coupling differs less from the others', on a logarithmic scale."""
+    share = np.maximum(gains * whole, 1e-30)
+    middle = np.exp(np.log(share).mean())
+    return np.asarray(middle * (share / middle) ** power / np.maximum(whole, 1e-30))
 
 
 def first(data: Any, count: int) -> list[dict[str, np.ndarray]]:

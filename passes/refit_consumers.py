@@ -129,12 +129,16 @@ def flat(array: Any) -> np.ndarray:
     return array.reshape(-1, array.shape[-1])
 
 
+def like(array: np.ndarray, tensor: Any) -> Any:
+    """The numbers as the other tensor has them: numpy or torch, its type, its device."""
+    return array.astype(tensor.dtype, copy=False) if isinstance(tensor, np.ndarray) else tensor.new_tensor(array)
+
+
 def nudge(job: Job, live: Live, rng: np.random.Generator) -> None:
     rows = as_array(job.tap.rows(live[job.tap.value]))
     noise = (rng.standard_normal(rows.shape) * rows.std()).astype(rows.dtype)
-    like = live[job.tap.value]
-    own = noise if isinstance(like, np.ndarray) else like.new_tensor(noise)
-    job.nudged = live | {job.tap.value: like + job.tap.put(own, like)}
+    value = live[job.tap.value]
+    job.nudged = live | {job.tap.value: value + job.tap.put(like(noise, value), value)}
     assert job.weight is not None
     job.nudge = noise.reshape(len(rows), -1) @ job.weight
 
@@ -176,7 +180,7 @@ def refitted(job: Job, value: Value, dense: list[Live], pruned: list[Live], kept
     now, const = (weight.T @ fold) * gain[:, None], (shift @ weight) * gain
     for rows, live in zip(kept, pruned, strict=True):
         moved = (rows @ now.T.astype(rows.dtype) + const.astype(rows.dtype)).reshape(live[value].shape)
-        live[value] = live[value] + (moved if isinstance(live[value], np.ndarray) else live[value].new_tensor(moved))
+        live[value] = live[value] + like(moved, live[value])
     return with_more(job.choice, fold, shift, job.tap.index.shape[:2])
 
 

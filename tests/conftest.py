@@ -13,6 +13,7 @@ import models
 import pytest
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+PLAIN = ("--recipe", "magnitude")  # the quickest, where it does not matter
 RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
 
 

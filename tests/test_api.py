@@ -38,24 +38,24 @@ def run(model: object, batch: int = 2) -> np.ndarray:
 
 
 def test_a_path_gives_a_proto(dense: Path, tmp_path: Path) -> None:
-    result = toastc.prune(str(dense), RATIOS)
+    result = toastc.prune(str(dense), RATIOS, recipe="magnitude")
     assert isinstance(result.model, onnx.ModelProto)
-    toastc.prune(dense, RATIOS, output=tmp_path / "small.onnx")
+    toastc.prune(dense, RATIOS, recipe="magnitude", output=tmp_path / "small.onnx")
     assert np.array_equal(run(result.model), run(tmp_path / "small.onnx"))
     assert result.report.after.params < result.report.before.params
 
 
 def test_a_proto_an_ir_model_and_a_surgeon_graph_come_back_as_what_they_were(dense: Path) -> None:
-    expected = run(toastc.prune(dense, RATIOS).model)
+    expected = run(toastc.prune(dense, RATIOS, recipe="magnitude").model)
     proto = onnx.load(dense)
     before = proto.SerializeToString()
-    small = toastc.prune(proto, RATIOS).model
+    small = toastc.prune(proto, RATIOS, recipe="magnitude").model
     assert isinstance(small, onnx.ModelProto)
     assert proto.SerializeToString() == before
-    small_ir = toastc.prune(ir.load(dense), RATIOS).model
+    small_ir = toastc.prune(ir.load(dense), RATIOS, recipe="magnitude").model
     assert isinstance(small_ir, ir.Model)
     graph = gs.import_onnx(onnx.load(dense))
-    small_gs = toastc.prune(graph, RATIOS).model
+    small_gs = toastc.prune(graph, RATIOS, recipe="magnitude").model
     assert isinstance(small_gs, gs.Graph)
     for made in (small, ir.to_proto(small_ir), gs.export_onnx(small_gs)):
         assert np.allclose(run(made), expected, atol=1e-5)
@@ -68,7 +68,7 @@ def test_all_zero_ratios_return_the_file_as_it_is(dense: Path) -> None:
 
 
 def test_equivalence_for_other_peoples_tests(dense: Path, tmp_path: Path) -> None:
-    result = toastc.prune(dense, RATIOS, output=tmp_path / "small.onnx")
+    result = toastc.prune(dense, RATIOS, recipe="magnitude", output=tmp_path / "small.onnx")
     assert assert_equivalent(dense, tmp_path / "small.onnx", result.plan) <= 1e-4
     assert assert_equivalent(onnx.load(dense), onnx.load(tmp_path / "small.onnx"), result.plan) <= 1e-4
     moved = onnx.load(dense)
@@ -83,7 +83,7 @@ def test_torch_modules_prove_themselves() -> None:
     family = FAMILIES["deit_tiny"]
     with quiet():
         model, args = family.small().eval(), tuple(family.inputs(False, 2).values())
-        small = toastc.prune(model, RATIOS, example_inputs=args).model
+        small = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=args).model
         assert assert_equivalent(model, small, example_inputs=args) <= 1e-4
         with torch.no_grad():
             small.get_parameter("blocks.0.mlp.fc1.weight").mul_(2)
@@ -97,7 +97,7 @@ def test_the_original_module_is_untouched_and_shares_nothing() -> None:
     with quiet():
         model, args = family.small().eval(), tuple(family.inputs(False, 2).values())
         before = {k: v.clone() for k, v in model.state_dict().items()}
-        small = toastc.prune(model, RATIOS, example_inputs=args).model
+        small = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=args).model
         for p in small.parameters():
             p.data.zero_()
     for name, value in model.state_dict().items():

@@ -19,7 +19,7 @@ import models
 import numpy as np
 import onnx
 import pytest
-from conftest import RATIOS, Command
+from conftest import PLAIN, RATIOS, Command
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
@@ -68,7 +68,7 @@ def check_failed(made: subprocess.CompletedProcess[str], status: int = 2) -> Non
 
 
 def prune(model: Path, ratios: Path) -> list[object]:
-    return [model, "-o", model.parent / "out.onnx", "--ratios", ratios]
+    return [model, "-o", model.parent / "out.onnx", "--ratios", ratios, *PLAIN]
 
 
 @pytest.fixture
@@ -330,7 +330,7 @@ def test_the_layout_of_the_hugging_face_cache(here: Command, external: Path, tmp
         (external.parent / name).rename(tmp_path / "blobs" / blob)
         (snapshots / name).symlink_to(f"../../blobs/{blob}")
     models.run(snapshots / "model.onnx")
-    made = here(snapshots / "model.onnx", "-o", tmp_path / "out.onnx", "--ratios", ratio_file, "--quiet")
+    made = here(snapshots / "model.onnx", "-o", tmp_path / "out.onnx", "--ratios", ratio_file, *PLAIN, "--quiet")
     assert made.returncode == 0, made.stderr
     models.run(tmp_path / "out.onnx")
 
@@ -356,13 +356,13 @@ def test_the_input_is_never_overwritten(
         "hard link": folder / "hard.onnx",
         "linked folder": folder / "again" / "model.onnx",
     }
-    assert "overwrite" in refused(model, "-o", spellings[spelling], "--ratios", ratio_file)
+    assert "overwrite" in refused(model, "-o", spellings[spelling], "--ratios", ratio_file, *PLAIN)
 
 
 def test_the_input_behind_a_link_is_never_overwritten(refused: Refused, model: Path, ratio_file: Path) -> None:
     link = model.parent / "link.onnx"
     link.symlink_to(model)
-    assert "overwrite" in refused(link, "-o", model, "--ratios", ratio_file)
+    assert "overwrite" in refused(link, "-o", model, "--ratios", ratio_file, *PLAIN)
 
 
 @pytest.mark.parametrize("target", ["model.onnx.data", "other.onnx"])
@@ -372,7 +372,7 @@ def test_external_data_is_never_overwritten(refused: Refused, external: Path, ra
         data.rename(external.parent / "other.onnx.data")
         for name in [t.name for t in onnx.load(external, load_external_data=False).graph.initializer if t.external_data]:
             models.points_at(external, name, location="other.onnx.data")
-    assert "overwrite" in refused(external, "-o", external.parent / target, "--ratios", ratio_file)
+    assert "overwrite" in refused(external, "-o", external.parent / target, "--ratios", ratio_file, *PLAIN)
 
 
 @pytest.mark.parametrize("taken", ["model", "ratios"])
@@ -385,26 +385,26 @@ def test_no_flag_overwrites_an_input(refused: Refused, model: Path, ratio_file: 
 
 def test_a_plan_is_not_overwritten_by_what_it_makes(refused: Refused, here: Command, model: Path, ratio_file: Path) -> None:
     plan = model.parent / "p.safetensors"
-    assert here(model, "--dry-run", "--ratios", ratio_file, "--plan-out", plan, "--quiet").returncode == 0
+    assert here(model, "--dry-run", "--ratios", ratio_file, *PLAIN, "--plan-out", plan, "--quiet").returncode == 0
     refused(model, "-o", plan, "--plan", plan)
 
 
 @pytest.mark.parametrize("flags", ["-o {x} --plan-out {x}", "-o {x} --report {x}", "-o {y} --plan-out {x} --report {x}"])
 def test_two_outputs_of_one_name(refused: Refused, model: Path, ratio_file: Path, flags: str) -> None:
     words = flags.format(x=model.parent / "x", y=model.parent / "y").split()
-    refused(model, "--ratios", ratio_file, *words)
+    refused(model, "--ratios", ratio_file, *PLAIN, *words)
 
 
 @pytest.mark.parametrize("where", ["no/such/folder/out.onnx", "folder", "folder/", "model.onnx/out.onnx", ".", "a" * 300])
 def test_outputs_that_can_not_be_written(refused: Refused, model: Path, ratio_file: Path, where: str) -> None:
     (model.parent / "folder").mkdir()
     target = f"{model.parent}/{where}"
-    refused(model, "-o", target, "--ratios", ratio_file)
+    refused(model, "-o", target, "--ratios", ratio_file, *PLAIN)
 
 
 def test_a_device_or_pipe_is_not_replaced_by_a_file(refused: Refused, model: Path, ratio_file: Path) -> None:
     os.mkfifo(model.parent / "pipe")
-    refused(model, "-o", model.parent / "pipe", "--ratios", ratio_file)
+    refused(model, "-o", model.parent / "pipe", "--ratios", ratio_file, *PLAIN)
     assert (model.parent / "pipe").is_fifo()
 
 
@@ -437,7 +437,7 @@ def test_a_full_disk(
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    check_failed(toastc(dense, "-o", out, "--ratios", ratio_file, "--quiet", preexec_fn=small_disk))
+    check_failed(toastc(dense, "-o", out, "--ratios", ratio_file, *PLAIN, "--quiet", preexec_fn=small_disk))
     assert snapshot(tmp_path) == before
     assert snapshot(temp) == {}
 
@@ -577,7 +577,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     model.graph.node.append(helper.make_node("MatMul", ["logits", "bulk"], ["more"]))
     model.graph.output.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, ["batch", 100_000]))
     (folder / "r.json").write_text(json.dumps(RATIOS))
-    return [models.save(model, folder / "model.onnx"), "--ratios", folder / "r.json"]
+    return [models.save(model, folder / "model.onnx"), "--ratios", folder / "r.json", *PLAIN]
 
 
 def start(slow: list[object], out: Path, *more: object) -> subprocess.Popen[str]:

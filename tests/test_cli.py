@@ -16,7 +16,7 @@ import models
 import numpy as np
 import onnx
 import pytest
-from conftest import Command
+from conftest import PLAIN, Command
 from onnx import numpy_helper
 
 STAGES = ["read", "match-sites", "score-weights", "plan-ratios", "shrink", "write", "verify"]
@@ -49,7 +49,7 @@ def done(
     """One compile with every kind of by-product, and the folder it wrote to."""
     folder = tmp_path_factory.mktemp("done")
     extra = ["--plan-out", folder / "plan.safetensors", "--report", folder / "report.html", "--json"]
-    return toastc(tiny, "-o", folder / "out.onnx", "--ratios", ratio_file, *extra), folder
+    return toastc(tiny, "-o", folder / "out.onnx", "--ratios", ratio_file, *PLAIN, *extra), folder
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_the_pruned_model_is_the_dense_one_with_zeros(done: tuple[Any, Path]) ->
 @pytest.mark.parametrize("form", models.GOOD)
 def test_every_form_of_the_model(here: Command, ratio_file: Path, tmp_path: Path, form: str) -> None:
     dense = models.save(models.vit(form), tmp_path / "dense.onnx")
-    made = here(dense, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, "--json", "--quiet")
+    made = here(dense, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, *PLAIN, "--json", "--quiet")
     assert made.returncode == 0, made.stderr
     assert strict(made.stdout)["verified"]["ok"]
     assert interface(tmp_path / "out.onnx") == interface(dense)
@@ -110,11 +110,11 @@ def test_external_data_stays_external(
     before, size = content(dense.parent), sum(map(len, content(dense.parent).values()))
     out = tmp_path / "out" / "small.onnx"
     out.parent.mkdir()
-    made = here(dense, "-o", out, "--ratios", ratio_file, "--json", "--quiet")
+    made = here(dense, "-o", out, "--ratios", ratio_file, *PLAIN, "--json", "--quiet")
     assert made.returncode == 0, made.stderr
     assert sorted(content(out.parent)) == ["small.onnx", "small.onnx.data"]
     assert content(dense.parent) == before
-    assert here(tiny, "-o", tmp_path / "inline.onnx", "--ratios", ratio_file, "--quiet").returncode == 0
+    assert here(tiny, "-o", tmp_path / "inline.onnx", "--ratios", ratio_file, *PLAIN, "--quiet").returncode == 0
     assert np.array_equal(models.run(out)[0], models.run(tmp_path / "inline.onnx")[0])
     report = strict(made.stdout)
     assert report["before"]["bytes"] == size
@@ -126,7 +126,17 @@ def test_the_same_bytes_twice(toastc: Command, tmp_path: Path, ratio_file: Path)
     for folder, seed in (("a", "1"), ("b", "2")):
         (tmp_path / folder).mkdir()
         environment = os.environ | {"PYTHONHASHSEED": seed}
-        made = toastc(dense, "-o", tmp_path / folder / "out.onnx", "--ratios", ratio_file, "--quiet", env=environment)
+        made = toastc(
+            dense,
+            "-o",
+            tmp_path / folder / "out.onnx",
+            "--ratios",
+            ratio_file,
+            "--recipe",
+            "magnitude",
+            "--quiet",
+            env=environment,
+        )
         assert made.returncode == 0, made.stderr
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert len(content(tmp_path / "a")) == 2
@@ -170,7 +180,7 @@ def test_progress_goes_to_stderr_a_line_a_stage(done: tuple[Any, Path]) -> None:
 
 def test_quiet_is_silent(here: Command, tiny: Path, ratio_file: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
     for args in (
-        [tiny, "-o", tmp_path / "out.onnx", "--ratios", ratio_file],
+        [tiny, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, *PLAIN],
         ["inspect", tiny],
         ["verify", *pair],
         ["bench", *pair, "--batch", "1", "--seconds", "0.01"],
@@ -180,7 +190,7 @@ def test_quiet_is_silent(here: Command, tiny: Path, ratio_file: Path, pair: tupl
 
 
 def test_a_dry_run_writes_nothing(here: Command, done: tuple[Any, Path], tiny: Path, ratio_file: Path, tmp_path: Path) -> None:
-    made = here(tiny, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, "--dry-run", "--json", "--quiet")
+    made = here(tiny, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, *PLAIN, "--dry-run", "--json", "--quiet")
     assert made.returncode == 0, made.stderr
     assert content(tmp_path) == {}
     dry, real = strict(made.stdout), strict(done[0].stdout)
@@ -202,7 +212,17 @@ def test_by_products_leave_no_rubbish(done: tuple[Any, Path]) -> None:
 
 
 def test_the_umask_is_respected(toastc: Command, tiny: Path, ratio_file: Path, tmp_path: Path) -> None:
-    made = toastc(tiny, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, "--quiet", preexec_fn=lambda: os.umask(0o027))
+    made = toastc(
+        tiny,
+        "-o",
+        tmp_path / "out.onnx",
+        "--ratios",
+        ratio_file,
+        "--recipe",
+        "magnitude",
+        "--quiet",
+        preexec_fn=lambda: os.umask(0o027),
+    )
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "out.onnx").stat().st_mode & 0o777 == 0o640
 
@@ -220,7 +240,7 @@ def test_ratios_that_remove_nothing(here: Command, tiny: Path, tmp_path: Path, r
 
 def test_heads_go_whole(here: Command, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text('{"attention": {"heads": 0.5}}')
-    made = here(tiny, "-o", tmp_path / "out.onnx", "--ratios", tmp_path / "r.json", "--quiet")
+    made = here(tiny, "-o", tmp_path / "out.onnx", "--ratios", tmp_path / "r.json", *PLAIN, "--quiet")
     assert made.returncode == 0, made.stderr
     plan = json.loads(models.plan_of(tmp_path / "out.onnx"))
     expected = models.run(models.vit(dense=models.masked(models.weights(), plan)))[0]
@@ -229,7 +249,7 @@ def test_heads_go_whole(here: Command, tiny: Path, tmp_path: Path) -> None:
 
 def test_an_older_output_is_replaced(here: Command, done: tuple[Any, Path], tiny: Path, ratio_file: Path, tmp_path: Path) -> None:
     (tmp_path / "out.onnx").write_text("old")
-    assert here(tiny, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, "--quiet").returncode == 0
+    assert here(tiny, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, *PLAIN, "--quiet").returncode == 0
     assert content(tmp_path) == {"out.onnx": (done[1] / "out.onnx").read_bytes()}
 
 
@@ -392,7 +412,7 @@ def test_bench_of_things_that_are_no_pair(here: Command, tiny: Path, tmp_path: P
         "{m} -o {o} --target macs=-1",
         "{m} -o {o} --target macs",
         "{m} -o {o} --target 0.5=macs",
-        "{m} -o {o} --target params=0.5",
+        "{m} -o {o} --target params=0.05",
         "inspect",
         "inspect {m} {m}",
         "verify {m}",
@@ -435,7 +455,11 @@ def test_help_tells_of_every_command_and_exit_code(toastc: Command) -> None:
 def test_the_onnx_path_imports_no_torch(tiny: Path, ratio_file: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
     script = "import sys\nfrom toastc.cli import main\nassert main(sys.argv[1:]) == 0\nassert 'torch' not in sys.modules"
     report = ["--report", tmp_path / "r.html"]
-    for args in ([tiny, "-o", tmp_path / "o.onnx", "--ratios", ratio_file, *report], ["inspect", tiny], ["verify", *pair]):
+    for args in (
+        [tiny, "-o", tmp_path / "o.onnx", "--ratios", ratio_file, *PLAIN, *report],
+        ["inspect", tiny],
+        ["verify", *pair],
+    ):
         made = subprocess.run([sys.executable, "-c", script, *map(str, args)], capture_output=True, text=True, check=False)
         assert made.returncode == 0, made.stderr
 
@@ -455,3 +479,13 @@ def test_a_full_disk_behind_stdout(tiny: Path) -> None:
         made = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert made.returncode == 2
     assert len(made.stderr.splitlines()) == 1, made.stderr
+
+
+def test_without_data_synthetic_images_stand_in_and_the_report_says_so(
+    here: Command, tiny: Path, ratio_file: Path, tmp_path: Path
+) -> None:
+    made = here(tiny, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, "--json", "--quiet")
+    assert made.returncode == 0, made.stderr
+    report = json.loads(made.stdout)
+    assert any("synthetic images stood in" in note for note in report["notes"])
+    assert "refit-consumers" in report["seconds"]

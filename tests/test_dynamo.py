@@ -44,14 +44,14 @@ def test_backend_gives_what_prune_gives(name: str) -> None:
     family = FAMILIES[name]
     with quiet(), torch.no_grad():
         model, args = family.small().eval(), tuple(family.inputs(False, 2).values())
-        expected = leaf(toastc.prune(model, RATIOS, example_inputs=args, verify=False).model(*args))
+        expected = leaf(toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=args, verify=False).model(*args))
         got = leaf(torch.compile(model, backend=toastc.backend, options={"ratios": RATIOS, "then": "eager"})(*args))
     assert (expected - got).abs().max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("then", ["eager", "inductor"])
 def test_by_name_and_on_to_inductor_with_a_free_batch(tiny: nn.Module, then: str) -> None:
-    small = toastc.prune(tiny, RATIOS, example_inputs=(images(),)).model
+    small = toastc.prune(tiny, RATIOS, recipe="magnitude", example_inputs=(images(),)).model
     compiled = torch.compile(tiny, backend="toastc", options={"ratios": RATIOS, "then": then})
     with torch.no_grad():
         for batch in (2, 3, 5):
@@ -61,12 +61,13 @@ def test_by_name_and_on_to_inductor_with_a_free_batch(tiny: nn.Module, then: str
 def test_without_options_an_eighth_goes(tiny: nn.Module) -> None:
     with torch.no_grad():
         out = torch.compile(tiny, backend="toastc", options={"then": "eager"})(images())
-        expected = toastc.prune(tiny, {"attention": 0.125, "ffn": 0.125}, example_inputs=(images(),)).model(images())
+        ratios = {"attention": 0.125, "ffn": 0.125}
+        expected = toastc.prune(tiny, ratios, recipe="magnitude", example_inputs=(images(),)).model(images())
     assert torch.allclose(out, expected, atol=1e-5)
 
 
 def test_a_plan_and_a_ratio_file_by_path(tiny: nn.Module, tmp_path: Path) -> None:
-    made = toastc.prune(tiny, RATIOS, example_inputs=(images(),))
+    made = toastc.prune(tiny, RATIOS, recipe="magnitude", example_inputs=(images(),))
     made.plan.save(tmp_path / "plan.safetensors")
     (tmp_path / "r.json").write_text('{"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}')
     with torch.no_grad():
@@ -97,7 +98,7 @@ def test_changed_weights_are_noticed(caplog: pytest.LogCaptureFixture) -> None:
     with torch.no_grad(), caplog.at_level("WARNING", "toastc"):
         compiled(images())
         model.blocks[0].mlp.fc2.weight.mul_(3)
-        expected = toastc.prune(model, RATIOS, example_inputs=(images(),)).model(images())
+        expected = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=(images(),)).model(images())
         assert torch.allclose(compiled(images()), expected, atol=1e-5)
     assert "compiling again" in caplog.text
 

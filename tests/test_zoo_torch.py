@@ -36,8 +36,8 @@ def test_onnx_and_torch_give_the_same_plan_and_outputs(name: str, tmp_path: Path
         model = family.small().eval()
         make_variant(family, model, "dynamo20-dyn", tmp_path)
     inputs = family.inputs(False, 2)
-    small = toastc.prune(model, ratios, example_inputs=tuple(inputs.values()))
-    other = toastc.prune(tmp_path / f"{name}.dynamo20-dyn.onnx", ratios, output=tmp_path / "small.onnx")
+    small = toastc.prune(model, ratios, recipe="magnitude", example_inputs=tuple(inputs.values()))
+    other = toastc.prune(tmp_path / f"{name}.dynamo20-dyn.onnx", ratios, recipe="magnitude", output=tmp_path / "small.onnx")
     mine, theirs = (dict(r.plan.choices) for r in (small, other))
     assert mine.keys() == theirs.keys()
     for key, choice in mine.items():

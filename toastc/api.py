@@ -54,15 +54,16 @@ def prune(
     """
     from .compile_onnx import Request
     from .passes import parse_passes
-    from .passes import recipe as passes_of
+    from .passes import recipe as check_recipe
 
+    check_recipe(recipe)
     if sum(x is not None for x in (ratios, target, plan)) != 1:
         raise ToastcError("give one of ratios, target and plan")
     request = Request(
         None if ratios is None else read_ratios(ratios),
         None if target is None else Target.parse(target),
         Plan.load(Path(plan)) if isinstance(plan, str | Path) else plan,
-        passes or recipe, parse_passes(passes) if passes else passes_of(recipe, data is not None or moments is not None),
+        passes or recipe, parse_passes(passes) if passes else None,
         seed, verify, dry_run, data, {"limit": images, "preprocess": preprocess},
         Moments.load(Path(moments)) if isinstance(moments, str | Path) else moments, provider,
     )  # fmt: skip

@@ -11,14 +11,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from .calibration import Moments, open_data
+from .calibration import Moments, Synthetic, open_data
 from .cost import Target, saved_macs, saved_params, uniform_ratios
 from .errors import NoChange, NothingToPrune, VerificationFailed
 from .graphs.onnx import OnnxGraph, embed_plan, file_bytes, is_external, load_model, staged, write_model
 from .pipeline import Pass, State, run
 from .plan import Plan, check_plan
 from .progress import Tell
-from .ratios import Ratios
+from .ratios import Ratios, narrowed
 from .report.data import Report, Size, coupling_rows
 from .result import Result
 from .sites import Reject
@@ -32,7 +32,7 @@ class Request:
     target: Target | None = None
     plan: Plan | None = None
     recipe: str = "default"
-    passes: tuple[Pass, ...] = ()
+    passes: tuple[Pass, ...] | None = None  # instead of the recipe's
     seed: int = 0
     verify: bool = True
     dry_run: bool = False
@@ -44,10 +44,14 @@ class Request:
 
 def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[State, dict[str, float]]:
     """Run matching, scoring and planning; or matching alone where a plan is given."""
-    first, *rest = request.passes
+    from .passes import recipe
+
+    inputs = state.graph.input_sizes()
+    data = request.data is not None or request.moments is not None
+    first, *rest = request.passes or recipe(request.recipe, data, Synthetic.fits(inputs))
     state = replace(state, seed=request.seed, moments=request.moments, target=request.target, tell=tell)
     if request.data is not None:
-        state = replace(state, data=open_data(request.data, state.graph.input_sizes(), seed=request.seed, **request.options))
+        state = replace(state, data=open_data(request.data, inputs, seed=request.seed, **request.options))
     tell(first.name)
     state, seconds = run([first], state)
     if not state.sites:
@@ -55,6 +59,8 @@ def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[Stat
     if request.plan is not None:
         check_plan(request.plan, state.sites)
         return replace(state, plan=request.plan), seconds
+    if request.ratios is not None and not narrowed(request.ratios, state.sites):
+        return state, seconds
     if request.target is not None and not any(step.name == "allocate-widths" for step in rest):
         state = replace(state, ratios=uniform_ratios(state.sites, total, request.target))
     for step in rest:

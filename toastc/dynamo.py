@@ -1,6 +1,6 @@
 """`torch.compile(model, backend="toastc")`: shrink the graph Dynamo captured, and hand it on.
 
-    options={"ratios": {...} | "r.json", "plan": "plan.safetensors", "recipe": "default", "then": "inductor" | "eager"}
+    options={"ratios": {...} | "r.json", "plan": "plan.safetensors", "recipe": "magnitude", "then": "inductor" | "eager"}
 
 Without options every width loses an eighth (`DEFAULT_RATIOS`). Weights are read when the graph is compiled and are
 frozen from then on: if they change later the graph is compiled again. Inference only: asking the output for a
@@ -142,7 +142,7 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
 
 def cut(graph: FxGraph, options: dict[str, Any]) -> Plan | None:
     """Carry out the ratios or the plan on this graph; None if nothing in it can be cut."""
-    first, *rest = recipe(options.get("recipe", "default"))
+    first, *rest = recipe(options.get("recipe", "magnitude"))
     given = options.get("ratios", DEFAULT_RATIOS)
     ratios = ratio_file.read(Path(given)) if isinstance(given, str | Path) else ratio_file.parse(given)
     state, _ = run([first], State(graph, ratios))

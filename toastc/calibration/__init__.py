@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .data import Batches, Preprocess, open_data
 from .moments import Moments, Sums
+from .synthetic import Synthetic
 from .workers import Workers
 
-__all__ = ["Batches", "Moments", "Preprocess", "Sums", "Workers", "open_data"]
+__all__ = ["Batches", "Moments", "Preprocess", "Sums", "Synthetic", "Workers", "open_data"]

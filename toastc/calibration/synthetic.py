@@ -22,7 +22,7 @@ class Synthetic:
     """Batches of `count` images for a model with one image input; the same ones every time for one seed."""
 
     def __init__(self, inputs: Mapping[str, tuple[int | None, ...]], count: int = 512, seed: int = 0, batch: int = 32) -> None:
-        if len(inputs) != 1 or len(next(iter(inputs.values()))) != 4:
+        if not self.fits(inputs):
             raise ToastcError("synthetic images fit models with one input of images; give --calibrate DATA for this one")
         self.name, self.notes = "synthetic images", [f"no data was given: {count} synthetic images stood in for it"]
         (self.input, sizes), self.limit = next(iter(inputs.items())), count
@@ -30,6 +30,12 @@ class Synthetic:
         self.seed, self.batch = seed, sizes[0] or batch
         self.limit -= self.limit % self.batch if sizes[0] else 0
         self.size, self.shard = self.limit, (0, 1)
+
+    @staticmethod
+    def fits(inputs: Mapping[str, tuple[int | None, ...]]) -> bool:
+        """Does the model take images, and nothing else?"""
+        sizes = next(iter(inputs.values()), ())
+        return len(inputs) == 1 and len(sizes) == 4 and sizes[1] in (1, 3) and sizes[2] == sizes[3]
 
     def part(self, rank: int, count: int) -> Synthetic:
         """The batches of one of several processes."""

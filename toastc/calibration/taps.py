@@ -33,6 +33,8 @@ class Tap:
     def rows(self, array: Any) -> Any:
         """[samples, groups, width * copies], keys less their mean."""
         xp = array_namespace(array)
+        if array.dtype not in (xp.float32, xp.float64):
+            array = xp.astype(array, xp.float32)  # squares of half floats overflow
         if self.tokens is not None:
             array = array - xp.mean(array, axis=self.tokens, keepdims=True)
         others = [i for i in range(array.ndim) if i not in self.axes]

@@ -20,7 +20,7 @@ from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_macs, attention_sp
 from .edit import OnnxEdits
 from .files import read_tensor
 from .names import module_path
-from .probe import OnnxProbe
+from .probe import OnnxProbe, kinds_of, typed
 from .stages import stages
 
 FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
@@ -125,7 +125,9 @@ class OnnxGraph(OnnxEdits):
         return ort.milliseconds(*block_model(block), self.provider)
 
     def begin(self, feed: Mapping[str, np.ndarray]) -> Live:
-        return {value: feed[str(value.name)] for value in facts_of.runtime_inputs(self.model)}
+        kinds = {name: np.float32 if kind.name == "bfloat16" else kind for name, kind in kinds_of(self.model).items()}
+        given = typed(feed, kinds)
+        return {value: given[str(value.name)] for value in facts_of.runtime_inputs(self.model)}
 
     def position(self, value: Value) -> int:
         return self._order[value.producer()]  # type: ignore[attr-defined]

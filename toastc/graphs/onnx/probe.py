@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from .. import Tensors, Value
+from .upcast import has_bfloat16, upcast
 
 NUDGE = "toastc_nudge_"
 
@@ -24,11 +25,13 @@ class OnnxProbe:
         from ...runtimes import ort
 
         self.watch, self.nudge = list(watch), list(nudge)
-        self.dtypes = dtypes
+        model = runnable(model)
+        self.kinds = kinds_of(model)
         proto = ir.to_proto(model)
         names = [v.name for v in self.watch]  # type: ignore[attr-defined]
-        for value in self.nudge:
-            add_nudge(proto.graph, str(value.name), dtypes[value])  # type: ignore[attr-defined]
+        self.types = {str(v.name): runnable_type(dtypes[v]) for v in self.nudge}  # type: ignore[attr-defined]
+        for name, kind in self.types.items():
+            add_nudge(proto.graph, name, kind)
         self.outputs = [o.name for o in proto.graph.output]
         self.extra = [n for n in dict.fromkeys(names) if n not in self.outputs]
         for name in self.extra:
@@ -38,12 +41,31 @@ class OnnxProbe:
         self.run = lambda given: ort.run_session(session, "the model", given, [*self.outputs, *self.extra])
 
     def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Any, np.ndarray] | None = None) -> Tensors:
-        given = dict(feed)
+        given = typed(feed, self.kinds)
         for value in self.nudge:
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(self.dtypes[value])
-            given[NUDGE + str(value.name)] = (nudges or {}).get(value, np.zeros((), dtype)).astype(dtype, copy=False)  # type: ignore[attr-defined]
+            name = str(value.name)  # type: ignore[attr-defined]
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(self.types[name])
+            given[NUDGE + name] = (nudges or {}).get(value, np.zeros((), dtype)).astype(dtype, copy=False)
         made = dict(zip([*self.outputs, *self.extra], self.run(given), strict=True))
         return [made[n] for n in self.outputs], [made[v.name] for v in self.watch]  # type: ignore[attr-defined]
+
+
+def runnable(model: ir.Model) -> ir.Model:
+    """CPU kernels know no bfloat16: such a model is watched in float32."""
+    return upcast(model.clone()) if has_bfloat16(model) else model
+
+
+def runnable_type(kind: int) -> int:
+    return onnx.TensorProto.FLOAT if kind == onnx.TensorProto.BFLOAT16 else kind
+
+
+def kinds_of(model: ir.Model) -> dict[str, Any]:
+    return {str(v.name): v.dtype.numpy() for v in model.graph.inputs if v.dtype is not None}
+
+
+def typed(feed: Mapping[str, np.ndarray], kinds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Numbers as the model takes them: calibration data is float32 whatever the model is."""
+    return {name: array.astype(kinds.get(name, array.dtype), copy=False) for name, array in feed.items()}
 
 
 def add_nudge(graph: onnx.GraphProto, name: str, dtype: int) -> None:

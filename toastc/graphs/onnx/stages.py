@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from .. import Live, Stage, Value
-from .probe import external
+from .probe import external, runnable, runnable_type
 
 END = 1 << 60
 
@@ -19,7 +19,7 @@ def stages(model: ir.Model, dtypes: Mapping[Any, int], cuts: Sequence[Value], pr
     """One stage up to each cut in turn, and one to the outputs. Each is built when it is asked for."""
     from ...runtimes import ort
 
-    proto = ir.to_proto(model)
+    proto = ir.to_proto(runnable(model))
     by_name = {v.name: v for node in model.graph for v in node.outputs} | {v.name: v for v in model.graph.inputs}
     weights = {t.name: t for t in proto.graph.initializer}
     nodes = list(proto.graph.node)
@@ -47,7 +47,7 @@ def stages(model: ir.Model, dtypes: Mapping[Any, int], cuts: Sequence[Value], pr
         info = onnx.helper.make_tensor_value_info
         graph = onnx.helper.make_graph(
             [nodes[i] for i in sorted(still)], "stage",
-            [info(n, dtypes[by_name[n]], None) for n in given], [onnx.ValueInfoProto(name=n) for n in made],
+            [info(n, runnable_type(dtypes[by_name[n]]), None) for n in given], [onnx.ValueInfoProto(name=n) for n in made],
             [weights[n] for n in weights if n in read],
         )  # fmt: skip
         part = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)

@@ -17,10 +17,10 @@ def upcast(model: ir.Model) -> ir.Model:
     for value in model.graph.initializers.values():
         if value.const_value is not None and value.const_value.dtype == FROM:
             value.const_value = widened(value.const_value)
-            value.dtype = TO
+            value.type = ir.TensorType(TO)
     for value in (*model.graph.inputs, *model.graph.outputs, *(v for n in model.graph for v in n.outputs)):
         if value.dtype == FROM:
-            value.dtype = TO
+            value.type = ir.TensorType(TO)  # clones share their types
     for node in model.graph:
         kind = node.attributes.get("to")
         if node.op_type == "Cast" and kind is not None and kind.as_int() == int(FROM):
