@@ -6,6 +6,8 @@ nothing edits the graph before `shrink`, which the driver appends when there is 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from toastc.errors import ToastcError
 from toastc.pipeline import Pass
 
@@ -93,8 +95,20 @@ def recipe(name: str, data: bool = False, images: bool = False) -> tuple[Pass, .
     return RECIPES[name]
 
 
+def tuned(passes: tuple[Pass, ...], search: float | None, batch: int) -> tuple[Pass, ...]:
+    """The passes with a search of so many minutes behind the allocation, and blocks timed at that batch size."""
+    found: list[Pass] = []
+    for step in passes:
+        found.append(replace(step, batch=batch) if isinstance(step, TimeBlocks) else step)
+        if search is not None and isinstance(step, AllocateWidths):
+            found.append(SearchWidths(minutes=search))
+    if search is not None and not any(isinstance(step, SearchWidths) for step in found):
+        raise ToastcError("search: only recipes that allocate widths can be searched (default, calibrated, synthetic)")
+    return tuple(found)
+
+
 __all__ = [
     "MEASURE", "RECIPES", "AllocateWidths", "AnalyseLosses", "AssumeWhite", "CollectMoments", "FoldConsumers", "MatchSites",
     "MeasureGains", "PlanLosses", "PlanRatios", "RefitConsumers", "ScoreMoments", "ScoreTaylor", "ScoreWeights",
-    "SearchWidths", "Shrink", "TimeBlocks", "parse_passes", "recipe",
+    "SearchWidths", "Shrink", "TimeBlocks", "parse_passes", "recipe", "tuned",
 ]  # fmt: skip

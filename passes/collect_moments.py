@@ -58,6 +58,8 @@ class CollectMoments:
         data = state.data.part(workers.rank, workers.count)
         part: float | None = None
         for number, batch in enumerate(data):
+            if number * workers.count + workers.rank < state.held_out:
+                continue
             _, watched = probe(batch)
             rows = {key: taps[key].rows(array) for key, array in zip(keys, watched, strict=True)}
             count = len(next(iter(batch.values())))

@@ -29,7 +29,7 @@ class SearchWidths:
     """Refine the widths by the measured output error of the pruned model, for at most so many minutes."""
 
     minutes: float = 5.0
-    images: int = 64
+    images: int = 128
     step: int = 8  # how much narrower a coupling is tried, in thirty-seconds of its width
     name = "search-widths"
 
@@ -37,7 +37,7 @@ class SearchWidths:
         if state.target is None or state.data is None or not state.losses:
             return state
         end, begun = time.monotonic() + 60 * self.minutes, time.monotonic()
-        model = Simulation(state, first(state.data, self.images))
+        model = Simulation(state, first(state.data, self.images)[: state.held_out or None])
         best, rounds = model.error(state), 0
         before = best
         while time.monotonic() < end:
@@ -48,12 +48,18 @@ class SearchWidths:
                     break
                 state.tell(self.name, min(1.0, (time.monotonic() - begun) / (60 * self.minutes)))
                 gains[name] = self.corrected(state, model, name, best)
-            tried = AllocateWidths()(replace(state, gains=gains))
-            error = model.error(tried)
-            if error >= best:
+            for power in (1.0, 0.5, 0.25):  # all the way, or part of it
+                part = {n: state.gains[n] ** (1 - power) * gains[n] ** power for n in state.gains}
+                tried = AllocateWidths()(replace(state, gains=part))
+                error = model.error(tried)
+                if error < best:
+                    break
+            else:
                 break
             state, best, rounds = tried, error, rounds + 1
-        note = f"search: {rounds} rounds took the output error from {before:.4f} to {best:.4f} of the outputs' energy"
+        inputs = sum(len(run[0]) for run in model.clean)
+        change = f"took the output error from {before:.4f} to {best:.4f} of the outputs' energy"
+        note = f"search: {rounds} rounds on {inputs} held-out inputs {change}"
         return replace(state, notes=(*state.notes, note))
 
     def corrected(self, state: State, model: Simulation, name: str, now: float) -> float:

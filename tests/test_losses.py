@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import toastc
 from toastc.calibration import Moments, Sums
 from toastc.errors import ToastcError
 from toastc.graphs.onnx import OnnxGraph, load_model
+from toastc.latency import Block, Times
 from toastc.passes import AllocateWidths, AnalyseLosses, CollectMoments, MatchSites
 from toastc.passes.losses import eliminate, energy, ranked, roots, turned_products, turned_values
 from toastc.passes.simulate import remade
@@ -261,3 +263,52 @@ def test_the_knapsack_takes_what_is_cheap_to_lose(folder: Path) -> None:
     widths = AllocateWidths(4)(replace(state, gains=dear)).widths
     assert not any(name.startswith("blocks.0.") for name in widths)
     assert any(name.startswith("blocks.1.") for name in widths)
+
+
+def test_a_head_that_says_nothing_goes_whole(folder: Path) -> None:
+    dense = models.weights()
+    width = models.DIM // models.HEADS
+    dense["blocks.0.attn.proj.weight"][:width] *= 1e-4  # the first head is not heard
+    path = models.save(models.vit(dense=dense), folder / "model.onnx")
+    result = toastc.prune(path, target="macs=0.85", data=folder / "data.npy")
+    heads = result.plan.get("blocks.0.attn", "heads")
+    assert heads is not None
+    assert heads.index.tolist() == [[1]]  # type: ignore[union-attr]
+    assert result.report.verified["ok"]  # type: ignore[index]
+
+
+def test_a_latency_is_spread_by_what_was_timed(folder: Path) -> None:
+    path = models.save(models.vit(), folder / "model.onnx")
+    result = toastc.prune(path, target="latency=0.8", batch=4, data=folder / "data.npy")
+    assert any("ms at batch 4" in note for note in result.report.notes)
+    assert result.report.after.macs < result.report.before.macs
+    assert result.report.verified["ok"]  # type: ignore[index]
+    with pytest.raises(ToastcError, match="latency"):
+        toastc.prune(path, target="latency=0.8", recipe="magnitude")
+
+
+def test_times_between_those_measured() -> None:
+    """A clock that knows the sizes alone: interpolation gives it back, and nothing narrower is slower."""
+    block = Block(8, 8, 32, 32, heads=4, qk=32, vo=24)
+    times = Times.of(block, lambda b: b.heads * (2 * b.qk + b.vo) + 7.0)
+    for widths in ({}, {"qk": 16}, {"heads": 2, "vo": 8}, {"heads": 3, "qk": 9, "vo": 17}):
+        heads, qk, vo = (widths.get(k, full) for k, full in (("heads", 4), ("qk", 32), ("vo", 24)))
+        assert np.isclose(times(widths), heads * (2 * qk + vo) + 7)
+    noise = iter(np.random.default_rng(0).random(5))
+    noisy = Times.of(Block(8, 8, 32, 32, hidden=64), lambda b: next(noise))
+    assert (np.diff([noisy({"hidden": w}) for w in range(8, 65)]) >= 0).all()
+
+
+def test_a_search_never_makes_the_measured_error_worse(folder: Path) -> None:
+    path = models.save(models.vit(), folder / "model.onnx")
+    np.save(folder / "more.npy", batches(256))
+    result = toastc.prune(path, target="macs=0.75", data=folder / "more.npy", search=0.2)
+    note = next(n for n in result.report.notes if n.startswith("search:"))
+    before, after = (float(x) for x in re.findall(r"\d+\.\d+", note))
+    assert after <= before
+    assert "128 held-out" in note
+    assert result.report.after.macs <= 0.75 * result.report.before.macs
+    assert result.moments is not None
+    assert result.moments.images == 128
+    with pytest.raises(ToastcError, match="search"):
+        toastc.prune(path, target="macs=0.75", recipe="magnitude", search=1.0)

@@ -31,6 +31,8 @@ def prune(
     images: int | None = None,
     preprocess: Preprocess | None = None,
     moments: Moments | str | Path | None = None,
+    search: float | None = None,
+    batch: int = 1,
     provider: str = "cpu",
     recipe: str = "default",
     passes: str | None = None,
@@ -50,6 +52,8 @@ def prune(
     `model` is a path to an ONNX file, an onnx ModelProto, an onnx_ir Model, an onnx_graphsurgeon Graph, or a
     torch nn.Module / ExportedProgram. Instead of ratios, `target="macs=0.6"` keeps that share of the MACs, and
     `plan` replays a plan. `passes` spells a pipeline instead of a named recipe: `score-weights{by=l1},plan-ratios`.
+    With `search=5.0` the widths are refined for five minutes by the measured error of the pruned model. `target` may be
+    `latency=0.6`: of the time of one batch of `batch` on this machine.
     `output`, `plan_out` and `report_out` are files to write the model, the plan and the report's page to.
     """
     from .compile_onnx import Request
@@ -65,7 +69,7 @@ def prune(
         Plan.load(Path(plan)) if isinstance(plan, str | Path) else plan,
         passes or recipe, parse_passes(passes) if passes else None,
         seed, verify, dry_run, data, {"limit": images, "preprocess": preprocess},
-        Moments.load(Path(moments)) if isinstance(moments, str | Path) else moments, provider,
+        Moments.load(Path(moments)) if isinstance(moments, str | Path) else moments, search, batch, provider,
     )  # fmt: skip
     by_products = [Path(p) for p in (plan_out, report_out, moments_out, ratios_out) if p is not None]
     targets = by_products if output is None else [Path(output), Path(f"{output}.data"), *by_products]

@@ -78,8 +78,10 @@ def parser_for(command: str) -> Parser:
         p.add_argument("-o", "--output", type=Path, metavar="OUT.onnx", help="where to write the smaller model")
         what = p.add_mutually_exclusive_group(required=True)
         what.add_argument("--ratios", type=Path, metavar="R.json", help="how much of every coupling to remove")
-        what.add_argument("--target", metavar="macs=0.6", help="share of the MACs (or params) to keep")
+        what.add_argument("--target", metavar="macs=0.6", help="share of the MACs (or params, or latency) to keep")
         what.add_argument("--plan", type=Path, metavar="P.safetensors", help="replay a plan written by --plan-out")
+        p.add_argument("--batch", type=counted, default=1, metavar="N", help="the batch size of a latency target (1)")
+        p.add_argument("--search", type=duration, metavar="MINUTES", help="refine the widths by measuring the pruned model")
         data = p.add_argument_group(
             "calibration data", "what the model does on it decides what stays, and makes up for what goes"
         )
@@ -247,6 +249,7 @@ def run_prune(args: argparse.Namespace) -> int:
             output=args.output, plan_out=args.plan_out, report_out=args.report, seed=args.seed, verify=not args.no_verify,
             dry_run=args.dry_run, tell=tell, data=args.calibrate, images=args.images, preprocess=preprocess_of(args),
             moments=args.moments, moments_out=args.moments_out, ratios_out=args.ratios_out, provider=args.provider,
+            search=args.search, batch=args.batch,
         )  # fmt: skip
     from .report.terminal import print_report
 

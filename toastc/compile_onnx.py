@@ -23,6 +23,8 @@ from .report.data import Report, Size, coupling_rows
 from .result import Result
 from .sites import Reject
 
+HELD_OUT = 4  # batches that a search is judged by
+
 
 @dataclass(frozen=True)
 class Request:
@@ -39,16 +41,19 @@ class Request:
     data: Any = None  # what to calibrate on
     options: Mapping[str, Any] = field(default_factory=dict)  # of the data: limit, batch, preprocess
     moments: Moments | None = None
+    search: float | None = None  # minutes
+    batch: int = 1  # of a latency
     provider: str = "cpu"  # where an ONNX model is watched
 
 
 def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[State, dict[str, float]]:
     """Run matching, scoring and planning; or matching alone where a plan is given."""
-    from .passes import recipe
+    from .passes import recipe, tuned
 
     inputs = state.graph.input_sizes()
     data = request.data is not None or request.moments is not None
-    first, *rest = request.passes or recipe(request.recipe, data, Synthetic.fits(inputs))
+    first, *rest = tuned(request.passes or recipe(request.recipe, data, Synthetic.fits(inputs)), request.search, request.batch)
+    state = replace(state, held_out=0 if request.search is None else HELD_OUT)
     state = replace(state, seed=request.seed, moments=request.moments, target=request.target, tell=tell)
     if request.data is not None:
         state = replace(state, data=open_data(request.data, inputs, seed=request.seed, **request.options))

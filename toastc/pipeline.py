@@ -53,6 +53,7 @@ class State:
     notes: tuple[str, ...] = ()
     seed: int = 0
     tell: Tell = silent
+    held_out: int = 0  # batches of the data that are not measured, so that a search can be judged by them
     workers: Workers = field(default_factory=Workers)
 
     def coupling(self, name: str) -> Coupling:
