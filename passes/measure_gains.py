@@ -44,7 +44,7 @@ class MeasureGains:
         for n in state.workers.own(range(len(names))):
             name, tap = names[n], taps[n]
             assert tap is not None
-            state.tell(self.name, n / len(names))
+            state.tell(self.name, (n + 1) / len(names))
             coupling, loss = state.coupling(name), state.losses[name]
             width = max(1, round(self.at * coupling.width))
             choice, far = loss.choose(width, range(coupling.groups)), 0.0

@@ -67,7 +67,7 @@ class RefitConsumers:
         rng, choices = np.random.default_rng(state.seed), dict(state.plan.choices)
         stages = state.graph.stages([v for v, _ in where])
         for number, ((value, job), stage) in enumerate(zip(where, stages, strict=False)):
-            state.tell(self.name, number / len(where))
+            state.tell(self.name, (number + 1) / len(where))
             if not number:
                 fits = fitting(stage(dense[0]))
                 dense, pruned = dense[:fits], pruned[:fits]

@@ -37,7 +37,7 @@ class TimeBlocks:
         times = {}
         for number, site in enumerate(state.sites):
             block = block_of(state.graph, site, self.batch)
-            state.tell(self.name, number / len(state.sites))
+            state.tell(self.name, (number + 1) / len(state.sites))
             if block not in known:
                 known[block] = Times.of(block, state.graph.stopwatch)
             times[site.name] = known[block]

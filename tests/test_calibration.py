@@ -165,3 +165,11 @@ def test_processes_read_together_what_one_reads(tmp_path: Path) -> None:
         both = np.concatenate([b["image"] for part in parts for b in part])
         assert len(whole) == 9
         assert sorted(map(float, both.sum(axis=(1, 2, 3)))) == sorted(map(float, whole.sum(axis=(1, 2, 3))))
+
+
+def test_a_timm_model_brings_its_preprocessing(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=16, depth=1, num_classes=3).eval()
+    folder = photos(tmp_path / "photos", 4)
+    result = toastc.prune(model, {"ffn": 0.5}, data=folder)
+    assert any("mean (0.5, 0.5, 0.5)" in note and "crop 0.9" in note for note in result.report.notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+from .calibration import Preprocess
 from .compile_onnx import Request, choose
 from .cost import saved_macs, saved_params
 from .errors import ToastcError, VerificationFailed
@@ -81,6 +83,9 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
     exporting = time.perf_counter() - clock
     macs = graph.totals()[0]
     before = size_of(gm, macs)
+    if request.options.get("preprocess") is None:
+        own = Preprocess.of(getattr(model, "pretrained_cfg", None))
+        request = replace(request, options={**request.options, "preprocess": own})
     state, seconds = choose(State(graph, request.ratios), request, macs, tell)
     seconds = {"export": exporting} | seconds
     sites, plan, rows, rejects = state.sites, state.plan, coupling_rows(state.sites, state.plan), state.rejects

@@ -56,6 +56,13 @@ class Preprocess:
         array = np.asarray(image, np.float32).reshape(self.size, self.size, len(self.mean)) / 255
         return ((array - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)).transpose(2, 0, 1)
 
+    @staticmethod
+    def of(config: Any) -> Preprocess | None:
+        """As a model's own configuration says (timm's `pretrained_cfg`); None if it has none."""
+        if not isinstance(config, Mapping) or "mean" not in config or "std" not in config:
+            return None
+        return Preprocess(crop=float(config.get("crop_pct") or 0.875), mean=tuple(config["mean"]), std=tuple(config["std"]))
+
     def __str__(self) -> str:
         return f"size {self.size}, crop {self.crop:g}, mean {self.mean}, std {self.std}"
 
