@@ -7,8 +7,8 @@ tokens are taken, at random, as keep the products within `share` of the model's 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from toastc.pipeline import State
 from .match.taps import taps_of
 
 LEAST_IMAGES = 64
+WATCHED = 256 << 20  # bytes of tensors in view at one time
 ENOUGH = 2e13  # MACs spent on synthetic images; large models get fewer
 
 
@@ -56,35 +57,37 @@ class CollectMoments:
             groups, width, copies = taps[key].index.shape
             moments.note(key, Sums.none(groups, width * copies, key.endswith("/out")))
         data = state.data.part(workers.rank, workers.count)
-        part: float | None = None
+        part, pieces = self.part(state), self.inputs_at_a_time(state)
         for number, batch in enumerate(data):
             if number * workers.count + workers.rank < state.held_out:
                 continue
-            _, watched = probe(batch)
-            rows = {key: taps[key].rows(array) for key, array in zip(keys, watched, strict=True)}
-            count = len(next(iter(batch.values())))
-            if part is None:
-                part = self.part(rows, state.graph.totals()[0] * count)
             rng = np.random.default_rng([state.seed, number * workers.count + workers.rank])
-            for key, own in rows.items():
-                together = key.endswith("/out")
-                moments.note(key, checked(Sums.of(sampled(own, part, rng) if together else own, together), key))
+            count = len(next(iter(batch.values())))
+            for start in range(0, count, pieces):
+                _, watched = probe({name: array[start : start + pieces] for name, array in batch.items()})
+                for key, array in zip(keys, watched, strict=True):
+                    moments.note(key, checked(Sums.of(taps[key].rows(array, part, rng), key.endswith("/out")), key))
             moments.images += count
             if data.size:
                 state.tell(self.name, moments.images * workers.count / data.size)
         return moments.gathered(workers), data.notes
 
-    def part(self, rows: dict[str, Any], macs: int) -> float:
+    def part(self, state: State) -> float:
         """The share of the tokens whose outer products may be taken."""
-        cost = sum(r.shape[0] * (r.shape[1] * r.shape[2]) ** 2 for key, r in rows.items() if key.endswith("/out"))
-        return min(1.0, self.share * macs / max(cost, 1))
+        cost = 0
+        for key, tap in state.taps.items():
+            groups, width, copies = tap.index.shape
+            rows = math.prod(state.graph.shape(tap.value)) // tap.index.size
+            cost += rows * groups * (width * copies) ** 2 * (groups if key.endswith("/out") else 1)
+        return min(1.0, self.share * state.graph.totals()[0] * state.graph.batch / max(cost, 1))
 
-
-def sampled(rows: Any, part: float, rng: np.random.Generator) -> Any:
-    if part >= 1:
-        return rows
-    count = max(1, round(part * rows.shape[0]))
-    return rows[np.sort(rng.choice(rows.shape[0], count, replace=False))]
+    @staticmethod
+    def inputs_at_a_time(state: State) -> int:
+        """As many as keep what is watched within bounds; all of a batch where the model takes no other size."""
+        if any(sizes and sizes[0] is not None for sizes in state.graph.input_sizes().values()):
+            return 1 << 30
+        each = sum(4 * math.prod(state.graph.shape(v)) for v in {tap.value for tap in state.taps.values()}) // state.graph.batch
+        return max(1, WATCHED // max(each, 1))
 
 
 def checked(sums: Sums, key: str) -> Sums:

@@ -7,6 +7,7 @@ the outputs are compared with the undisturbed ones. One session serves all of th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from toastc.calibration.taps import Tap
 from toastc.pipeline import State
 
 from .simulate import residual
+
+HELD = 1 << 30  # bytes of tensors of the undisturbed model that are kept at one time
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class MeasureGains:
     def __call__(self, state: State) -> State:
         if state.data is None or not (state.target is not None or self.always) or state.gains:
             return state
-        batches = first(state.data, self.images)
+        batches = few(state, self.images)
         names = [n for n in state.losses if self.tap_of(state, n) is not None]
         taps = [self.tap_of(state, n) for n in names]
         values = list(dict.fromkeys(t.value for t in taps if t is not None))
@@ -61,6 +64,20 @@ class MeasureGains:
     @staticmethod
     def tap_of(state: State, name: str) -> Tap | None:
         return state.taps.get(f"{name}/q") or state.taps.get(f"{name}/out")
+
+
+def few(state: State, count: int) -> list[dict[str, np.ndarray]]:
+    """So many inputs, or fewer where the tensors of all taps would not fit."""
+    graph = state.graph
+    each = sum(4 * math.prod(graph.shape(v)) for v in {tap.value for tap in state.taps.values()}) // graph.batch
+    count = max(1, min(count, HELD // max(each, 1)))
+    batches = first(state.data, count)
+    if any(sizes and sizes[0] is not None for sizes in graph.input_sizes().values()):
+        return batches
+    over = sum(len(next(iter(b.values()))) for b in batches) - count
+    if over > 0:
+        batches[-1] = {name: array[: len(array) - over] for name, array in batches[-1].items()}
+    return batches
 
 
 def tempered(gains: np.ndarray, whole: np.ndarray, power: float) -> np.ndarray:

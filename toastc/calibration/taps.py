@@ -30,14 +30,17 @@ class Tap:
     def copies(self) -> int:
         return int(self.index.shape[2])
 
-    def rows(self, array: Any) -> Any:
-        """[samples, groups, width * copies], keys less their mean."""
+    def rows(self, array: Any, part: float = 1.0, rng: np.random.Generator | None = None) -> Any:
+        """[samples, groups, width * copies], keys less their mean; of a random part of the tokens, if that is wanted."""
         xp = array_namespace(array)
-        if array.dtype not in (xp.float32, xp.float64):
-            array = xp.astype(array, xp.float32)  # squares of half floats overflow
-        if self.tokens is not None:
-            array = array - xp.mean(array, axis=self.tokens, keepdims=True)
         others = [i for i in range(array.ndim) if i not in self.axes]
+        mean = None if self.tokens is None else widened(xp.mean(array, axis=self.tokens, keepdims=True))
+        if part < 1 and rng is not None:
+            axis = others[-1] if self.tokens is None else self.tokens
+            count = math.ceil(part * array.shape[axis])
+            kept = np.sort(rng.choice(array.shape[axis], count, replace=False))
+            array = xp.take(array, xp.asarray(kept, device=device(array)), axis=axis)
+        array = widened(array) if mean is None else widened(array) - mean
         flat = xp.reshape(xp.permute_dims(array, (*others, *self.axes)), (-1, math.prod(array.shape[a] for a in self.axes)))
         if self.plus is not None:
             flat = flat + xp.asarray(self.plus, dtype=flat.dtype, device=device(flat))
@@ -56,3 +59,9 @@ class Tap:
         flat = xp.zeros((math.prod(shape[: len(others)]), math.prod(shape[len(others) :])), dtype=like.dtype, device=where)
         flat[:, xp.asarray(self.index.ravel(), device=where)] = xp.astype(xp.reshape(rows, (flat.shape[0], -1)), like.dtype)
         return xp.permute_dims(xp.reshape(flat, shape), tuple(int(i) for i in np.argsort(order)))
+
+
+def widened(array: Any) -> Any:
+    """In float32 at least: squares of half floats overflow."""
+    xp = array_namespace(array)
+    return array if array.dtype in (xp.float32, xp.float64) else xp.astype(array, xp.float32)

@@ -84,6 +84,7 @@ class Probe(Protocol):
 class Graph(Protocol):
     ops: list[Op]
     outputs: frozenset[Any]
+    batch: int  # of the shapes
 
     # reading
     def shape(self, value: Value) -> tuple[int, ...]: ...
