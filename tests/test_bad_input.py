@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -582,7 +583,8 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
 
 def start(slow: list[object], out: Path, *more: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "toastc", *map(str, slow), "-o", str(out), *map(str, more)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whatever started the tests may have silenced it
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
 
 def check_stopped(process: subprocess.Popen[str], number: int, out: Path, temp: Path) -> str:
