@@ -67,7 +67,7 @@ class AllocateWidths:
             for item, at in zip(items, chosen, strict=True)
             for name, width in item.widths[at].items()
         }
-        return replace(state, widths={n: w for n, w in widths.items() if w < state.coupling(n).width})
+        return replace(state, widths={n: w for n, w in widths.items() if w < state.coupling(n).width}, allocate=self)
 
     def items(self, state: State, site: Site) -> Iterator[Item]:
         """One for each coupling; one for both of an attention where whole heads may go as well, or time is what counts."""

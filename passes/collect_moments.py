@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from toastc.calibration.data import fixed_batch
 from toastc.calibration.moments import Moments, Sums
 from toastc.calibration.synthetic import Synthetic
 from toastc.calibration.taps import Tap
@@ -84,10 +85,7 @@ class CollectMoments:
     @staticmethod
     def inputs_at_a_time(state: State) -> int:
         """As many as keep what is watched within bounds; all of a batch where the model takes no other size."""
-        if any(sizes and sizes[0] is not None for sizes in state.graph.input_sizes().values()):
-            return 1 << 30
-        each = sum(4 * math.prod(state.graph.shape(v)) for v in {tap.value for tap in state.taps.values()}) // state.graph.batch
-        return max(1, WATCHED // max(each, 1))
+        return fixed_batch(state.graph.input_sizes()) or max(1, WATCHED // state.watched_bytes)
 
 
 def checked(sums: Sums, key: str) -> Sums:

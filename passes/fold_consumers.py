@@ -37,13 +37,11 @@ class FoldConsumers:
     def __call__(self, state: State) -> State:
         choices: dict[str, Choice] = dict(state.plan.choices)
         for site in state.sites:
-            heads = state.plan.get(site.name, "heads")
             for coupling in site.couplings:
                 choice = state.plan.get(site.name, coupling.name)
                 if isinstance(choice, Keep) and choice.exact:
-                    groups = range(coupling.groups) if heads is None or site.kind == "ffn" else heads.index[0].tolist()
                     name = f"{site.name}.{coupling.name}"
-                    choices[name] = self.fold(state, name, coupling, choice, groups)
+                    choices[name] = self.fold(state, name, coupling, choice, state.plan.groups(site.name, coupling))
         return replace(state, plan=Plan(choices))
 
     def fold(self, state: State, name: str, coupling: Coupling, choice: Keep, groups: Sequence[int]) -> Keep:

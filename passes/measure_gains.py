@@ -7,13 +7,12 @@ the outputs are compared with the undisturbed ones. One session serves all of th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from toastc.calibration.data import as_array
+from toastc.calibration.data import as_array, fixed_batch
 from toastc.calibration.taps import Tap
 from toastc.pipeline import State
 
@@ -68,11 +67,9 @@ class MeasureGains:
 
 def few(state: State, count: int) -> list[dict[str, np.ndarray]]:
     """So many inputs, or fewer where the tensors of all taps would not fit."""
-    graph = state.graph
-    each = sum(4 * math.prod(graph.shape(v)) for v in {tap.value for tap in state.taps.values()}) // graph.batch
-    count = max(1, min(count, HELD // max(each, 1)))
+    count = max(1, min(count, HELD // state.watched_bytes))
     batches = first(state.data, count)
-    if any(sizes and sizes[0] is not None for sizes in graph.input_sizes().values()):
+    if fixed_batch(state.graph.input_sizes()) is not None:
         return batches
     over = sum(len(next(iter(b.values()))) for b in batches) - count
     if over > 0:

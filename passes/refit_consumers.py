@@ -94,20 +94,18 @@ def fitting(live: Live) -> int:
 
 def jobs_of(state: State) -> Iterator[Job]:
     for site in state.sites:
-        heads = state.plan.get(site.name, "heads")
         for coupling in site.couplings:
             name = f"{site.name}.{coupling.name}"
             choice = state.plan.get(site.name, coupling.name)
             tap = state.taps.get(f"{name}/q") or state.taps.get(f"{name}/out")
             if choice is None or tap is None:
                 continue
-            groups = range(coupling.groups) if heads is None or coupling.name == "hidden" else heads.index[0].tolist()
             consumers = [m for m in coupling.members if m.role == "out"]
             stream = weight = None
             if len(consumers) == 1 and tap.copies == 1 and not choice.exact:
                 weight = columns(state.graph, consumers[0])
                 stream = stream_behind(state.graph, consumers[0].operand[0])  # type: ignore[index]
-            yield Job(name, tap, choice, groups, weight, stream)
+            yield Job(name, tap, choice, state.plan.groups(site.name, coupling), weight, stream)
 
 
 def stream_behind(graph: Graph, op: Op) -> Value | None:
@@ -160,16 +158,12 @@ def refitted(job: Job, value: Value, dense: list[Live], pruned: list[Live], kept
     gain = gain_of(job, dense[0], value)
     if gain is None:
         return job.choice
-    own = cross = missing = None
+    own, cross, missing = Sums.none(1, kept[0].shape[1], True), 0.0, 0.0
     for rows, whole, cut in zip(kept, dense, pruned, strict=True):
         error = flat(whole[value]) - flat(cut[value])
-        sums = Sums.of(rows[:, None, :], True)
-        own, cross, missing = (
-            (sums, (error.T @ rows).astype(np.float64), error.sum(axis=0, dtype=np.float64))
-            if own is None
-            else (own + sums, cross + error.T @ rows, missing + error.sum(axis=0, dtype=np.float64))
-        )
-    assert own is not None
+        own += Sums.of(rows[:, None, :], True)
+        cross = cross + (error.T @ rows).astype(np.float64)
+        missing = missing + error.sum(axis=0, dtype=np.float64)
     mean, off = own.mean.ravel(), missing / own.count
     slope = fitted(cross / own.count - np.outer(off, mean), shrunken(own))  # [out, kept]
     weight = job.weight

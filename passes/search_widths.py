@@ -19,7 +19,6 @@ from toastc.graphs import Live, Stage, Value
 from toastc.pipeline import State
 from toastc.plan import Choice
 
-from .allocate_widths import AllocateWidths
 from .measure_gains import MeasureGains, first, size
 from .simulate import residual
 
@@ -34,8 +33,9 @@ class SearchWidths:
     name = "search-widths"
 
     def __call__(self, state: State) -> State:
-        if state.target is None or state.data is None or not state.losses:
+        if state.allocate is None or state.data is None:
             return state
+        allocate = state.allocate
         end, begun = time.monotonic() + 60 * self.minutes, time.monotonic()
         model = Simulation(state, first(state.data, self.images)[: state.held_out or None])
         best, rounds = model.error(state), 0
@@ -50,7 +50,7 @@ class SearchWidths:
                 gains[name] = self.corrected(state, model, name, best)
             for power in (1.0, 0.5, 0.25):  # all the way, or part of it
                 part = {n: state.gains[n] ** (1 - power) * gains[n] ** power for n in state.gains}
-                tried = AllocateWidths()(replace(state, gains=part))
+                tried = allocate(replace(state, gains=part))
                 error = model.error(tried)
                 if error < best:
                     break

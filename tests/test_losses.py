@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 
 import toastc
-from toastc.calibration import Moments, Sums
+from toastc.calibration import Moments, Sums, open_data
+from toastc.cost import Target, every
 from toastc.errors import ToastcError
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.latency import Block, Times
-from toastc.passes import AllocateWidths, AnalyseLosses, CollectMoments, MatchSites
+from toastc.passes import AllocateWidths, AnalyseLosses, CollectMoments, MatchSites, TimeBlocks
 from toastc.passes.losses import eliminate, energy, ranked, roots, turned_products, turned_values
 from toastc.passes.simulate import remade
 from toastc.pipeline import State, run
@@ -252,13 +254,8 @@ def test_synthetic_images_need_no_data(folder: Path) -> None:
 def test_the_knapsack_takes_what_is_cheap_to_lose(folder: Path) -> None:
     path = models.save(models.vit(), folder / "model.onnx")
     graph = OnnxGraph(load_model(path))
-    from toastc.calibration import open_data
-    from toastc.cost import Target
-
     state = State(graph, target=Target("macs", 0.7), data=open_data(folder / "data.npy", graph.input_sizes()))
     state, _ = run([MatchSites(), CollectMoments(), AnalyseLosses()], state)
-    from dataclasses import replace
-
     dear = {name: 1e6 if name.startswith("blocks.0.") else 1.0 for name in state.losses}
     widths = AllocateWidths(4)(replace(state, gains=dear)).widths
     assert not any(name.startswith("blocks.0.") for name in widths)
@@ -278,11 +275,25 @@ def test_a_head_that_says_nothing_goes_whole(folder: Path) -> None:
 
 
 def test_a_latency_is_spread_by_what_was_timed(folder: Path) -> None:
+    """Half way to the fastest that the times allow, whatever the clock said."""
     path = models.save(models.vit(), folder / "model.onnx")
-    result = toastc.prune(path, target="latency=0.8", batch=4, data=folder / "data.npy")
-    assert any("ms at batch 4" in note for note in result.report.notes)
-    assert result.report.after.macs < result.report.before.macs
-    assert result.report.verified["ok"]  # type: ignore[index]
+    graph = OnnxGraph(load_model(path))
+    data = open_data(folder / "data.npy", graph.input_sizes())
+    state = State(graph, target=Target("latency", 0.5), data=data)
+    state, _ = run([MatchSites(), CollectMoments(), AnalyseLosses(), TimeBlocks(batch=4)], state)
+    assert any("ms at batch 4" in note for note in state.notes)
+
+    def taken(state: State) -> float:
+        widths = {s.name: {c.name: state.widths.get(f"{s.name}.{c.name}", c.width) for c in every(s)} for s in state.sites}
+        return state.total_time + sum(state.times[s](w) - state.times[s]({}) for s, w in widths.items())
+
+    narrow = {"heads": 1, "qk": 8, "vo": 8, "hidden": 8}
+    least = 1 + sum(state.times[s.name](narrow) - state.times[s.name]({}) for s in state.sites) / state.total_time
+    made = AllocateWidths()(replace(state, target=Target("latency", (1 + least) / 2)))
+    assert made.widths
+    assert taken(made) <= (1 + least) / 2 * state.total_time * (1 + 1e-9)
+    with pytest.raises(ToastcError, match="smallest is latency="):
+        AllocateWidths()(replace(state, target=Target("latency", least / 2)))
     with pytest.raises(ToastcError, match="latency"):
         toastc.prune(path, target="latency=0.8", recipe="magnitude")
 

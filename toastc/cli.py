@@ -9,182 +9,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from . import __version__
+from .arguments import parser_for, say
 from .errors import ToastcError
-
-PRUNE_HELP = """Make a Vision Transformer smaller without retraining.
-
-  toastc MODEL.onnx -o OUT.onnx --ratios r.json     prune by a ratio file and prove the result
-  toastc MODEL.onnx -o OUT.onnx --target macs=0.6 --calibrate photos/
-                                                    keep 60 % of the MACs, where it hurts least
-  toastc inspect MODEL.onnx                         what can be shrunk, and why the rest can not
-  toastc verify DENSE.onnx PRUNED.onnx              pad the pruned weights back and compare
-  toastc bench DENSE.onnx PRUNED.onnx --batch 1,8   time both, taking turns
-"""
-
-RATIOS_HELP = """example ratio file (every number is the fraction removed):
-  {"attention": {"qk": 0.5, "vo": 0.5, "heads": 0.0}, "ffn": 0.5, "sites": {"blocks.0.*": 0}, "round_to": 8}
-
-exit: 0 done and verified; 1 verification failed, or nothing could be pruned; 2 bad usage or bad input; 130 interrupted
-"""
-
-
-CALIBRATE_HELP = """Measure a model on calibration data once, for any number of budgets.
-
-  toastc calibrate MODEL.onnx photos/ -o m.safetensors
-  torchrun --nproc-per-node 4 -m toastc.calibrate MODEL.onnx photos/ -o m.safetensors    the same, shared by 4 processes
-  toastc MODEL.onnx -o OUT.onnx --target macs=0.6 --moments m.safetensors
-"""
-DATA_HELP = "a folder of images, or .npy, .npz, .safetensors of ready inputs"
-
-
-def add_data_options(group: Any) -> None:
-    group.add_argument("--images", type=counted, metavar="N", help="use that many of them (default: all)")
-    group.add_argument("--size", type=counted, help="images: pixels a side (default: the model's, else 224)")
-    group.add_argument("--crop", type=share, default=0.875, help="images: the middle share that is kept (0.875)")
-    group.add_argument("--mean", type=numbers, metavar="R,G,B", help="images: ImageNet's by default")
-    group.add_argument("--std", type=numbers, metavar="R,G,B")
-    group.add_argument(
-        "--provider", choices=("cpu", "cuda"), default="cpu", help="where the model runs while it is watched (cpu)"
-    )
-
-
-def preprocess_of(args: argparse.Namespace) -> Any:
-    from .calibration import Preprocess
-
-    return Preprocess(**{k: getattr(args, k) for k in ("size", "crop", "mean", "std") if getattr(args, k) is not None})
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        say(f"{message} (see {self.prog} --help)")
-        raise SystemExit(2)
-
-
-def say(message: str) -> None:
-    """One line on stderr, whatever is in the names it speaks of."""
-    line = " ".join(message.split())
-    print("toastc: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
-
-
-def parser_for(command: str) -> Parser:
-    raw = argparse.RawDescriptionHelpFormatter
-    if command == "prune":
-        p = Parser("toastc", description=PRUNE_HELP, epilog=RATIOS_HELP, formatter_class=raw)
-        p.add_argument("--version", action="version", version=f"toastc {__version__}")
-        p.add_argument("model", type=Path, metavar="MODEL.onnx")
-        p.add_argument("-o", "--output", type=Path, metavar="OUT.onnx", help="where to write the smaller model")
-        what = p.add_mutually_exclusive_group(required=True)
-        what.add_argument("--ratios", type=Path, metavar="R.json", help="how much of every coupling to remove")
-        what.add_argument("--target", metavar="macs=0.6", help="share of the MACs (or params, or latency) to keep")
-        what.add_argument("--plan", type=Path, metavar="P.safetensors", help="replay a plan written by --plan-out")
-        p.add_argument("--batch", type=counted, default=1, metavar="N", help="the batch size of a latency target (1)")
-        p.add_argument("--search", type=duration, metavar="MINUTES", help="refine the widths by measuring the pruned model")
-        data = p.add_argument_group(
-            "calibration data", "what the model does on it decides what stays, and makes up for what goes"
-        )
-        data.add_argument("--calibrate", metavar="DATA", help=DATA_HELP)
-        add_data_options(data)
-        data.add_argument("--moments", type=Path, metavar="M.safetensors", help="instead of data: what --moments-out wrote")
-        data.add_argument("--moments-out", type=Path, metavar="M.safetensors", help="also save what was measured")
-        p.add_argument("--ratios-out", type=Path, metavar="R.json", help="also save the ratios that were chosen")
-        p.add_argument("--recipe", default="default", metavar="NAME", help="default, synthetic (no data needed), magnitude, ...")
-        p.add_argument("--passes", metavar="P,Q", help='spell the recipe: "score-weights{by=geometric-median},plan-ratios"')
-        p.add_argument("--plan-out", type=Path, metavar="P.safetensors", help="also save the plan")
-        p.add_argument("--report", type=Path, metavar="OUT.html", help="also save the report as a page")
-        p.add_argument("--dry-run", action="store_true", help="plan and report, write nothing")
-        p.add_argument("--no-verify", action="store_true", help="skip the proof")
-    elif command == "calibrate":
-        p = Parser("toastc calibrate", description=CALIBRATE_HELP, formatter_class=raw)
-        p.add_argument("model", type=Path, metavar="MODEL.onnx")
-        p.add_argument("data", metavar="DATA", help=DATA_HELP)
-        p.add_argument(
-            "-o", "--output", type=Path, metavar="M.safetensors", required=True, help="where to save what was measured"
-        )
-        add_data_options(p)
-    elif command == "inspect":
-        p = Parser(
-            "toastc inspect",
-            description="Show every attention and FFN, and what can be cut.",
-            formatter_class=raw,
-            epilog="example: toastc inspect model.onnx --json",
-        )
-        p.add_argument("model", type=Path, metavar="MODEL.onnx")
-    elif command == "verify":
-        p = Parser(
-            "toastc verify",
-            description="Zero-fill the pruned weights to their original shapes, run them in the dense graph, compare.",
-            formatter_class=raw,
-            epilog="example: toastc verify dense.onnx pruned.onnx",
-        )
-        p.add_argument("dense", type=Path, metavar="DENSE.onnx")
-        p.add_argument("pruned", type=Path, metavar="PRUNED.onnx")
-    else:
-        p = Parser(
-            "toastc bench",
-            description="Time two models on ONNX Runtime, taking turns.",
-            formatter_class=raw,
-            epilog="example: toastc bench dense.onnx pruned.onnx --batch 1,8,64",
-        )
-        p.add_argument("dense", type=Path, metavar="DENSE.onnx")
-        p.add_argument("pruned", type=Path, metavar="PRUNED.onnx")
-        p.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
-        p.add_argument("--batch", type=batch_sizes, default=(1, 8), metavar="1,8,64")
-        p.add_argument("--threads", type=whole, default=0, help="0: as many as ONNX Runtime likes")
-        p.add_argument("--seconds", type=duration, default=3.0, help="time spent on each batch size")
-    if command in ("prune", "calibrate", "verify"):
-        p.add_argument("--seed", type=whole, default=0)
-    p.add_argument("--json", action="store_true", help="the result as JSON on stdout")
-    p.add_argument("--quiet", action="store_true", help="no progress, no tables")
-    return p
-
-
-def batch_sizes(text: str) -> tuple[int, ...]:
-    sizes = tuple(int(part) for part in text.split(","))
-    if not sizes or min(sizes) < 1:
-        raise ValueError(text)
-    return sizes
-
-
-def whole(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
-    return number
-
-
-def counted(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
-def share(text: str) -> float:
-    number = float(text)
-    if not 0 < number <= 1:
-        raise ValueError(text)
-    return number
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    return tuple(duration(part) for part in text.split(","))
-
-
-def duration(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise ValueError(text)
-    return number
-
-
-for kind, word in {
-    whole: "whole number", counted: "whole number from 1", share: "number in (0, 1]", numbers: "list of numbers",
-    duration: "number of seconds", batch_sizes: "list of batch sizes",
-}.items():  # fmt: skip
-    kind.__name__ = word  # argparse says "invalid whole number value"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -235,6 +63,12 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def preprocess_of(args: argparse.Namespace) -> Any:
+    from .calibration import Preprocess
+
+    return Preprocess(**{k: getattr(args, k) for k in ("size", "crop", "mean", "std") if getattr(args, k) is not None})
 
 
 def run_prune(args: argparse.Namespace) -> int:

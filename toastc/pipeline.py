@@ -6,6 +6,7 @@ and its docstring's first line is its help.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,7 @@ class State:
     gains: Mapping[str, float] = field(default_factory=dict)
     scores: dict[str, np.ndarray] = field(default_factory=dict)
     widths: Mapping[str, int] = field(default_factory=dict)
+    allocate: Callable[[State], State] | None = None  # the pass that set them
     times: Mapping[str, Times] = field(default_factory=dict)  # by site, where the target is a latency
     total_time: float = 0.0
     plan: Plan = field(default_factory=Plan)
@@ -55,6 +57,12 @@ class State:
     tell: Tell = silent
     held_out: int = 0  # batches of the data that are not measured, so that a search can be judged by them
     workers: Workers = field(default_factory=Workers)
+
+    @property
+    def watched_bytes(self) -> int:
+        """What the taps of one input take."""
+        shapes = [self.graph.shape(value) for value in {tap.value for tap in self.taps.values()}]
+        return max(1, sum(4 * math.prod(shape) for shape in shapes) // self.graph.batch)
 
     def coupling(self, name: str) -> Coupling:
         site, _, own = name.rpartition(".")

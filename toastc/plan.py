@@ -130,6 +130,11 @@ class Plan:
     def get(self, site: str, coupling: str) -> Choice | None:
         return self.choices.get(f"{site}.{coupling}")
 
+    def groups(self, site: str, coupling: Coupling) -> list[int]:
+        """The groups of a coupling that stay: those whose heads do."""
+        heads = self.get(site, "heads") if coupling.name in ("qk", "vo") else None
+        return list(range(coupling.groups)) if heads is None else [int(g) for g in heads.index[0]]
+
     def to_dict(self, indices: bool = True) -> dict[str, object]:
         """JSON: widths of every choice, and what was kept. Matrices are only in the safetensors form."""
         out: dict[str, object] = {}

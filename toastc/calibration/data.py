@@ -110,7 +110,7 @@ class Batches:
 
     def _fixed(self) -> int | None:
         """The batch size that the model was exported with, if it takes no other."""
-        return next((sizes[0] for sizes in self.inputs.values() if sizes and sizes[0] is not None), None)
+        return fixed_batch(self.inputs)
 
     def _cut(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Batches of the size that the model takes; what is left over at the end goes unused."""
@@ -221,6 +221,10 @@ class Batches:
                         raise ToastcError(f"calibrate: {name} holds NaN or infinite numbers")
                     batch[name] = array.astype(self.dtype, copy=False)
             yield batch
+
+
+def fixed_batch(inputs: Mapping[str, Sequence[int | None]]) -> int | None:
+    return next((sizes[0] for sizes in inputs.values() if sizes and sizes[0] is not None), None)
 
 
 def as_array(value: Any) -> np.ndarray:

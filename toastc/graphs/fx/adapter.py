@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from ...latency import Block
-from .. import AttentionSpec, Dim, Kind, Live, Op, Stage, Value
-from .blocks import block_function, milliseconds
+from .. import AttentionSpec, Dim, Kind, Op, Value
 from .classify import (
     CREATIONS,
     NORMS,
@@ -30,8 +28,7 @@ from .classify import (
 )  # fmt: skip
 from .edit import FxEdits
 from .names import hint, module_path, owner_of
-from .probe import FxProbe, FxSlopes, placed
-from .stages import stages
+from .runs import FxRuns
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Call:
         return getattr(args[0], self.target)(*args[1:], **kwargs) if self.method else self.target(*args, **kwargs)
 
 
-class FxGraph(FxEdits):
+class FxGraph(FxEdits, FxRuns):
     """Owns `gm`. `bound` gives the tensors of placeholders that stand for parameters (Dynamo's graphs)."""
 
     def __init__(self, gm: fx.GraphModule, bound: Mapping[fx.Node, torch.Tensor] | None = None) -> None:
@@ -143,25 +140,6 @@ class FxGraph(FxEdits):
     def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]:
         free = {n: self.varies(n) for n in self.inputs}
         return {n.name: tuple(None if f else d for d, f in zip(self.shape(n), free[n], strict=True)) for n in self.inputs}
-
-    def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> FxProbe:
-        return FxProbe(self.gm, self.bound, self.inputs, watch)
-
-    def slopes(self, watch: Sequence[Value]) -> Any:
-        return FxSlopes(self.gm, self.bound, self.inputs, watch).slopes
-
-    def stopwatch(self, block: Block) -> float:
-        like = next((t for t in (*self.gm.parameters(), *self.bound.values()) if t.is_floating_point()), torch.zeros(()))
-        return milliseconds(block_function(block, like), like)
-
-    def begin(self, feed: Mapping[str, np.ndarray]) -> Live:
-        return placed(self.gm, self.bound, self.inputs, feed) | dict(self.bound)
-
-    def position(self, value: Value) -> int:
-        return list(self.gm.graph.nodes).index(value)  # type: ignore[arg-type]
-
-    def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]:
-        return stages(self.gm, cuts)
 
     def totals(self) -> tuple[int, int]:
         return sum(op.macs for op in self.ops), self.count_parameters()

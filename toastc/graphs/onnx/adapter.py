@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ...errors import ToastcError
-from ...latency import Block
-from .. import Dim, Kind, Live, Op, Stage, Value
+from .. import Dim, Kind, Op, Value
 from . import facts as facts_of
-from .blocks import block_model
 from .branches import inline_known_branches
 from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_macs, attention_spec, kind_of, product_spec, reduced_axes
 from .edit import OnnxEdits
 from .files import read_tensor
 from .names import module_path
-from .probe import OnnxProbe, kinds_of, typed
-from .stages import stages
+from .runs import OnnxRuns
 
 FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 
 
-class OnnxGraph(OnnxEdits):
+class OnnxGraph(OnnxEdits, OnnxRuns):
     """Owns `model`: the caller hands over a copy it will not use again."""
 
     def __init__(self, model: ir.Model, provider: str = "cpu") -> None:
@@ -112,28 +107,6 @@ class OnnxGraph(OnnxEdits):
     def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]:
         given = facts_of.runtime_inputs(self.model)
         return {str(v.name): tuple(d if isinstance(d, int) else None for d in v.shape or ()) for v in given}
-
-    def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> OnnxProbe:
-        return OnnxProbe(self.model, self.facts.dtypes, watch, nudge, self.provider)
-
-    def slopes(self, watch: Sequence[Value]) -> Any:
-        raise ToastcError("an ONNX file has no gradients; give the torch module, or take another score")
-
-    def stopwatch(self, block: Block) -> float:
-        from ...runtimes import ort
-
-        return ort.milliseconds(*block_model(block), self.provider)
-
-    def begin(self, feed: Mapping[str, np.ndarray]) -> Live:
-        kinds = {name: np.float32 if kind.name == "bfloat16" else kind for name, kind in kinds_of(self.model).items()}
-        given = typed(feed, kinds)
-        return {value: given[str(value.name)] for value in facts_of.runtime_inputs(self.model)}
-
-    def position(self, value: Value) -> int:
-        return self._order[value.producer()]  # type: ignore[attr-defined]
-
-    def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]:
-        return stages(self.model, self.facts.dtypes, cuts, self.provider)
 
     def totals(self) -> tuple[int, int]:
         """MACs of one sample and the number of parameters."""

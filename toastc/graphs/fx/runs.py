@@ -1,0 +1,41 @@
+"""Running side of the fx adapter: tensors in view, stretches of the graph, blocks against the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from ...latency import Block
+from .. import Live, Stage, Value
+from .blocks import block_function, milliseconds
+from .probe import FxProbe, FxSlopes, placed
+from .stages import stages
+
+
+class FxRuns:
+    gm: fx.GraphModule
+    bound: dict[fx.Node, torch.Tensor]
+    inputs: list[fx.Node]
+
+    def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> FxProbe:
+        return FxProbe(self.gm, self.bound, self.inputs, watch)
+
+    def slopes(self, watch: Sequence[Value]) -> Any:
+        return FxSlopes(self.gm, self.bound, self.inputs, watch).slopes
+
+    def stopwatch(self, block: Block) -> float:
+        like = next((t for t in (*self.gm.parameters(), *self.bound.values()) if t.is_floating_point()), torch.zeros(()))
+        return milliseconds(block_function(block, like), like)
+
+    def begin(self, feed: Mapping[str, np.ndarray]) -> Live:
+        return placed(self.gm, self.bound, self.inputs, feed) | dict(self.bound)
+
+    def position(self, value: Value) -> int:
+        return list(self.gm.graph.nodes).index(value)  # type: ignore[arg-type]
+
+    def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]:
+        return stages(self.gm, cuts)
