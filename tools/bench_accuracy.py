@@ -286,29 +286,28 @@ def main() -> int:
             print(f"--{name} {path or 'is missing'}: not here; --help says where it comes from", file=sys.stderr)
             return 2
     recipes = args.recipes or [*ALL, *(["torch-pruning"] if args.task == "cifar" else [])]
+    out = args.out or Path(__file__).parents[1] / "benchmarks" / f"accuracy-{args.task}.json"
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         task = TASKS[args.task](args, folder)
         np.save(folder / "calibration.npy", task.calibration)
         dense = outputs(task.model, task.test)
+        packages = {n: version(n) for n in ("toastc", "onnxruntime", "torch", "timm", "numpy")}
+        about = {"task": task.name, "machine": {"on": platform.platform(), "packages": packages}, "test": len(task.test)}
+        if task.labels is not None:
+            about["dense"] = float((dense.argmax(1) == task.labels).mean())
         for keep in args.macs:
             for recipe in recipes:
                 rows.append(measured(task, recipe, keep, dense, folder))
                 print(" | ".join(cells(rows[-1])), file=sys.stderr, flush=True)
+                out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")  # a long run that stops keeps its rows
     table = Table(title=f"{task.name}, {len(task.test)} test images, {len(task.calibration)} to calibrate, nothing trained")
     for heading in ("recipe", "MACs", "params", "result", "agreement", "output error", "speed-up", "seconds"):
         table.add_column(heading, justify="left" if heading == "recipe" else "right")
     for found in rows:
         table.add_row(*cells(found), end_section=found is rows[-1] or found["recipe"] == recipes[-1])
     Console(width=140, highlight=False).print(table)
-    about = {"on": platform.platform(), "packages": {n: version(n) for n in ("onnxruntime", "torch", "timm", "numpy")}}
-    accuracy = None if task.labels is None else float((dense.argmax(1) == task.labels).mean())
-    out = args.out or Path(__file__).parents[1] / "benchmarks" / f"accuracy-{args.task}.json"
-    out.write_text(
-        json.dumps({"task": task.name, "machine": about, "dense": accuracy, "test": len(task.test), "rows": rows}, indent=1)
-        + "\n"
-    )
     return 0
 
 
