@@ -15,16 +15,20 @@ from .allocate_widths import AllocateWidths
 from .analyse_losses import AnalyseLosses
 from .assume_white import AssumeWhite
 from .collect_moments import CollectMoments
+from .fold_biases import FoldBiases
 from .fold_consumers import FoldConsumers
 from .match import MatchSites
 from .measure_gains import MeasureGains
 from .plan_losses import PlanLosses
 from .plan_ratios import PlanRatios
+from .plan_selections import PlanSelections
 from .refit_consumers import RefitConsumers
 from .score_moments import ScoreMoments
 from .score_taylor import ScoreTaylor
+from .score_tokens import ScoreTokens
 from .score_weights import ScoreWeights
 from .search_widths import SearchWidths
+from .share_scores import ShareScores
 from .shrink import Shrink
 from .spelling import parse_passes
 from .time_blocks import TimeBlocks
@@ -35,11 +39,22 @@ MAGNITUDE: tuple[Pass, ...] = (MatchSites(), ScoreWeights(by="l2"), PlanRatios()
 # Distance to the geometric median of the head's coupled weights, ToaSt's score, everywhere.
 GEOMETRIC: tuple[Pass, ...] = (MatchSites(), ScoreWeights(by="geometric-median"), PlanRatios())
 
-# ToaSt, its static form: attention by geometric median, FFN channels by what they do on sampled tokens. Nothing makes up
-# for what goes; the paper trains afterwards.
+# ToaSt (docs/toast.md): attention by distance to the geometric median, the first block whole; FFN channels by what they do on
+# sampled tokens. Static: scored on calibration data and cut, which takes twice as much as choosing at run time does.
 TOAST: tuple[Pass, ...] = (
-    MatchSites(), CollectMoments(), ScoreWeights(by="geometric-median", of="attention"), ScoreMoments(by="magnitude", of="ffn"),
-    PlanRatios(),
+    MatchSites(spare="first"), ScoreWeights(by="geometric-median", of="attention"), ScoreTokens(), PlanRatios(), FoldBiases(),
+)  # fmt: skip
+
+# The same, with FFN channels chosen at run time for every image: no data is needed, and no images meet.
+TOAST_IMAGE: tuple[Pass, ...] = (
+    MatchSites(spare="first"), ScoreWeights(by="geometric-median", of="attention"), PlanRatios(of="attention"), FoldBiases(),
+    PlanSelections(per="image"),
+)  # fmt: skip
+
+# As the released code does it: coordinate-wise medians, nothing folded, channels chosen once for each batch.
+TOAST_BATCH: tuple[Pass, ...] = (
+    MatchSites(spare="first"), ScoreWeights(by="geometric-median", median="coordinate", of="attention"),
+    PlanRatios(of="attention"), PlanSelections(per="batch", balance="code"),
 )  # fmt: skip
 
 # VBP: channels that hardly vary are replaced by their mean.
@@ -74,6 +89,8 @@ RECIPES: dict[str, tuple[Pass, ...]] = {
     "calibrated": CALIBRATED,
     "synthetic": SYNTHETIC,
     "toast": TOAST,
+    "toast-image": TOAST_IMAGE,
+    "toast-batch": TOAST_BATCH,
     "vbp": VBP,
     "corp": CORP,
     "svd": SVD,
@@ -108,7 +125,7 @@ def tuned(passes: tuple[Pass, ...], search: float | None, batch: int) -> tuple[P
 
 
 __all__ = [
-    "MEASURE", "RECIPES", "AllocateWidths", "AnalyseLosses", "AssumeWhite", "CollectMoments", "FoldConsumers", "MatchSites",
-    "MeasureGains", "PlanLosses", "PlanRatios", "RefitConsumers", "ScoreMoments", "ScoreTaylor", "ScoreWeights",
-    "SearchWidths", "Shrink", "TimeBlocks", "parse_passes", "recipe", "tuned",
+    "MEASURE", "RECIPES", "AllocateWidths", "AnalyseLosses", "AssumeWhite", "CollectMoments", "FoldBiases", "FoldConsumers",
+    "MatchSites", "MeasureGains", "PlanLosses", "PlanRatios", "PlanSelections", "RefitConsumers", "ScoreMoments", "ScoreTaylor",
+    "ScoreTokens", "ScoreWeights", "SearchWidths", "ShareScores", "Shrink", "TimeBlocks", "parse_passes", "recipe", "tuned",
 ]  # fmt: skip

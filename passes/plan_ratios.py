@@ -11,22 +11,31 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from toastc.errors import ToastcError
 from toastc.pipeline import State
 from toastc.plan import Choice, Keep, Plan
 from toastc.ratios import narrowed
+
+KINDS = ("", "attention", "ffn")
 
 
 @dataclass(frozen=True)
 class PlanRatios:
     """Keep the best-scored channels of every coupling, as many as the ratios leave."""
 
+    of: str = ""  # "attention" or "ffn": only those
     name = "plan-ratios"
+
+    def __post_init__(self) -> None:
+        if self.of not in KINDS:
+            raise ToastcError(f"plan-ratios: of={self.of}; it is attention or ffn")
 
     def __call__(self, state: State) -> State:
         assert state.ratios is not None
         choices: dict[str, Choice] = {}
         for name, _, count in narrowed(state.ratios, state.sites):
-            choices[name] = Keep(best(state.scores[name], count))
+            if self.of in ("", state.site(name).kind):
+                choices[name] = Keep(best(state.scores[name], count))
         return replace(state, plan=Plan(choices))
 
 

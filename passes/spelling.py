@@ -18,21 +18,26 @@ from .allocate_widths import AllocateWidths
 from .analyse_losses import AnalyseLosses
 from .assume_white import AssumeWhite
 from .collect_moments import CollectMoments
+from .fold_biases import FoldBiases
 from .fold_consumers import FoldConsumers
 from .match import MatchSites
 from .measure_gains import MeasureGains
 from .plan_losses import PlanLosses
 from .plan_ratios import PlanRatios
+from .plan_selections import PlanSelections
 from .refit_consumers import RefitConsumers
 from .score_moments import ScoreMoments
 from .score_taylor import ScoreTaylor
+from .score_tokens import ScoreTokens
 from .score_weights import ScoreWeights
 from .search_widths import SearchWidths
+from .share_scores import ShareScores
 from .time_blocks import TimeBlocks
 
 BUILT_IN: tuple[type, ...] = (
     MatchSites, ScoreWeights, PlanRatios, CollectMoments, AnalyseLosses, MeasureGains, AllocateWidths, PlanLosses,
-    RefitConsumers, ScoreMoments, FoldConsumers, TimeBlocks, SearchWidths, AssumeWhite, ScoreTaylor,
+    RefitConsumers, ScoreMoments, FoldConsumers, TimeBlocks, SearchWidths, AssumeWhite, ScoreTaylor, ScoreTokens, ShareScores,
+    FoldBiases, PlanSelections,
 )  # fmt: skip
 GROUP = "toastc.passes"
 ONE = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(,|$)")

@@ -6,6 +6,7 @@ f_dense(pad(W')) == f_pruned(W')     on random inputs, at two sizes of every fre
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from toastc.padding import pad_back
 from toastc.plan import check_plan
 
 from .match import match
+from .shrink.selections import hold_selections
 
 TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}  # bfloat16 in torch; files are computed in float32
 DEFAULT_TOLERANCE = 1e-4
@@ -67,7 +69,6 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
         check_plan(plan, sites)
     except ToastcError as error:
         return Verification(False, float("inf"), tolerance, 0, 0, str(error))
-    graph.finish()
     with tempfile.TemporaryDirectory(prefix="toastc-verify-") as folder:
         if upcast.has_bfloat16(model):  # read back from the file, and computed in float32
             wide = Path(folder) / "pruned.onnx"
@@ -75,7 +76,15 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
             pruned = wide
             upcast.upcast(model)
         feeds = [sample_inputs(model, sizes_for(model, large), seed) for large in sorted({False, bool(sizes_for(model))})]
+        chosen = hold_selections(graph, sites, plan)
+        graph.finish()
+        if chosen:  # what was chosen at run time is handed on to the dense graph, so that both choose the same
+            pruned = exposed(pruned, chosen, Path(folder) / "exposed.onnx")
         expected = ort.run(pruned, feeds)
+        if chosen:
+            whole = len(expected[0]) - len(chosen)
+            feeds = [feed | dict(zip(chosen, outs[whole:], strict=True)) for feed, outs in zip(feeds, expected, strict=True)]
+            expected = [outs[:whole] for outs in expected]
         file = Path(folder) / "padded.onnx"
         try:
             write_model(model, file, external=True)  # the runtime maps it, so that memory holds one copy
@@ -89,6 +98,17 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
     worst = max(errors)
     reason = "" if worst <= tolerance else f"outputs differ by {worst:.2e} of their scale, allowed {tolerance:.0e}"
     return Verification(worst <= tolerance, worst, tolerance, len(feeds), padded, reason)
+
+
+def exposed(file: Path, names: Sequence[str], to: Path) -> Path:
+    """The file with inner tensors as further outputs."""
+    from toastc.graphs.onnx import load_model, write_model
+
+    model = load_model(file)
+    values = {v.name: v for node in model.graph for v in node.outputs}
+    model.graph.outputs.extend(values[name] for name in names)
+    write_model(model, to, external=True)
+    return to
 
 
 def tolerance_of(graph: object) -> float:

@@ -12,11 +12,12 @@ from torch import fx
 
 from toastc.compile_module import with_shapes
 from toastc.errors import VerificationFailed
-from toastc.graphs.fx import FxGraph
+from toastc.graphs.fx import CHOSEN, FxGraph
 from toastc.padding import pad_back
 from toastc.plan import Plan
 
 from .match import match
+from .shrink.selections import hold_selections
 from .verify import DEFAULT_TOLERANCE, TOLERANCE, Verification, difference
 
 
@@ -26,7 +27,9 @@ def verify_modules(dense: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, ar
     tolerance = max([TOLERANCE[t] for t in types if t in ("float16", "bfloat16")], default=DEFAULT_TOLERANCE)
     try:
         graph, small = FxGraph(dense), with_shapes(copy.deepcopy(pruned), args)
-        padded = pad_back(graph, match(graph)[1], small, match(small)[1], plan)
+        sites = match(graph)[1]
+        padded = pad_back(graph, sites, small, match(small)[1], plan)
+        chosen = hold_selections(graph, sites, plan)
         graph.finish()
     except VerificationFailed as error:
         return Verification(False, float("inf"), tolerance, 0, 0, str(error))
@@ -34,11 +37,35 @@ def verify_modules(dense: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, ar
     generator = torch.Generator().manual_seed(seed)
     for given in (args, [fresh(a, generator) for a in args]):
         with torch.no_grad():
-            expected, got = (tensors(module(*given)) for module in (dense, pruned))
+            if chosen:  # what was chosen at run time is handed on to the dense graph, so that both choose the same
+                watching = Watching(pruned)
+                got = tensors(watching.run(*leaves(given), enable_io_processing=False))
+                more = [watching.seen[name] for name in chosen]
+                expected = tensors(fx.Interpreter(dense).run(*leaves(given), *more, enable_io_processing=False))
+            else:
+                expected, got = (tensors(module(*given)) for module in (dense, pruned))
         errors += [difference(as_array(a), as_array(b)) for a, b in zip(expected, got, strict=True)]
     worst = max(errors)
     reason = "" if worst <= tolerance else f"outputs differ by {worst:.2e} of their scale, allowed {tolerance:.0e}"
     return Verification(worst <= tolerance, worst, tolerance, 2, padded, reason)
+
+
+class Watching(fx.Interpreter):
+    """Runs a module and keeps what its selections chose."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        if CHOSEN in n.meta:
+            self.seen[n.meta[CHOSEN]] = made
+        return made
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        self.seen: dict[str, torch.Tensor] = {}
+        return super().run(*args, **options)
+
+
+def leaves(value: Any) -> list[Any]:
+    return list(torch.utils._pytree.tree_leaves(value))
 
 
 def fresh(value: Any, generator: torch.Generator) -> Any:

@@ -13,7 +13,7 @@ import pytest
 
 import toastc
 from toastc.calibration import Moments, Sums, open_data
-from toastc.cost import Target, every
+from toastc.cost import Target
 from toastc.errors import ToastcError
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.latency import Block, Times
@@ -284,7 +284,7 @@ def test_a_latency_is_spread_by_what_was_timed(folder: Path) -> None:
     assert any("ms at batch 4" in note for note in state.notes)
 
     def taken(state: State) -> float:
-        widths = {s.name: {c.name: state.widths.get(f"{s.name}.{c.name}", c.width) for c in every(s)} for s in state.sites}
+        widths = {s.name: {c.name: state.widths.get(f"{s.name}.{c.name}", c.width) for c in s.every} for s in state.sites}
         return state.total_time + sum(state.times[s](w) - state.times[s]({}) for s, w in widths.items())
 
     narrow = {"heads": 1, "qk": 8, "vo": 8, "hidden": 8}

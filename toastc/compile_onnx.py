@@ -67,7 +67,8 @@ def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[Stat
     if request.ratios is not None and not narrowed(request.ratios, state.sites):
         return state, seconds
     if request.target is not None and not any(step.name == "allocate-widths" for step in rest):
-        state = replace(state, ratios=uniform_ratios(state.sites, total, request.target))
+        chosen = any(step.name == "plan-selections" for step in rest)
+        state = replace(state, ratios=uniform_ratios(state.sites, total, request.target, chosen))
     for step in rest:
         tell(step.name)
         state, took = run([step], state)

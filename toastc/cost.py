@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import ToastcError
-from .plan import Plan
+from .plan import Plan, Select
 from .ratios import Ratios, narrowed
 from .sites import Coupling, Site
 
@@ -54,6 +54,9 @@ def counted(site: Site, widths: Widths, what: str) -> int:
         if coupling.members:
             groups = heads if heads is not None and coupling.name in ("qk", "vo") else coupling.groups
             total += groups * widths.get(coupling.name, coupling.width) * getattr(coupling, f"channel_{what}")
+    if site.inputs is not None:
+        lost = site.inputs.width - widths.get("inputs", site.inputs.width)
+        total -= lost * getattr(site.inputs, f"channel_{what}") * widths.get("hidden", site.hidden) // site.hidden
     if site.heads is not None:
         total += (site.heads.width if heads is None else heads) * getattr(site.heads, f"channel_{what}")
     return int(total)
@@ -61,12 +64,16 @@ def counted(site: Site, widths: Widths, what: str) -> int:
 
 def saved(sites: Sequence[Site], plan: Plan, what: str) -> int:
     """MACs or parameters that a plan saves."""
-    widths = {s.name: {c.name: choice.width for c in every(s) if (choice := plan.get(s.name, c.name))} for s in sites}
-    return sum(counted(s, {}, what) - counted(s, widths[s.name], what) for s in sites)
-
-
-def every(site: Site) -> tuple[Coupling, ...]:
-    return (*site.couplings, *([site.heads] if site.heads is not None else []))
+    total = 0
+    for site in sites:
+        chosen = [(c, choice) for c in site.every if (choice := plan.get(site.name, c.name)) is not None]
+        widths = {c.name: choice.width for c, choice in chosen if not isinstance(choice, Select)}
+        total += counted(site, {}, what) - counted(site, widths, what)
+        for coupling, choice in chosen:
+            if what == "macs" and isinstance(choice, Select):
+                left = widths.get("hidden", site.hidden) if coupling.name == "inputs" else site.hidden
+                total += (coupling.width - choice.width) * coupling.read_macs * left // site.hidden
+    return total
 
 
 def saved_macs(sites: Sequence[Site], plan: Plan) -> int:
@@ -77,23 +84,30 @@ def saved_params(sites: Sequence[Site], plan: Plan) -> int:
     return saved(sites, plan, "params")
 
 
-def saved_by_ratios(sites: Sequence[Site], ratios: Ratios, what: str) -> int:
+def saved_by_ratios(sites: Sequence[Site], ratios: Ratios, what: str, chosen: bool = False) -> int:
+    """`chosen`: FFN channels are chosen at run time, which saves what reads them and no weights."""
     widths = {name: (coupling, count) for name, coupling, count in narrowed(ratios, sites)}
-    return sum((c.width - count) * c.groups * getattr(c, f"channel_{what}") for c, count in widths.values())
+
+    def each(coupling: Coupling) -> int:
+        if chosen and coupling.name in ("hidden", "inputs"):
+            return coupling.read_macs if what == "macs" else 0
+        return int(getattr(coupling, f"channel_{what}"))
+
+    return sum((c.width - count) * c.groups * each(c) for c, count in widths.values())
 
 
-def uniform_ratios(sites: Sequence[Site], total: int, target: Target, round_to: int = 8) -> Ratios:
+def uniform_ratios(sites: Sequence[Site], total: int, target: Target, chosen: bool = False, round_to: int = 8) -> Ratios:
     """The smallest uniform ratio over qk, vo and hidden that leaves at most the target's share of `total`."""
     if target.what == "latency":
         raise ToastcError("target: latency is spread by recipes that allocate widths (default with data, calibrated, synthetic)")
     steps, budget = 1000, target.keep * total
     low, high = 0, steps - 1
-    least = total - saved_by_ratios(sites, uniform(high / steps, round_to), target.what)
+    least = total - saved_by_ratios(sites, uniform(high / steps, round_to), target.what, chosen)
     if least > budget:
         raise ToastcError(f"target: {target} can not be met; the smallest is {target.what}={least / total:.3f}")
     while high - low > 1:
         middle = (low + high) // 2
-        enough = total - saved_by_ratios(sites, uniform(middle / steps, round_to), target.what) <= budget
+        enough = total - saved_by_ratios(sites, uniform(middle / steps, round_to), target.what, chosen) <= budget
         low, high = (low, middle) if enough else (middle, high)
     return uniform(high / steps, round_to)
 

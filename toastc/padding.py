@@ -17,7 +17,7 @@ import numpy as np
 
 from .errors import VerificationFailed
 from .graphs import Graph, Op, Value, bias_of
-from .plan import Plan
+from .plan import Plan, Select
 from .sites import Coupling, Member, Site
 
 
@@ -38,7 +38,7 @@ Operands = tuple[Any, Any]  # of the dense and of the pruned graph
 def pad_back(dense: Graph, dense_sites: Sequence[Site], pruned: Graph, pruned_sites: Sequence[Site], plan: Plan) -> int:
     """Give the dense graph the pruned graph's weights, zero-filled; returns how many operands it padded."""
     by_name = {s.name: s for s in pruned_sites}
-    named = {name.rpartition(".")[0] for name in plan}
+    named = {name.rpartition(".")[0] for name, choice in plan.choices.items() if not isinstance(choice, Select)}
     touched: dict[Any, dict[tuple[int, ...], list[Pairing]]] = {}
     shifted: dict[tuple[Op, int], tuple[Op, int]] = {}
     for site in dense_sites:  # sites the plan does not name may share a weight with those it does
@@ -169,12 +169,13 @@ def spread(small: np.ndarray, pairing: Pairing, shape: tuple[int, ...]) -> np.nd
 def pair_site(dense: Site, pruned: Site, plan: Plan, pruned_graph: Graph) -> list[tuple[Operands, Pairing]]:
     """For every member of the site: where its channels stand in the dense weight, and in the pruned one."""
     found = []
-    for coupling in (*dense.couplings, *([dense.heads] if dense.heads and plan.get(dense.name, "heads") else [])):
+    asked = [c for c in (dense.heads, dense.inputs) if c is not None and plan.get(dense.name, c.name)]
+    for coupling in (*dense.couplings, *asked):
         other = pruned.coupling(coupling.name)
-        if other is None or not coupling.members or coupling.reason:
+        choice = plan.get(dense.name, coupling.name)
+        if other is None or not coupling.members or coupling.reason or isinstance(choice, Select):
             continue
         place = kept_positions(dense, coupling, plan)
-        choice = plan.get(dense.name, coupling.name)
         for a, b in zip(coupling.members, matching(coupling, other, dense.name, pruned_graph), strict=True):
             rows = a.index[place[..., 0], place[..., 1]]
             if rows.shape != b.index.shape:

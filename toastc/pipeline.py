@@ -64,9 +64,12 @@ class State:
         shapes = [self.graph.shape(value) for value in {tap.value for tap in self.taps.values()}]
         return max(1, sum(4 * math.prod(shape) for shape in shapes) // self.graph.batch)
 
+    def site(self, name: str) -> Site:
+        """The site that a coupling of this name is of."""
+        return next(s for s in self.sites if s.name == name.rpartition(".")[0])
+
     def coupling(self, name: str) -> Coupling:
-        site, _, own = name.rpartition(".")
-        found = next(s for s in self.sites if s.name == site).coupling(own)
+        found = self.site(name).coupling(name.rpartition(".")[2])
         assert found is not None
         return found
 

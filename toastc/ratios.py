@@ -1,7 +1,7 @@
 """The ratio file: how much of every coupling is removed.
 
     {"attention": {"qk": 0.5, "vo": 0.5, "heads": 0.0}, "ffn": 0.5,
-     "sites": {"blocks.0.*": 0, "blocks.11.mlp": {"hidden": 0.9}}, "round_to": 8}
+     "sites": {"blocks.0.*": 0, "blocks.11.mlp": {"hidden": 0.9, "inputs": 0.3}}, "round_to": 8}
 
 Every number is the fraction removed. `"attention": 0.5` is short for qk and vo. A list gives one value for
 each site of that kind, in order. Globs under `sites` override; the later line wins.
@@ -21,7 +21,8 @@ from .sites import Coupling, Site
 
 NARROWEST = 2  # channels; a width of one leaves no axis to recognise
 KEYS = {"attention", "ffn", "sites", "tokens", "round_to"}
-COUPLINGS = {"attention": ("qk", "vo", "heads"), "ffn": ("hidden",)}
+COUPLINGS = {"attention": ("qk", "vo", "heads"), "ffn": ("hidden", "inputs")}
+ON_REQUEST = ("heads", "inputs")  # a number for the whole site does not mean these
 
 Number = float | Sequence[float]
 
@@ -90,7 +91,7 @@ def override(value: object, site: Site, pattern: str) -> dict[str, float]:
             raise ToastcError(f'ratios: "sites"."{pattern}" has "{unknown[0]}", but {site.name} has {", ".join(names)}')
         return {k: fraction(v, f"sites.{pattern}.{k}") for k, v in value.items()}
     number = fraction(value, f"sites.{pattern}")
-    return {name: number for name in names if name != "heads"} | ({"heads": 0.0} if number == 0 and "heads" in names else {})
+    return {name: number for name in names if name not in ON_REQUEST or number == 0}
 
 
 def fraction(value: object, key: str) -> float:
@@ -115,7 +116,7 @@ def group(value: object, kind: str) -> dict[str, Number]:
         if unknown:
             raise ToastcError(f'ratios: unknown key "{kind}.{unknown[0]}"; known: {", ".join(names)}')
         return {k: numbers(v, f"{kind}.{k}") for k, v in value.items()}
-    return {name: numbers(value, kind) for name in names if name != "heads"}
+    return {name: numbers(value, kind) for name in names if name not in ON_REQUEST}
 
 
 def parse(data: object) -> Ratios:

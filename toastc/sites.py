@@ -6,6 +6,7 @@ A *coupling* is a set of weights that share one inner axis nobody outside can se
     attention  qk         rows of W_q, b_q, W_k, b_k                head_dim, per head
     attention  vo         rows of W_v, b_v; columns of W_proj       head_dim, per head
     FFN        hidden     rows of fc1 (and of the gate); columns of fc2    mlp width
+    FFN        inputs     columns of fc1 (and of the gate)                 model width; cut only on request
 
 Channels are numbered `group * width + position`; a whole head is a group.
 """
@@ -47,6 +48,7 @@ class Coupling:
     rotatable: bool = False  # nothing but scalars between producer and consumer: a change of basis is allowed
     channel_macs: int = 0  # what one channel costs, in one sample
     channel_params: int = 0
+    read_macs: int = 0  # of channel_macs, what the linears spend that read the channel
     classes: np.ndarray | None = field(default=None, repr=False)  # the matcher's own numbers of the channels
 
     @property
@@ -86,10 +88,14 @@ class Site:
     v_head_dim: int = 0
     hidden: int = 0
     heads: Coupling | None = None
+    inputs: Coupling | None = None  # of an FFN: what its first linear reads of the residual stream
     scale: float | None = None
     tokens: tuple[int, int] = (0, 0)  # query and key tokens of one sample
     wiring: object = field(default=None, repr=False)
 
     def coupling(self, name: str) -> Coupling | None:
-        every = (*self.couplings, *([self.heads] if self.heads else []))
-        return next((c for c in every if c.name == name), None)
+        return next((c for c in self.every if c.name == name), None)
+
+    @property
+    def every(self) -> tuple[Coupling, ...]:
+        return (*self.couplings, *(c for c in (self.heads, self.inputs) if c is not None))

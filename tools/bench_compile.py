@@ -6,7 +6,7 @@ Random weights, no data, every width halved (qk, vo, ffn). Prints a table and th
 measurement as JSON. Per model, taking turns, everything in a fresh process:
 
     cp             cp of the input file(s) into the folder toastc writes to, then fsync; toastc fsyncs its output too
-    toastc         toastc MODEL.onnx -o OUT.onnx --ratios r.json --no-verify --quiet --json
+    toastc         toastc MODEL.onnx -o OUT.onnx --ratios r.json --recipe magnitude --no-verify --quiet --json
     toastc+verify  the same with verification
     inspect        toastc inspect MODEL.onnx --quiet
     torch-pruning  MetaPruner as in its examples/transformers/prune_timm_vit.py --bottleneck: L2, heads kept, head dims
@@ -137,7 +137,7 @@ def prepared(model: Path) -> Iterator[Path]:
 
 def arguments(model: Path, folder: Path, *options: str) -> list[str | Path]:
     (folder / "ratios.json").write_text(json.dumps(RATIOS))
-    return [model, "-o", folder / "small.onnx", "--ratios", folder / "ratios.json", "--quiet", *options]
+    return [model, "-o", folder / "small.onnx", "--ratios", folder / "ratios.json", "--recipe", "magnitude", "--quiet", *options]
 
 
 def compile_once(model: Path, folder: Path, *options: str) -> Run:

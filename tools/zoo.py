@@ -120,10 +120,10 @@ class Models:
         """Let toastc do its work and fill the row; raises what toastc raises."""
         sample, test, axes = self.inputs(row.variant.endswith("-dyn"))
         if path.exists():
-            small = toastc.prune(path, RATIOS, output=Path(self.scratch.name) / "small.onnx")
+            small = toastc.prune(path, RATIOS, recipe="magnitude", output=Path(self.scratch.name) / "small.onnx")
         else:
             module: Any = export_fx(self.model, sample, axes) if axes else self.model
-            small = toastc.prune(module, RATIOS, example_inputs=tuple(sample.values()))
+            small = toastc.prune(module, RATIOS, recipe="magnitude", example_inputs=tuple(sample.values()))
         if not row.variant.startswith("compile"):
             report, ffn = small.report, {c.site for c in small.report.couplings if c.coupling == "hidden"}
             row.sites = len({c.site for c in report.couplings} - ffn), len(ffn)

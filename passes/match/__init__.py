@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
+from toastc.errors import ToastcError
 from toastc.graphs import Graph
 from toastc.pipeline import State
 from toastc.sites import Reject, Site
@@ -14,16 +16,45 @@ from .ffn import classes_of, find_ffn
 from .flow import Flow
 from .names import unique
 
+SPARE = ("", "first", "stages")
+SPARED = "the first block stays whole"
+
 
 @dataclass(frozen=True)
 class MatchSites:
-    """Find attention and FFN by pushing channel labels through the graph."""
+    """Find attention and FFN by pushing channel labels through the graph; `spare` the first block, or that of every stage."""
 
+    spare: str = ""  # "first" or "stages"
     name = "match-sites"
+
+    def __post_init__(self) -> None:
+        if self.spare not in SPARE:
+            raise ToastcError(f"match-sites: spare={self.spare}; it is first or stages")
 
     def __call__(self, state: State) -> State:
         ledger, sites, rejects = match(state.graph)
-        return replace(state, matched=ledger, sites=sites, rejects=rejects)
+        return replace(state, matched=ledger, sites=spared(sites, self.spare), rejects=rejects)
+
+
+def spared(sites: tuple[Site, ...], which: str) -> tuple[Site, ...]:
+    """The sites, the first of each kind (of each stage: where the width of the stream changes) left whole."""
+    if not which:
+        return sites
+    seen: set[tuple[str, int]] = set()
+    found = []
+    for site in sites:
+        width = site.couplings[-1].channel_params  # of one channel: it follows the width of the residual stream
+        stage = site.kind, width if which == "stages" else 0
+        if stage not in seen:
+            site = replace(site, couplings=tuple(map(kept_whole, site.couplings)), heads=kept_whole(site.heads),
+                           inputs=kept_whole(site.inputs))  # fmt: skip
+        seen.add(stage)
+        found.append(site)
+    return tuple(found)
+
+
+def kept_whole(coupling: Any) -> Any:
+    return coupling if coupling is None or coupling.reason else replace(coupling, reason=SPARED)
 
 
 def match(graph: Graph) -> tuple[Ledger, tuple[Site, ...], tuple[Reject, ...]]:

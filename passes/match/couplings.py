@@ -142,9 +142,10 @@ def coupling(ledger: Ledger, name: str, block: Block, roles: dict[str, str], mac
     costs = [cost_of(ledger.flow.graph, m) for m in members]
     each_macs = macs // max(groups * width, 1) + sum(c[0] for c in costs)
     each_params = sum(c[1] for c in costs)
+    read = sum(c[0] for m, c in zip(members, costs, strict=True) if m.role == "out")
     single = len({(m.operand, m.role) for m in members}) == len(members)
     straight = not ledger.nonlinear[block.classes].any() and not ledger.scaled[block.classes].any()
-    return Coupling(name, groups, width, members, reason, single and straight, each_macs, each_params, block.classes)
+    return Coupling(name, groups, width, members, reason, single and straight, each_macs, each_params, read, block.classes)
 
 
 def cost_of(graph: Graph, member: Member) -> tuple[int, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from toastc.graphs import Kind, Op
-from toastc.sites import Reject, Site
+from toastc.graphs import Graph, Kind, Op
+from toastc.sites import Coupling, Member, Reject, Site
 
-from .couplings import Ledger, coupling, linear_ops
+from .couplings import Ledger, cost_of, coupling, linear_ops
 from .names import site_name
 from .records import Source
 
@@ -41,11 +43,8 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
     hidden = coupling(ledger, "hidden", block, {"in": "in", "with": "in", "out": "out"}, 0)
     ops = linear_ops(hidden.members) or [consumer.op]
     makers = [op for op in ops if op is not consumer.op]
-    into, out = (
-        graph.shape(op.inputs[1])[op.weight_axes[end]]
-        for op, end in ((makers or ops)[0:1] and [((makers or ops)[0], 0), (consumer.op, 1)])
-    )
-    if into != out:
+    out = graph.shape(consumer.op.inputs[1])[consumer.op.weight_axes[1]]
+    if width_before(graph, (makers or ops)[0]) != out:
         return None  # a head or an embedding, not an FFN of the residual stream
     name = site_name([op.path for op in ops], "mlp")
     reason = hidden.reason
@@ -57,7 +56,32 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
     if reason:
         return Reject(name or str(consumer.op), reason)
     width = hidden.groups * hidden.width
-    return Site(name, "ffn", (hidden,), width * hidden.channel_macs, width * hidden.channel_params, hidden=width)
+    inputs = inputs_of(graph, [m.operand[0] for m in hidden.members if m.role == "in"])  # type: ignore[index]
+    macs, params = width * hidden.channel_macs, width * hidden.channel_params
+    return Site(name, "ffn", (hidden,), macs, params, hidden=width, inputs=inputs)
+
+
+def inputs_of(graph: Graph, readers: Sequence[Op]) -> Coupling | None:
+    """The channels of the residual stream that the first linears read: they can be left out, if all read the same ones."""
+    readers = list(dict.fromkeys(op for op in readers if op.kind is Kind.LINEAR))
+    if not readers or len({op.inputs[0] for op in readers}) > 1:
+        return None
+    width = graph.shape(readers[0].inputs[1])[readers[0].weight_axes[0]]
+    index = np.arange(width)[None]
+    members = tuple(Member(graph.constant_name(op, 1), "out", (op.weight_axes[0],), index, (op, 1)) for op in readers)
+    costs = [cost_of(graph, m) for m in members]
+    macs, params = (sum(c[i] for c in costs) for i in (0, 1))
+    return Coupling("inputs", 1, width, members, channel_macs=macs, channel_params=params, read_macs=macs)
+
+
+def width_before(graph: Graph, op: Op) -> int:
+    """How many channels stand where a linear reads, before some of them were picked out."""
+    above = graph.producer(op.inputs[0])
+    if above is not None and above.kind is Kind.SHAPE and len(above.outputs) == 1:
+        source, taken = graph.shape(above.inputs[0]), graph.shape(above.outputs[0])
+        if len(source) == len(taken) and source[:-1] == taken[:-1] and source[-1] > taken[-1]:
+            return source[-1]
+    return graph.shape(op.inputs[1])[op.weight_axes[0]]
 
 
 def blocked(ledger: Ledger, known: np.ndarray) -> list[Reject]:

@@ -16,7 +16,7 @@ from toastc.errors import CannotShrink
 from toastc.graphs import Graph, Kind, Op, Value, bias_of
 from toastc.labels import varying
 from toastc.pipeline import State
-from toastc.plan import Choice, Plan
+from toastc.plan import Choice, Plan, Select
 from toastc.sites import Coupling, Member, Site
 from toastc.views import compact
 
@@ -24,6 +24,7 @@ from ..match.couplings import Ledger
 from ..match.records import Source
 from .cuts import Cut, drift, install, mixtures
 from .regions import emit_exits, lone_shape, plan_exits, rebuild_above
+from .selections import taken, write_selections
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,8 @@ class Shrink:
 
 
 def shrink(graph: Graph, ledger: Ledger, sites: tuple[Site, ...], plan: Plan) -> None:
-    work = Work(graph, ledger, sites, plan)
-    if not work.touched:
-        return
-    work.rewrite()
+    Work(graph, ledger, sites, plan).rewrite()
+    write_selections(graph, sites, plan)
     graph.finish()
 
 
@@ -49,7 +48,7 @@ class Work:
     """One shrink: `touched[value]` is the collapsed mask of what stays of a value that loses something."""
 
     def __init__(self, graph: Graph, ledger: Ledger, sites: tuple[Site, ...], plan: Plan) -> None:
-        self.graph, self.ledger = graph, ledger
+        self.graph, self.ledger, self.sites, self.plan = graph, ledger, sites, plan
         self.stays = np.ones(len(ledger.root) + 1, bool)  # by class; the last entry stands for "no label"
         self.choices: list[tuple[Coupling, Choice, list[int]]] = []
         for site in sites:
@@ -73,7 +72,7 @@ class Work:
             if groups is not None and coupling.groups == site.heads.width:  # type: ignore[union-attr]
                 self.stays[np.delete(coupling.classes, groups, axis=0)] = False
                 every = groups
-            if choice is None:
+            if choice is None or isinstance(choice, Select):
                 continue
             if len(choice.index) != coupling.groups or choice.index.max(initial=0) >= coupling.width:
                 raise CannotShrink(
@@ -178,6 +177,10 @@ class Work:
     def _cut(self, sources: list[Source]) -> None:
         by_operand: dict[tuple[Op, int], list[Cut]] = {}
         members: dict[tuple[Op, int], list[tuple[Member, Choice, list[int]]]] = {}
+        for member, kept in taken(self.sites, self.plan):
+            op, slot = member.operand  # type: ignore[misc]
+            by_operand.setdefault((op, slot), []).append(Cut(member.axes, kept.index[0]))
+            self.graph.take(op, 0, kept.index[0])
         for coupling, choice, groups in self.choices:
             for member in coupling.members:
                 members.setdefault(member.operand, []).append((member, choice, groups))  # type: ignore[arg-type]

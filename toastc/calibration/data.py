@@ -126,6 +126,8 @@ class Batches:
                 rest = {k: v[size:] for k, v in rest.items()}
 
     def _raw(self) -> Iterable[Batch]:
+        if hasattr(self.source, "shape"):  # one array of everything
+            return self._arrays({"": as_array(self.source)}, self.name)
         if not isinstance(self.source, str | Path):
             return self._given()
         path = Path(self.source)
@@ -135,7 +137,7 @@ class Batches:
             raise ToastcError(f"calibrate: {path}: no such file or folder")
         if path.suffix not in ARRAY_SUFFIXES:
             raise ToastcError(f"calibrate: {path}: give a folder of images, or {', '.join(sorted(ARRAY_SUFFIXES))}")
-        return self._arrays(path)
+        return self._arrays(load_arrays(path), str(path))
 
     def _given(self) -> Iterator[Batch]:
         seen = 0
@@ -155,13 +157,12 @@ class Batches:
         parts = list(item) if isinstance(item, tuple | list) else [item]
         return {name: as_array(part) for name, part in zip(self.inputs, parts, strict=False)}
 
-    def _arrays(self, path: Path) -> Iterator[Batch]:
-        arrays = load_arrays(path)
+    def _arrays(self, arrays: Mapping[str, np.ndarray], what: str) -> Iterator[Batch]:
         if len(arrays) == 1:
             arrays = {next(iter(self.inputs)): next(iter(arrays.values()))}
         missing = [name for name in self.inputs if name not in arrays]
         if missing:
-            raise ToastcError(f"calibrate: {path}: has no array called {missing[0]}; it has {', '.join(arrays)}")
+            raise ToastcError(f"calibrate: {what}: has no array called {missing[0]}; it has {', '.join(arrays)}")
         count = min(len(arrays[name]) for name in self.inputs)
         order = np.random.default_rng(self.seed).permutation(count)[: self.limit]
         self.size = len(order)

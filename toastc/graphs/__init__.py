@@ -46,6 +46,26 @@ class AttentionSpec:
     bias: int = -1
 
 
+@dataclass(frozen=True)
+class Guide:
+    """Where the class token's attention can be read: `slot` of P in the product of P and V, or -1 of a whole attention."""
+
+    op: Op
+    slot: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which channels of its input a linear reads, chosen at run time; the words are those of `choices.Select`."""
+
+    name: str
+    count: int
+    per: str
+    tokens: tuple[int, ...]
+    weights: tuple[float, float]
+    guide: Guide | None = None
+
+
 @dataclass(eq=False)
 class Op:
     kind: Kind
@@ -116,6 +136,10 @@ class Graph(Protocol):
     def redirect(self, op: Op, slot: int, value: Value) -> None: ...
     def resize(self, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None: ...
     def insert_bias(self, op: Op) -> tuple[Op, int]: ...  # a bias of zeros behind a linear that has none
+    def take(self, op: Op, slot: int, index: np.ndarray) -> None: ...  # of the operand's last axis, these positions
+    def select(self, op: Op, selection: Selection) -> Value: ...  # a linear reads what is chosen; which: [images or 1, count]
+    def mask(self, op: Op, slot: int, chosen: Value) -> None: ...  # zeroes the channels of an operand that are not chosen
+    def chosen(self, name: str, count: int) -> Value: ...  # a new input: what a selection of that name chose
     def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None: ...
     def finish(self) -> None: ...
 

@@ -48,10 +48,10 @@ class Report:
 def coupling_rows(sites: Sequence[Site], plan: Plan) -> tuple[CouplingRow, ...]:
     rows = []
     for site in sites:
-        for coupling in (*site.couplings, *([site.heads] if site.heads else [])):
+        for coupling in site.every:
             choice = plan.get(site.name, coupling.name)
             kept = coupling.width if choice is None else choice.width
-            if coupling.name == "heads" and choice is None and coupling.reason:
+            if choice is None and (coupling.name == "inputs" or (coupling.name == "heads" and coupling.reason)):
                 continue
             rows.append(CouplingRow(site.name, coupling.name, coupling.groups, coupling.width, kept, coupling.reason))
     return tuple(rows)

@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from .adapter import FxGraph
 from .edit import drop_unused
+from .select import CHOSEN
 
-__all__ = ["FxGraph", "drop_unused"]
+__all__ = ["CHOSEN", "FxGraph", "drop_unused"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import fx
 
 from .. import AttentionSpec, Dim, Kind, Op, Value
+from .calls import Call, tensor_args
 from .classify import (
     CREATIONS,
     NORMS,
@@ -29,32 +29,15 @@ from .classify import (
 from .edit import FxEdits
 from .names import hint, module_path, owner_of
 from .runs import FxRuns
+from .select import FxSelects
 
 
-@dataclass(frozen=True)
-class Call:
-    """What a node calls, and with what."""
-
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    method: bool
-
-    @staticmethod
-    def of(node: fx.Node) -> Call:
-        return Call(node.target, node.args, node.kwargs, node.op == "call_method")
-
-    def run(self, value: Callable[[fx.Node], Any]) -> Any:
-        args, kwargs = fx.node.map_arg((self.args, self.kwargs), value)
-        return getattr(args[0], self.target)(*args[1:], **kwargs) if self.method else self.target(*args, **kwargs)
-
-
-class FxGraph(FxEdits, FxRuns):
+class FxGraph(FxEdits, FxSelects, FxRuns):
     """Owns `gm`. `bound` gives the tensors of placeholders that stand for parameters (Dynamo's graphs)."""
 
     def __init__(self, gm: fx.GraphModule, bound: Mapping[fx.Node, torch.Tensor] | None = None) -> None:
         self.gm = gm
-        self._biases = {}
+        self._biases, self._attended = {}, {}
         self.bound = dict(bound or {})
         self._constants: dict[fx.Node, Any] = {}  # tensor, or the node to compute it from
         nodes = list(gm.graph.nodes)
@@ -130,6 +113,8 @@ class FxGraph(FxEdits, FxRuns):
         def concrete(node: fx.Node) -> Any:
             if node in tensors:
                 return tensors[node]
+            if node in self._constants:
+                return self.tensor(node)
             other = meta(node)
             return torch.empty(self.shape(node), dtype=torch.int64) if isinstance(other, torch.Tensor) else hint(other)
 
@@ -179,7 +164,7 @@ class FxGraph(FxEdits, FxRuns):
             return None
         if is_getitem_of_tuple(node):
             return None  # an output of the op above
-        above = tensor_args(node, self)
+        above = tensor_args(node)
         name = op_name(node)
         known = all(self.has_shape(n) for n in above)
         outputs = self._outputs(node)
@@ -192,6 +177,11 @@ class FxGraph(FxEdits, FxRuns):
             above = above[:1]  # the other tensor only lends its type or its sizes
         path = module_path(node) or next((p for n in above[1:] if (p := owner_of(n))), "")
         op = Op(kind, name, str(node.name), path, list(above), outputs, node)
+        if kind is Kind.SHAPE and name == "index_select":
+            if above[1] in self._constants:
+                op.inputs = [above[0]]
+            else:
+                op.kind, op.why = Kind.OPAQUE, "picks positions at run time"
         if kind is Kind.LINEAR and name == "addmm":
             op.inputs = [above[1], above[2], above[0]]
         if kind is Kind.LINEAR:
@@ -247,16 +237,3 @@ class FxGraph(FxEdits, FxRuns):
         if op.type in ("conv2d", "conv1d", "conv3d", "convolution") and len(op.inputs) > 1:
             return math.prod(out) * math.prod(self.shape(op.inputs[1])[1:]) // self.batch
         return 0
-
-
-def tensor_args(node: fx.Node, graph: FxGraph) -> list[fx.Node]:
-    """The tensor operands in order of appearance, repeated ones repeated."""
-    found: list[fx.Node] = []
-
-    def note(arg: fx.Node) -> fx.Node:
-        if isinstance(meta(arg), torch.Tensor):
-            found.append(arg)
-        return arg
-
-    fx.node.map_arg((node.args, node.kwargs), note)
-    return found

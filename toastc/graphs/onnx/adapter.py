@@ -17,16 +17,17 @@ from .edit import OnnxEdits
 from .files import read_tensor
 from .names import module_path
 from .runs import OnnxRuns
+from .select import OnnxSelects
 
 FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 
 
-class OnnxGraph(OnnxEdits, OnnxRuns):
+class OnnxGraph(OnnxEdits, OnnxSelects, OnnxRuns):
     """Owns `model`: the caller hands over a copy it will not use again."""
 
     def __init__(self, model: ir.Model, provider: str = "cpu") -> None:
         self.model, self.provider = model, provider  # where probes and stages run
-        self._biases = {}
+        self._biases, self._attended = {}, {}
         self.graph = model.graph
         self.opsets = dict(model.graph.opset_imports)
         self._gather()

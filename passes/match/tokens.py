@@ -1,0 +1,41 @@
+"""Tokens that are no patches: class, distillation and register tokens stand in front of the grid."""
+
+from __future__ import annotations
+
+from toastc.graphs import Graph, Kind, Op, Value
+
+
+def leading_tokens(graph: Graph) -> int:
+    """How many learnt tokens are put in front of the patches; 0 if there are none.
+
+    They are found where the sequence is put together: the first join of a learnt tensor and one that depends on the
+    input, along an axis that is neither batch nor channels.
+    """
+    found = 0
+    for op in graph.ops:
+        made = op.outputs[0] if op.outputs else None
+        if op.kind is not Kind.SHAPE or len(op.inputs) < 2 or made is None or len(graph.shape(made)) != 3:
+            continue
+        learnt = [v is not None and is_learnt(graph, v) for v in op.inputs]
+        sizes = [graph.shape(v) for v in op.inputs if v is not None]
+        along = [i for i in range(3) if sum(s[i] for s in sizes) == graph.shape(made)[i] and i == 1]
+        if learnt[0] and not all(learnt) and along:
+            found += sum(s[1] for s, own in zip(sizes, learnt, strict=True) if own)
+        elif found:
+            break
+    return found
+
+
+def is_learnt(graph: Graph, value: Value) -> bool:
+    """Does it come from constants alone, but for the size of the batch?"""
+    while not graph.is_constant(value):
+        op: Op | None = graph.producer(value)
+        if op is None or not op.inputs or op.inputs[0] is None or op.kind is Kind.LINEAR:
+            return False
+        others = [v for v in op.inputs[1:] if v is not None and not graph.is_constant(v)]
+        if op.kind not in (Kind.SHAPE, Kind.ELEMENTWISE) and op.type not in ("Expand", "expand"):
+            return False
+        if others and op.type not in ("Expand", "expand", "Tile"):
+            return False
+        value = op.inputs[0]
+    return True
