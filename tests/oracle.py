@@ -49,6 +49,9 @@ def random_plan(sites: Sequence[Site], seed: int = 0, share: float = 0.5, basis:
                     fold = rng.standard_normal((coupling.width, width)) / np.sqrt(width)
                     shift = rng.standard_normal((1, coupling.width))
                 choices[f"{site.name}.{coupling.name}"] = Keep(np.stack(rows), fold, shift)
+        if not basis and site.inputs is not None:
+            kept = np.sort(rng.choice(site.inputs.width, max(2, int(site.inputs.width * 0.7)), replace=False))
+            choices[f"{site.name}.inputs"] = Keep(kept[None])
         if heads and site.heads is not None and site.heads.prunable and site.heads.width > 1:
             kept = np.sort(rng.choice(site.heads.width, site.heads.width - 1, replace=False))
             choices[f"{site.name}.heads"] = Keep(kept[None])

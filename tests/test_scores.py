@@ -41,14 +41,8 @@ def plant(model: nn.Module, share: float, what: str) -> None:
 
 
 NEED_DATA = ("calibrated", "toast", "vbp", "corp", "taylor")
-PUBLISHED = ("toast", "toast-image", "toast-batch", "vbp", "corp", "taylor")  # by what makes a channel, not by what becomes of it
-    "toast",
-    "toast-image",
-    "toast-batch",
-    "vbp",
-    "corp",
-    "taylor",
-)  # these look at what makes a channel, not at what becomes of it
+# By what makes a channel, not by what becomes of it:
+PUBLISHED = ("toast", "toast-image", "toast-batch", "vbp", "corp", "taylor")
 PLANTED = [("makers", r) for r in RECIPES] + [("one side", r) for r in RECIPES if r not in PUBLISHED]
 
 
