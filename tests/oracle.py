@@ -87,7 +87,7 @@ def check_onnx(
     macs, params = again.totals()
     assert params == report.after.params < report.before.params
     assert macs == report.after.macs < report.before.macs
-    widths = {f"{s.name}.{c.name}": c.width for s in match(again)[1] for c in s.couplings}
+    widths = {f"{s.name}.{c.name}": c.width for s in match(again)[1] for c in s.every}
     for name, choice in made.choices.items():
         if not name.endswith(".heads"):
             assert widths[name] == choice.width
