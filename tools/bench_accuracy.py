@@ -13,8 +13,9 @@ digits    the project's own ViT on handwritten digits
 
 Every recipe gets the same model, the same calibration images and the same MACs. `torch-pruning` is Torch-Pruning with head
 dims and FFNs pruned, the softmax scale kept, by whichever of its importances does best on 1,000 other training images.
-Rows that the JSON has of other recipes and budgets stay in it and in the table. Prints accuracy with the paired standard error of its difference to the dense model, agreement with the dense model, the
+Prints accuracy with the paired standard error of its difference to the dense model, agreement with the dense model, the
 relative error of the outputs, MACs, parameters, and the measured speed-up (ONNX Runtime, CPU, batch 8, taking turns).
+Rows that the JSON has already, of other recipes and budgets, stay in it and in the table.
 """
 
 from __future__ import annotations
