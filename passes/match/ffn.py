@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from toastc.graphs import Graph, Kind, Op
@@ -56,15 +54,23 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
     if reason:
         return Reject(name or str(consumer.op), reason)
     width = hidden.groups * hidden.width
-    inputs = inputs_of(graph, [m.operand[0] for m in hidden.members if m.role == "in"])  # type: ignore[index]
+    inputs = inputs_of(graph, hidden)
     macs, params = width * hidden.channel_macs, width * hidden.channel_params
     return Site(name, "ffn", (hidden,), macs, params, hidden=width, inputs=inputs)
 
 
-def inputs_of(graph: Graph, readers: Sequence[Op]) -> Coupling | None:
-    """The channels of the residual stream that the first linears read: they can be left out, if all read the same ones."""
-    readers = list(dict.fromkeys(op for op in readers if op.kind is Kind.LINEAR))
-    if not readers or len({op.inputs[0] for op in readers}) > 1:
+def inputs_of(graph: Graph, hidden: Coupling) -> Coupling | None:
+    """The channels of the residual stream that the first linears read: they can be left out, if all read the same ones,
+    and make nothing but hidden channels of them.
+    """
+    rows: dict[Op, int] = {}
+    for member in hidden.members:
+        op, slot = member.operand  # type: ignore[misc]
+        if member.role == "in" and op.kind is Kind.LINEAR and slot == 1:
+            rows[op] = rows.get(op, 0) + member.index.size
+    readers = list(rows)
+    whole = all(count == graph.shape(op.inputs[1])[op.weight_axes[1]] for op, count in rows.items())
+    if not readers or not whole or len({op.inputs[0] for op in readers}) > 1:
         return None
     width = graph.shape(readers[0].inputs[1])[readers[0].weight_axes[0]]
     index = np.arange(width)[None]

@@ -24,7 +24,7 @@ from ..match.couplings import Ledger
 from ..match.records import Source
 from .cuts import Cut, drift, install, mixtures
 from .regions import emit_exits, lone_shape, plan_exits, rebuild_above
-from .selections import taken, write_selections
+from .selections import readers, taken, write_selections
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,11 @@ class Work:
     def _cut(self, sources: list[Source]) -> None:
         by_operand: dict[tuple[Op, int], list[Cut]] = {}
         members: dict[tuple[Op, int], list[tuple[Member, Choice, list[int]]]] = {}
-        for member, kept in taken(self.sites, self.plan):
-            op, slot = member.operand  # type: ignore[misc]
-            by_operand.setdefault((op, slot), []).append(Cut(member.axes, kept.index[0]))
-            self.graph.take(op, 0, kept.index[0])
+        order = {op: i for i, op in enumerate(self.graph.ops)}
+        for inputs, kept in taken(self.sites, self.plan):
+            for member in inputs.members:
+                by_operand.setdefault(member.operand, []).append(Cut(member.axes, kept.index[0]))  # type: ignore[arg-type]
+            self.graph.take(sorted(readers(inputs), key=order.__getitem__), kept.index[0])
         for coupling, choice, groups in self.choices:
             for member in coupling.members:
                 members.setdefault(member.operand, []).append((member, choice, groups))  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from toastc.errors import CannotShrink
 from toastc.graphs import Graph, Guide, Kind, Op, Selection, Value
 from toastc.plan import Keep, Plan, Select
-from toastc.sites import Coupling, Member, Site
+from toastc.sites import Coupling, Site
 
 
 def readers(coupling: Coupling) -> list[Op]:
@@ -15,12 +15,12 @@ def readers(coupling: Coupling) -> list[Op]:
     return list(dict.fromkeys(m.operand[0] for m in coupling.members if m.role == "out"))  # type: ignore[index]
 
 
-def taken(sites: Sequence[Site], plan: Plan) -> Iterator[tuple[Member, Keep]]:
+def taken(sites: Sequence[Site], plan: Plan) -> Iterator[tuple[Coupling, Keep]]:
     """Inputs that are left out for good."""
     for site in sites:
         choice = plan.get(site.name, "inputs")
         if site.inputs is not None and isinstance(choice, Keep):
-            yield from ((member, choice) for member in site.inputs.members)
+            yield site.inputs, choice
 
 
 def selected(sites: Sequence[Site], plan: Plan) -> Iterator[tuple[str, Site, Coupling, Select, Site | None]]:

@@ -136,7 +136,7 @@ class Graph(Protocol):
     def redirect(self, op: Op, slot: int, value: Value) -> None: ...
     def resize(self, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None: ...
     def insert_bias(self, op: Op) -> tuple[Op, int]: ...  # a bias of zeros behind a linear that has none
-    def take(self, op: Op, slot: int, index: np.ndarray) -> None: ...  # of the operand's last axis, these positions
+    def take(self, ops: Sequence[Op], index: np.ndarray) -> None: ...  # linears of one input read these positions of it
     def select(self, op: Op, selection: Selection) -> Value: ...  # a linear reads what is chosen; which: [images or 1, count]
     def mask(self, op: Op, slot: int, chosen: Value) -> None: ...  # zeroes the channels of an operand that are not chosen
     def chosen(self, name: str, count: int) -> Value: ...  # a new input: what a selection of that name chose

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,11 @@ class FxSelects:
     shape: Any
     _attended: dict[Op, fx.Node]
 
-    def take(self, op: Op, slot: int, index: np.ndarray) -> None:
-        self.redirect(op, slot, self._call(aten.index_select.default, (current(op, slot), -1, self._numbers(op, index)), op))
+    def take(self, ops: Sequence[Op], index: np.ndarray) -> None:
+        first = ops[0]
+        read = self._call(aten.index_select.default, (current(first, 0), -1, self._numbers(first, index)), first)
+        for op in ops:
+            self.redirect(op, 0, read)
 
     def select(self, op: Op, selection: Selection) -> Value:
         x, weight = current(op, 0), current(op, 1)

@@ -7,6 +7,7 @@ batch:  Gather(x, which)         [B, N, k]  MatMul  Gather(W, which)    [k, out]
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,9 +33,11 @@ class OnnxSelects:
     _name: Any
     _attended: dict[Op, ir.Value]
 
-    def take(self, op: Op, slot: int, index: np.ndarray) -> None:
+    def take(self, ops: Sequence[Op], index: np.ndarray) -> None:
         numbers = self._constant_input(index.tolist(), "kept")
-        op.node.replace_input_with(slot, self._emit("Gather", [op.node.inputs[slot], numbers], op, axis=-1))
+        read = self._emit("Gather", [ops[0].node.inputs[0], numbers], ops[0], axis=-1)
+        for op in ops:
+            op.node.replace_input_with(0, read)
 
     def select(self, op: Op, selection: Selection) -> Value:
         x: ir.Value = op.node.inputs[0]
