@@ -21,6 +21,8 @@ PRUNE_HELP = """Make a Vision Transformer smaller without retraining.
 
 RATIOS_HELP = """example ratio file (every number is the fraction removed):
   {"attention": {"qk": 0.5, "vo": 0.5, "heads": 0.0}, "ffn": 0.5, "sites": {"blocks.0.*": 0}, "round_to": 8}
+recipes: default (calibrated with data, synthetic images without), magnitude and others that need no data: geometric-median, svd;
+  published methods: toast, toast-image, toast-batch, vbp, corp
 
 exit: 0 done and verified; 1 verification failed, or nothing could be pruned; 2 bad usage or bad input; 130 interrupted
 """
