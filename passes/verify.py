@@ -17,6 +17,7 @@ from toastc.padding import pad_back
 from toastc.plan import check_plan
 
 from .match import match
+from .merge_tokens import merge_tokens
 from .shrink.selections import hold_selections
 
 TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}  # bfloat16 in torch; files are computed in float32
@@ -64,6 +65,8 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
     small, graph = OnnxGraph(small_model), OnnxGraph(model)
     tolerance = tolerance_of(graph)
     try:
+        if plan.merges:
+            graph = merge_tokens(graph, plan.merges)[0]
         sites = match(graph)[1]
         padded = pad_back(graph, sites, small, match(small)[1], plan)
         check_plan(plan, sites)

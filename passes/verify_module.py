@@ -17,6 +17,7 @@ from toastc.padding import pad_back
 from toastc.plan import Plan
 
 from .match import match
+from .merge_tokens import merge_tokens
 from .shrink.selections import hold_selections
 from .verify import DEFAULT_TOLERANCE, TOLERANCE, Verification, difference
 
@@ -27,6 +28,8 @@ def verify_modules(dense: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, ar
     tolerance = max([TOLERANCE[t] for t in types if t in ("float16", "bfloat16")], default=DEFAULT_TOLERANCE)
     try:
         graph, small = FxGraph(dense), with_shapes(copy.deepcopy(pruned), args)
+        if plan.merges:
+            graph = merge_tokens(graph, plan.merges)[0]
         sites = match(graph)[1]
         padded = pad_back(graph, sites, small, match(small)[1], plan)
         chosen = hold_selections(graph, sites, plan)

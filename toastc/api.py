@@ -19,6 +19,7 @@ from .plan import Plan
 from .progress import Tell, silent
 from .report.data import reject_dicts, site_dict, widths_by_site
 from .result import Result
+from .tokens import parse_merges
 
 
 def prune(
@@ -31,6 +32,7 @@ def prune(
     images: int | None = None,
     preprocess: Preprocess | None = None,
     moments: Moments | str | Path | None = None,
+    tokens: Any = None,
     search: float | None = None,
     batch: int = 1,
     provider: str = "cpu",
@@ -52,6 +54,7 @@ def prune(
     `model` is a path to an ONNX file, an onnx ModelProto, an onnx_ir Model, an onnx_graphsurgeon Graph, or a
     torch nn.Module / ExportedProgram. Instead of ratios, `target="macs=0.6"` keeps that share of the MACs, and
     `plan` replays a plan. `passes` spells a pipeline instead of a named recipe: `score-weights{by=l1},plan-ratios`.
+    `tokens` merges tokens first, `"h4,v8"`: horizontally before block 4, vertically before block 8.
     With `search=5.0` the widths are refined for five minutes by the measured error of the pruned model. `target` may be
     `latency=0.6`: of the time of one batch of `batch` on this machine.
     `output`, `plan_out` and `report_out` are files to write the model, the plan and the report's page to.
@@ -61,8 +64,10 @@ def prune(
     from .passes import recipe as check_recipe
 
     check_recipe(recipe)
+    if ratios is None and target is None and plan is None and tokens is not None:
+        ratios = {}
     if sum(x is not None for x in (ratios, target, plan)) != 1:
-        raise ToastcError("give one of ratios, target and plan")
+        raise ToastcError("give one of ratios, target and plan (or tokens alone)")
     request = Request(
         None if ratios is None else read_ratios(ratios),
         None if target is None else Target.parse(target),
@@ -70,6 +75,7 @@ def prune(
         passes or recipe, parse_passes(passes) if passes else None,
         seed, verify, dry_run, data, {"limit": images, "preprocess": preprocess},
         Moments.load(Path(moments)) if isinstance(moments, str | Path) else moments, search, batch, provider,
+        parse_merges(tokens) if tokens is not None else (),
     )  # fmt: skip
     by_products = [Path(p) for p in (plan_out, report_out, moments_out, ratios_out) if p is not None]
     targets = by_products if output is None else [Path(output), Path(f"{output}.data"), *by_products]

@@ -66,10 +66,11 @@ def parser_for(command: str) -> Parser:
         p.add_argument("--version", action="version", version=f"toastc {__version__}")
         p.add_argument("model", type=Path, metavar="MODEL.onnx")
         p.add_argument("-o", "--output", type=Path, metavar="OUT.onnx", help="where to write the smaller model")
-        what = p.add_mutually_exclusive_group(required=True)
+        what = p.add_mutually_exclusive_group()
         what.add_argument("--ratios", type=Path, metavar="R.json", help="how much of every coupling to remove")
         what.add_argument("--target", metavar="macs=0.6", help="share of the MACs (or params, or latency) to keep")
         what.add_argument("--plan", type=Path, metavar="P.safetensors", help="replay a plan written by --plan-out")
+        p.add_argument("--tokens", metavar="h4,v8", help="merge tokens: horizontally before block 4, vertically before block 8")
         p.add_argument("--batch", type=counted, default=1, metavar="N", help="the batch size of a latency target (1)")
         p.add_argument("--search", type=duration, metavar="MINUTES", help="refine the widths by measuring the pruned model")
         data = p.add_argument_group(

@@ -77,13 +77,15 @@ def run_prune(args: argparse.Namespace) -> int:
 
     if args.output is None and not args.dry_run:
         raise ToastcError("give -o OUT.onnx, or --dry-run")
+    if not any((args.ratios, args.target, args.plan, args.tokens)):
+        raise ToastcError("one of the arguments --ratios --target --plan --tokens is required (see toastc --help)")
     with progress(args.quiet) as tell:
         result = prune(
             args.model, args.ratios, target=args.target, plan=args.plan, recipe=args.recipe, passes=args.passes,
             output=args.output, plan_out=args.plan_out, report_out=args.report, seed=args.seed, verify=not args.no_verify,
             dry_run=args.dry_run, tell=tell, data=args.calibrate, images=args.images, preprocess=preprocess_of(args),
             moments=args.moments, moments_out=args.moments_out, ratios_out=args.ratios_out, provider=args.provider,
-            search=args.search, batch=args.batch,
+            search=args.search, batch=args.batch, tokens=args.tokens,
         )  # fmt: skip
     from .report.terminal import print_report
 

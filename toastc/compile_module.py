@@ -14,11 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from .calibration import Preprocess
-from .compile_onnx import Request, choose
+from .compile_onnx import Request, begun, choose
 from .cost import saved_macs, saved_params
 from .errors import ToastcError, VerificationFailed
 from .graphs.fx import FxGraph, drop_unused
-from .pipeline import State, run
+from .pipeline import run
 from .progress import Tell
 from .report.data import Report, Size, coupling_rows
 from .result import Result
@@ -86,10 +86,11 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
     if request.options.get("preprocess") is None:
         own = Preprocess.of(getattr(model, "pretrained_cfg", None))
         request = replace(request, options={**request.options, "preprocess": own})
-    state, seconds = choose(State(graph, request.ratios), request, macs, tell)
+    state, request = begun(graph, request, macs)
+    state, seconds = choose(state, request, macs, tell)
     seconds = {"export": exporting} | seconds
     sites, plan, rows, rejects = state.sites, state.plan, coupling_rows(state.sites, state.plan), state.rejects
-    after = macs - saved_macs(sites, plan)
+    after = state.graph.totals()[0] - saved_macs(sites, plan)
     name, settings = type(model).__name__, {"seed": request.seed, "recipe": request.recipe}
     if request.dry_run or not plan:
         small = Size(after, before.params - saved_params(sites, plan), None) if plan else before

@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from .calibration import Moments, Synthetic, open_data
 from .cost import Target, saved_macs, saved_params, uniform_ratios
-from .errors import NoChange, NothingToPrune, VerificationFailed
+from .errors import NoChange, NothingToPrune, ToastcError, VerificationFailed
+from .graphs import Graph
 from .graphs.onnx import OnnxGraph, embed_plan, file_bytes, is_external, load_model, staged, write_model
 from .pipeline import Pass, State, run
 from .plan import Plan, check_plan
@@ -22,6 +23,7 @@ from .ratios import Ratios, narrowed
 from .report.data import Report, Size, coupling_rows
 from .result import Result
 from .sites import Reject
+from .tokens import Merge
 
 HELD_OUT = 4  # batches that a search is judged by
 
@@ -44,6 +46,34 @@ class Request:
     search: float | None = None  # minutes
     batch: int = 1  # of a latency
     provider: str = "cpu"  # where an ONNX model is watched
+    tokens: tuple[Merge, ...] = ()
+
+    @property
+    def merges(self) -> tuple[Merge, ...]:
+        if self.plan is not None:
+            return self.plan.merges
+        return (*(self.ratios.tokens if self.ratios is not None else ()), *self.tokens)
+
+
+def begun(graph: Graph, request: Request, macs: int) -> tuple[State, Request]:
+    """The graph with its tokens merged, and what is left to do: a budget in MACs is of the dense model's."""
+    if not request.merges:
+        return State(graph, request.ratios), request
+    from .passes.merge_tokens import merge_tokens
+
+    graph, notes = merge_tokens(graph, request.merges)
+    left = graph.totals()[0] / macs
+    notes.append(f"merged tokens leave {left:.3f} of the MACs")
+    target = request.target
+    if target is not None and target.what == "latency":
+        raise ToastcError("target: latency is not told with merged tokens; give macs or params")
+    if target is not None and target.what == "macs":
+        if target.keep < left:
+            target = Target("macs", target.keep / left)
+        else:
+            target, request = None, replace(request, ratios=Ratios())
+        request = replace(request, target=target)
+    return State(graph, request.ratios, notes=tuple(notes)), request
 
 
 def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[State, dict[str, float]]:
@@ -65,7 +95,7 @@ def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[Stat
         check_plan(request.plan, state.sites)
         return replace(state, plan=request.plan), seconds
     if request.ratios is not None and not narrowed(request.ratios, state.sites):
-        return state, seconds
+        return replace(state, plan=Plan(merges=request.merges)), seconds
     if request.target is not None and not any(step.name == "allocate-widths" for step in rest):
         chosen = any(step.name == "plan-selections" for step in rest)
         state = replace(state, ratios=uniform_ratios(state.sites, total, request.target, chosen))
@@ -73,7 +103,7 @@ def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[Stat
         tell(step.name)
         state, took = run([step], state)
         seconds |= took
-    return state, seconds
+    return replace(state, plan=replace(state.plan, merges=request.merges)), seconds
 
 
 def nothing_found(rejects: Sequence[Reject]) -> str:
@@ -87,7 +117,7 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
     graph = OnnxGraph(model, request.provider)
     macs, params = graph.totals()
     external = is_external(model) or None  # the output takes the form of the input
-    state = State(graph, request.ratios)
+    state, request = begun(graph, request, macs)
     reading = time.perf_counter() - start
     state, seconds = choose(state, request, macs, tell)
     sites, plan = state.sites, state.plan
@@ -95,7 +125,7 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
     before = Size(macs, params, file_bytes(model, dense))
     if not plan:
         raise NoChange(Report(name, request.recipe, before, before, rows, rejects))
-    after_macs = macs - saved_macs(sites, plan)
+    after_macs = state.graph.totals()[0] - saved_macs(sites, plan)
     seconds = {"read": reading} | seconds
     settings = {"seed": request.seed, "recipe": request.recipe}
     if request.dry_run:

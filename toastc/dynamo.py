@@ -23,6 +23,7 @@ from . import ratios as ratio_file
 from .errors import ToastcError
 from .graphs.fx import FxGraph
 from .passes import Shrink, recipe
+from .passes.merge_tokens import merge_tokens
 from .pipeline import State, run
 from .plan import Plan, check_plan
 
@@ -145,17 +146,22 @@ def cut(graph: FxGraph, options: dict[str, Any]) -> Plan | None:
     first, *rest = recipe(options.get("recipe", "magnitude"))
     given = options.get("ratios", DEFAULT_RATIOS)
     ratios = ratio_file.read(Path(given)) if isinstance(given, str | Path) else ratio_file.parse(given)
+    plan = options.get("plan")
+    if plan is not None and not isinstance(plan, Plan):
+        plan = Plan.load(Path(plan))
+    merges = ratios.tokens if plan is None else plan.merges
+    if merges:
+        graph = merge_tokens(graph, merges)[0]
     state, _ = run([first], State(graph, ratios))
     if not state.sites:
         why = f" ({state.rejects[0].node}: {state.rejects[0].reason})" if state.rejects else ""
         log.warning("toastc: no attention or FFN in this graph%s; a graph break may have cut a block in two", why)
         return None
-    if "plan" in options:
-        plan = options["plan"] if isinstance(options["plan"], Plan) else Plan.load(Path(options["plan"]))
+    if plan is not None:
         check_plan(plan, state.sites)
         state = replace(state, plan=plan)
     else:
         state, _ = run(rest, state)
     if state.plan:
         run([Shrink()], state)
-    return state.plan or None
+    return replace(state.plan, merges=merges) if state.plan or merges else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +12,20 @@ import numpy as np
 from .choices import CONSUMERS, Basis, Choice, Keep, Select
 from .errors import ToastcError
 from .sites import Coupling, Site
+from .tokens import Merge, parse_merges
 
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`choices["blocks.0.attn.qk"]`; couplings that are not listed stay as they are."""
+    """`choices["blocks.0.attn.qk"]`; couplings that are not listed stay as they are. Tokens are merged first."""
 
     choices: Mapping[str, Choice] = field(default_factory=dict)
+    merges: tuple[Merge, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.choices)
+        return bool(self.choices or self.merges)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.choices)
@@ -48,7 +50,7 @@ class Plan:
             if indices and isinstance(choice, Keep):
                 row["index"] = choice.index.tolist()
             out[name] = row
-        return {"format": FORMAT, "choices": out}
+        return {"format": FORMAT, "choices": out} | ({"tokens": [m.to_dict() for m in self.merges]} if self.merges else {})
 
     def save(self, path: Path) -> None:
         """safetensors, with the JSON form in its metadata."""
@@ -66,11 +68,13 @@ class Plan:
 
     @staticmethod
     def load(path: Path) -> Plan:
-        from safetensors import SafetensorError
+        from safetensors import SafetensorError, safe_open
         from safetensors.numpy import load_file
 
         try:
-            return from_arrays(load_file(path))
+            with safe_open(path, "numpy") as file:
+                about = json.loads((file.metadata() or {}).get("toastc", "{}"))
+            return replace(from_arrays(load_file(path)), merges=parse_merges(about.get("tokens", [])))
         except FileNotFoundError:
             raise ToastcError(f"{path}: no such plan file") from None
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -110,7 +114,7 @@ def from_dict(data: Mapping[str, object]) -> Plan:
             choices[name] = Select.from_dict(row)
         else:
             raise ValueError(f"a choice of kind {row['kind']}")
-    return Plan(choices)
+    return Plan(choices, parse_merges(data.get("tokens", [])))
 
 
 __all__ = ["CONSUMERS", "Basis", "Choice", "Keep", "Plan", "Select", "check_plan", "from_arrays", "from_dict"]

@@ -3,8 +3,8 @@
     {"attention": {"qk": 0.5, "vo": 0.5, "heads": 0.0}, "ffn": 0.5,
      "sites": {"blocks.0.*": 0, "blocks.11.mlp": {"hidden": 0.9, "inputs": 0.3}}, "round_to": 8}
 
-Every number is the fraction removed. `"attention": 0.5` is short for qk and vo. A list gives one value for
-each site of that kind, in order. Globs under `sites` override; the later line wins.
+Every number is the fraction removed. `"attention": 0.5` is short for qk and vo. A list gives one value for each site of
+that kind, in order. Globs under `sites` override; the later line wins. `"tokens"` lists merges (`tokens.Merge`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from .errors import ToastcError
 from .sites import Coupling, Site
+from .tokens import Merge, parse_merges
 
 NARROWEST = 2  # channels; a width of one leaves no axis to recognise
 KEYS = {"attention", "ffn", "sites", "tokens", "round_to"}
@@ -35,6 +36,7 @@ class Ratios:
     ffn: Mapping[str, Number] = field(default_factory=dict)
     sites: Mapping[str, object] = field(default_factory=dict)
     round_to: int = 8
+    tokens: tuple[Merge, ...] = ()
 
     def for_sites(self, sites: Sequence[Site]) -> dict[str, dict[str, float]]:
         """`{site: {coupling: fraction removed}}` for every site, or an error that names the key."""
@@ -126,19 +128,18 @@ def parse(data: object) -> Ratios:
     if isinstance(data, int | float) and not isinstance(data, bool):
         data = {"attention": data, "ffn": data}
     if not isinstance(data, Mapping):
-        raise ToastcError("ratios: must be a JSON object with attention, ffn, sites, round_to")
+        raise ToastcError("ratios: must be a JSON object with attention, ffn, sites, tokens, round_to")
     unknown = [k for k in data if k not in KEYS]
     if unknown:
         raise ToastcError(f'ratios: unknown key "{unknown[0]}"; known: {", ".join(sorted(KEYS))}')
-    if data.get("tokens"):
-        raise ToastcError('ratios: "tokens" (token merging) is not part of this version; remove the key')
     sites = data.get("sites", {})
     if not isinstance(sites, Mapping):
         raise ToastcError('ratios: "sites" must be an object of patterns')
     round_to = data.get("round_to", 8)
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise ToastcError(f'ratios: "round_to" must be a whole number from 1, got {json.dumps(round_to, default=str)}')
-    return Ratios(group(data.get("attention", {}), "attention"), group(data.get("ffn", {}), "ffn"), dict(sites), round_to)
+    attention, ffn = group(data.get("attention", {}), "attention"), group(data.get("ffn", {}), "ffn")
+    return Ratios(attention, ffn, dict(sites), round_to, parse_merges(data.get("tokens", [])))
 
 
 def read(path: Path) -> Ratios:

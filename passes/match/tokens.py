@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+from toastc.errors import ToastcError
 from toastc.graphs import Graph, Kind, Op, Value
+
+CONVOLUTIONS = ("conv", "conv2d", "convolution")
 
 
 def leading_tokens(graph: Graph) -> int:
@@ -24,6 +29,20 @@ def leading_tokens(graph: Graph) -> int:
         elif found:
             break
     return found
+
+
+def grid_of(graph: Graph, patches: int) -> tuple[int, int]:
+    """Height and width of the grid that the patches come from: the convolution that made them tells."""
+    for op in graph.ops:
+        made = op.outputs[0] if op.outputs else None
+        if op.type.lower() in CONVOLUTIONS and made is not None and len(graph.shape(made)) == 4:
+            height, width = graph.shape(made)[2:]
+            if height * width == patches:
+                return height, width
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise ToastcError(f"tokens: no convolution makes {patches} patches, and they are no square: their grid is unknown")
+    return side, side
 
 
 def is_learnt(graph: Graph, value: Value) -> bool:

@@ -76,8 +76,8 @@ def label(name: str, number: int) -> str:
 
 
 def residual_of(graph: Graph, site: Site) -> tuple[Op, int]:
-    """The sum behind an FFN, and the slot of what it is added to."""
-    value: Value = readers(site.couplings[0])[0].outputs[0]
+    """The sum behind an attention or an FFN, and the slot of what it is added to."""
+    value: Value = readers(site.couplings[-1])[0].outputs[0]
     while True:
         users = graph.users(value)
         if len(users) != 1:
@@ -89,4 +89,4 @@ def residual_of(graph: Graph, site: Site) -> tuple[Op, int]:
         if op.kind not in (Kind.ELEMENTWISE, Kind.SHAPE) or others or op.outputs[0] is None:
             break
         value = op.outputs[0]
-    raise CannotShrink(f"{site.name}: the residual stream behind it was not found, so that it can not be masked")
+    raise CannotShrink(f"{site.name}: the residual stream behind it was not found")

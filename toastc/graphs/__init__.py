@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..latency import Block
+from ..tokens import Pairs
 
 SKIP_NORMS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")  # (x, skip, gamma, beta, bias)
 Value = Hashable  # the framework's own handle of a tensor
@@ -127,6 +128,8 @@ class Graph(Protocol):
     def position(self, value: Value) -> int: ...  # of the node that makes it
     def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]: ...  # up to each of these values, in order; last to the outputs
 
+    def totals(self) -> tuple[int, int]: ...  # MACs of one sample, parameters
+
     # writing
     def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None: ...
     def split(self, value: Value, sizes: Sequence[int], like: Op) -> list[Value]: ...
@@ -140,6 +143,11 @@ class Graph(Protocol):
     def select(self, op: Op, selection: Selection) -> Value: ...  # a linear reads what is chosen; which: [images or 1, count]
     def mask(self, op: Op, slot: int, chosen: Value) -> None: ...  # zeroes the channels of an operand that are not chosen
     def chosen(self, name: str, count: int) -> Value: ...  # a new input: what a selection of that name chose
+    def merge(self, value: Value, pairs: Pairs) -> None: ...  # along axis 1; every user sees what is left
+    def pick(self, value: Value, axis: int, index: np.ndarray, like: Op) -> Value: ...  # these positions, before an op
+    def pick_output(self, value: Value, axis: int, index: np.ndarray) -> None: ...  # the same, behind the last op
+    def weigh_keys(self, op: Op, plus: np.ndarray) -> None: ...  # [queries or 1, keys], added to the logits
+    def reopened(self) -> Graph: ...  # the edited graph, looked at afresh
     def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None: ...
     def finish(self) -> None: ...
 

@@ -30,9 +30,10 @@ from .edit import FxEdits
 from .names import hint, module_path, owner_of
 from .runs import FxRuns
 from .select import FxSelects
+from .tokens import FxTokens
 
 
-class FxGraph(FxEdits, FxSelects, FxRuns):
+class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
     """Owns `gm`. `bound` gives the tensors of placeholders that stand for parameters (Dynamo's graphs)."""
 
     def __init__(self, gm: fx.GraphModule, bound: Mapping[fx.Node, torch.Tensor] | None = None) -> None:

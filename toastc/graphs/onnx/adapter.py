@@ -18,11 +18,12 @@ from .files import read_tensor
 from .names import module_path
 from .runs import OnnxRuns
 from .select import OnnxSelects
+from .tokens import OnnxTokens
 
 FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 
 
-class OnnxGraph(OnnxEdits, OnnxSelects, OnnxRuns):
+class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
     """Owns `model`: the caller hands over a copy it will not use again."""
 
     def __init__(self, model: ir.Model, provider: str = "cpu") -> None:

@@ -83,7 +83,9 @@ def gathered(graph: OnnxEdits, op: Op, before: np.ndarray, after: np.ndarray) ->
     if before.shape[axis] == graph.shape(op.inputs[0])[axis]:  # type: ignore[attr-defined]
         return {}
     indices = graph.facts.data[op.node.inputs[1]]
-    if indices.ndim != 1:
-        raise CannotShrink(f"{op}: picks single channels of an axis that is cut")
     source = line(before, axis).tolist()
+    if indices.ndim != 1:
+        if indices.ndim == 0 and 0 <= indices < len(source) and source[int(indices)] == after.ravel()[0] >= 0:
+            return {}  # what it picks stands where it stood
+        raise CannotShrink(f"{op}: picks single channels of an axis that is cut")
     return {1: [source.index(x) for x in line(after, axis).tolist()]}

@@ -1,0 +1,101 @@
+"""Fewer tokens, as torch functions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from ...errors import CannotShrink
+from ...tokens import Pairs
+from .. import Op, Value
+from .classify import meta
+from .select import current
+
+if TYPE_CHECKING:
+    from .adapter import FxGraph
+
+aten = torch.ops.aten
+
+
+class FxTokens:
+    """The verbs of the protocol that merge tokens."""
+
+    gm: fx.GraphModule
+    bound: dict[fx.Node, torch.Tensor]
+    _call: Any
+    _fresh: Any
+    _install: Any
+    _numbers: Any
+    redirect: Any
+    _users: dict[Value, list[tuple[Op, int]]]
+
+    def merge(self, value: Value, pairs: Pairs) -> None:
+        order = {n: i for i, n in enumerate(self.gm.graph.nodes)}
+        first = min((op for op, _ in self._users[value]), key=lambda op: order[op.node])
+        users = list(value.users)  # type: ignore[attr-defined]
+        parts = []
+        for index, share in ((pairs.left, pairs.share), (pairs.right, 1 - pairs.share)):
+            table = self._table(share[:, None], value, first)
+            parts.append(self._call(aten.mul.Tensor, (self.pick(value, 1, index, first), table), first))
+        made = self._call(aten.add.Tensor, tuple(parts), first)
+        for user in users:
+            if user.op != "output":
+                user.replace_input_with(value, made)
+
+    def pick(self, value: Value, axis: int, index: np.ndarray, like: Op) -> Value:
+        return self._call(aten.index_select.default, (value, axis, self._numbers(like, index)), like)  # type: ignore[no-any-return]
+
+    def pick_output(self, value: Value, axis: int, index: np.ndarray) -> None:
+        out = next(n for n in self.gm.graph.nodes if n.op == "output")
+        tensor = torch.from_numpy(np.ascontiguousarray(index, np.int64)).to(meta(value).device)
+        name = self._fresh("whole_positions")
+        self._install(name, tensor, False, False)
+        with self.gm.graph.inserting_before(out):
+            numbers = self.gm.graph.get_attr(name)
+            made = self.gm.graph.call_function(aten.index_select.default, (value, axis, numbers))  # type: ignore[arg-type]
+        numbers.meta["val"] = tensor
+        out.replace_input_with(value, made)  # type: ignore[arg-type]
+
+    def weigh_keys(self, op: Op, plus: np.ndarray) -> None:
+        if op.attention is None:
+            logits = current(op, 0)
+            self.redirect(op, 0, self._call(aten.add.Tensor, (logits, self._table(plus, op.inputs[0], op)), op))
+            return
+        known = op.node.args[3] if len(op.node.args) > 3 else op.node.kwargs.get("attn_mask")
+        table = self._table(plus[None, None, :1], op.inputs[0], op)
+        if known is not None and meta(known).dtype is torch.bool:
+            raise CannotShrink(f"tokens: {op} has a mask of booleans, to which sizes can not be added")
+        mask = table if known is None else self._call(aten.add.Tensor, (known, table), op)
+        args = list(op.node.args)
+        if len(args) > 3:
+            args[3] = mask
+            op.node.args = tuple(args)
+        else:
+            op.node.kwargs = {**op.node.kwargs, "attn_mask": mask}
+
+    def _table(self, numbers: np.ndarray, like: Any, op: Op) -> fx.Node:
+        """Numbers of the type that a value has, where it is."""
+        about = meta(like)
+        tensor = torch.from_numpy(np.ascontiguousarray(numbers, np.float64)).to(dtype=about.dtype, device=about.device)
+        name = self._fresh(f"{op.name}_sizes")
+        self._install(name, tensor, False, False)
+        with self.gm.graph.inserting_before(op.node):
+            node = self.gm.graph.get_attr(name)
+        node.meta["val"] = tensor
+        return node
+
+    def reopened(self) -> FxGraph:
+        """Shapes are found by running the graph on fake tensors of the sizes it was captured with, free ones included."""
+        from .adapter import FxGraph
+
+        given = [meta(n) for n in self.gm.graph.nodes if n.op == "placeholder"]
+        mode = next((v.fake_mode for v in given if hasattr(v, "fake_mode")), None)
+        prop = FakeTensorProp(self.gm, mode)
+        if mode is not None:
+            mode.allow_non_fake_inputs = True
+        prop.propagate_dont_convert_inputs(*given)
+        return FxGraph(self.gm, self.bound)

@@ -1,0 +1,87 @@
+"""Fewer tokens, in plain ONNX operators."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ...errors import CannotShrink
+from ...tokens import Pairs
+from .. import Op, Value
+
+if TYPE_CHECKING:
+    from .adapter import OnnxGraph
+    from .facts import Facts
+
+
+class OnnxTokens:
+    """The verbs of the protocol that merge tokens."""
+
+    graph: ir.Graph
+    model: ir.Model
+    facts: Facts
+    provider: str
+    _emit: Any
+    _insert: Any
+    _constant_input: Any
+    _name: Any
+    _users: dict[Value, list[tuple[Op, int]]]
+    _order: dict[ir.Node, int]
+
+    def merge(self, value: Value, pairs: Pairs) -> None:
+        first = min((op for op, _ in self._users[value]), key=lambda op: self._order[op.node])
+        uses = [(use.node, use.idx) for use in value.uses()]  # type: ignore[attr-defined]
+        parts = []
+        for index, share in ((pairs.left, pairs.share), (pairs.right, 1 - pairs.share)):
+            table = self._table(share[:, None], value)  # type: ignore[arg-type]
+            parts.append(self._emit("Mul", [self.pick(value, 1, index, first), table], first))
+        made = self._emit("Add", parts, first)
+        for node, slot in uses:
+            node.replace_input_with(slot, made)
+
+    def pick(self, value: Value, axis: int, index: np.ndarray, like: Op) -> Value:
+        numbers = self._constant_input(index.tolist(), "tokens")
+        made: ir.Value = self._emit("Gather", [value, numbers], like, axis=axis)
+        return made
+
+    def pick_output(self, value: Value, axis: int, index: np.ndarray) -> None:
+        out: ir.Value = value  # type: ignore[assignment]
+        numbers = self._constant_input(index.tolist(), "tokens")
+        new = ir.Value(name=self._name("whole"), type=out.type, shape=out.shape)
+        for i, given in enumerate(self.graph.outputs):
+            if given is out:
+                self.graph.outputs[i] = new
+        node = ir.Node("", "Gather", [out, numbers], ir.convenience.convert_attributes({"axis": axis}), outputs=[new])
+        self.graph.append(node)
+        out.name, new.name = new.name, out.name
+        out.shape = None
+
+    def weigh_keys(self, op: Op, plus: np.ndarray) -> None:
+        spec = op.attention
+        if spec is None:
+            logits = op.node.inputs[0]
+            op.node.replace_input_with(0, self._emit("Add", [logits, self._table(plus, logits)], op))
+            return
+        slot = spec.masks[0]
+        while len(op.node.inputs) <= slot:
+            op.node.resize_inputs(slot + 1)
+        known = op.node.inputs[slot]
+        table = self._table(plus[None, None], op.node.inputs[0])
+        if known is not None and self.facts.dtypes.get(known) == ir.DataType.BOOL:
+            raise CannotShrink(f"tokens: {op} has a mask of booleans, to which sizes can not be added")
+        op.node.replace_input_with(slot, table if known is None else self._emit("Add", [known, table], op))
+
+    def _table(self, numbers: np.ndarray, like: ir.Value) -> ir.Value:
+        """Numbers of the type that a value has."""
+        dtype = ir.DataType(self.facts.dtypes.get(like, 1))
+        tensor = ir.tensor(np.ascontiguousarray(numbers, dtype.numpy()), dtype=dtype, name=self._name("sizes"))
+        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+    def reopened(self) -> OnnxGraph:
+        from .adapter import OnnxGraph
+
+        return OnnxGraph(self.model, self.provider)
