@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from zoo_exports import quiet
-from zoo_models import FAMILIES
+from zoo_models import FAMILIES, ROWS
 
 import toastc
 
@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
 # One of each code path. siglip's pooling query is a constant in Dynamo's static graph, so its scores differ by right.
 TWINS = ("small", "base", "large", "huge", "_avg", "_tied")
-EVERY = [n for n in FAMILIES if not n.endswith(TWINS)]
+EVERY = [row.name for row in ROWS if not row.name.endswith(TWINS)]
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracle import check_onnx
 from zoo_exports import make_variant, quiet
-from zoo_models import FAMILIES, Family
+from zoo_models import FAMILIES, ROWS, Family
 
 from toastc import api
 
@@ -20,7 +20,7 @@ DEEP_VARIANTS = ("dynamo18", "dynamo23-dyn", "dynamo24", "ts17-dyn", "onnxslim-d
 
 
 def cases() -> list[tuple[str, str]]:
-    pairs = [(name, variant) for name in FAMILIES for variant in VARIANTS]
+    pairs = [(row.name, variant) for row in ROWS for variant in VARIANTS]
     pairs += [(name, variant) for name in DEEP for variant in DEEP_VARIANTS]
     return pairs
 

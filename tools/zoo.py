@@ -154,7 +154,7 @@ class Models:
             if not wrong <= TOLERANCE:
                 raise ValueError(f"the export differs from the torch model by {wrong:.1e}")
         except Exception as problem:  # noqa: BLE001 - exporters raise anything
-            return replace(row, status="exporter", reason=one_line(problem))
+            return replace(row, status="exporter", reason=one_line(problem.__cause__ or problem))
         for _ in range(2):
             try:
                 with quiet():

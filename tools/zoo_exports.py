@@ -197,10 +197,9 @@ def make_variant(family: Family, model: nn.Module, variant: str, out: Path, full
         for axis in (axis for axis, label in known.items() if label != "batch"):
             test[name] = test[name].narrow(axis, 1, test[name].shape[axis] - 1)
     wanted = outputs_of(model, test)
-    if recipe == "export":
-        return error(outputs_of(export_fx(model, sample, axes).module(), test), wanted)
-    if recipe == "compile":
-        return error(capture_compiled(model, test, axes)[1], wanted)
+    if recipe in ("export", "compile"):  # what is compiled will be compared with what is exported and pruned
+        exported = error(outputs_of(export_fx(model, sample, axes).module(), test), wanted)
+        return exported if recipe == "export" else error(capture_compiled(model, test, axes)[1], wanted)
     path = out / f"{family.name}.{variant}.onnx"
     path.unlink(missing_ok=True)
     if recipe in POST:

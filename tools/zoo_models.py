@@ -7,13 +7,13 @@ their library's code. Weights are random, nothing is fetched, and no parameter i
     model, inputs = family.small(), family.inputs(False, 2)   # inputs: name -> tensor, in forward order
 
 `sites` are the expected (attentions, FFNs) of the small and of the full model; one counts when it is found, even
-if it is unprunable. `unprunable` names couplings (qk, vo, heads, hidden), each with a word for why.
+if it is unprunable. `unprunable` names couplings (qk, vo, heads, hidden), each with a word for why. `ROWS` are this file's
+families; those of `zoo_downstream.py`, detectors and segmenters, follow them in `FAMILIES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import partial
 
 import timm
@@ -22,58 +22,8 @@ import torchvision.models as tv
 import transformers as hf
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock
 from torch import Tensor, nn
-
-
-@dataclass(frozen=True)
-class Family:
-    name: str
-    make: Callable[[bool], nn.Module]  # full -> model
-    inputs: Callable[[bool, int], dict[str, Tensor]]  # (full, batch) -> name -> tensor
-    sites: tuple[tuple[int, int], ...] = ((2, 2), (12, 12))
-    unprunable: Mapping[str, str] = field(default_factory=dict)
-    axes: Mapping[int, str] = field(default_factory=lambda: {0: "batch"})  # dynamic, in every input that has them
-
-    def small(self, seed: int = 0) -> nn.Module:
-        torch.manual_seed(seed)
-        return randomize(self.make(False))
-
-    def full(self, seed: int = 0) -> nn.Module:
-        torch.manual_seed(seed)
-        return randomize(self.make(True))
-
-
-@torch.no_grad()
-def randomize(model: nn.Module) -> nn.Module:
-    """Fill all parameters in place: matrices keep variance, scales are near one, everything else is well off zero."""
-    for owner in model.modules():
-        for name, p in owner.named_parameters(recurse=False):
-            if name in ("logit_scale", "temperature"):
-                p.add_(torch.empty_like(p).uniform_(0.1, 0.4))
-            elif "gamma" in name or name.startswith("lambda"):  # LayerScale; then norms
-                p.uniform_(0.5, 1.0)
-            elif name == "weight" and p.ndim == 1:
-                p.uniform_(0.9, 1.1)
-            elif name.endswith("weight") and not isinstance(owner, nn.Embedding):
-                p.normal_(0.0, p[0].numel() ** -0.5)
-            else:  # biases; then tokens, embeddings and position tables
-                p.normal_(0.0, 0.05 if name.endswith("bias") and p.ndim == 1 else 0.3)
-        if isinstance(owner, nn.BatchNorm2d):
-            owner.running_mean.normal_(0.0, 0.1)
-            owner.running_var.uniform_(0.8, 1.2)
-    return model.eval()
-
-
-class Positional(nn.Module):
-    """A model behind positional tensors: `keys` are its keywords, `outputs` the fields it returns (none: all of it)."""
-
-    def __init__(self, inner: nn.Module, keys: str, outputs: str = "", **fixed: object) -> None:
-        super().__init__()
-        self.inner, self.keys, self.outputs, self.fixed = inner, keys.split(), outputs.split(), fixed
-
-    def forward(self, first: Tensor, second: Tensor | None = None, third: Tensor | None = None) -> object:
-        out = self.inner(**dict(zip(self.keys, (first, second, third), strict=False)), **self.fixed)
-        found = tuple(getattr(out, name) for name in self.outputs) or (out,)
-        return found if len(found) > 1 else found[0]
+from zoo_downstream import DOWNSTREAM
+from zoo_family import Family, Positional, images
 
 
 class ToyAttention(nn.Module):
@@ -131,11 +81,6 @@ class ToyNet(nn.Module):
             hidden.append(nn.functional.gelu(gate) * value[0] if value else nn.functional.gelu(gate))
             x = x + down(hidden[-1])
         return (x, *hidden) if self.ffn == "leak" else x
-
-
-def images(full: bool, batch: int, size: int = 224, noise: bool = False) -> dict[str, Tensor]:
-    found = {"noise": torch.rand(batch, 196 if full else 16)} if noise else {}
-    return {"pixels": torch.randn(batch, 3, *[size if full else 32] * 2), **found}
 
 
 def tokens(full: bool, batch: int, second: str = "", batch_first: bool = True) -> dict[str, Tensor]:
@@ -247,4 +192,4 @@ ROWS = [
     toy("toy_leak", {"hidden": "leaked"}, ffn="leak"),
     toy("toy_tied", dict.fromkeys(("qk", "vo", "heads", "hidden"), "shared"), tied=True),
 ]
-FAMILIES: dict[str, Family] = {row.name: row for row in ROWS}
+FAMILIES: dict[str, Family] = {row.name: row for row in (*ROWS, *DOWNSTREAM)}
