@@ -323,3 +323,14 @@ def test_a_search_never_makes_the_measured_error_worse(folder: Path) -> None:
     assert result.moments.images == 128
     with pytest.raises(ToastcError, match="search"):
         toastc.prune(path, target="macs=0.75", recipe="magnitude", search=1.0)
+
+
+@pytest.mark.parametrize("name", ["svd", "magnitude", "geometric-median"])
+def test_recipes_that_know_no_losses_spend_the_whole_budget(name: str, tiny: Path) -> None:
+    """One ratio for all, in steps of eight channels: between what is asked for and one step less."""
+    found = [toastc.prune(tiny, target=f"macs={keep}", recipe=name, dry_run=True).report for keep in (0.8, 0.6)]
+    kept = [r.after.macs / r.before.macs for r in found]
+    plain = [toastc.prune(tiny, target=f"macs={k}", recipe="magnitude", dry_run=True).report.after.macs for k in (0.8, 0.6)]
+    assert kept[0] <= 0.8
+    assert kept[1] <= 0.6
+    assert [r.after.macs for r in found] == plain

@@ -98,7 +98,7 @@ def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[Stat
         return replace(state, plan=Plan(merges=request.merges)), seconds
     if request.target is not None and not any(step.name == "allocate-widths" for step in rest):
         chosen = any(step.name == "plan-selections" for step in rest)
-        state = replace(state, ratios=uniform_ratios(state.sites, total, request.target, chosen))
+        state = replace(state, ratios=uniform_ratios(state.sites, total, request.target, chosen=chosen))
     for step in rest:
         tell(step.name)
         state, took = run([step], state)

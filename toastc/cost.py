@@ -96,7 +96,7 @@ def saved_by_ratios(sites: Sequence[Site], ratios: Ratios, what: str, chosen: bo
     return sum((c.width - count) * c.groups * each(c) for c, count in widths.values())
 
 
-def uniform_ratios(sites: Sequence[Site], total: int, target: Target, chosen: bool = False, round_to: int = 8) -> Ratios:
+def uniform_ratios(sites: Sequence[Site], total: int, target: Target, round_to: int = 8, *, chosen: bool = False) -> Ratios:
     """The smallest uniform ratio over qk, vo and hidden that leaves at most the target's share of `total`."""
     if target.what == "latency":
         raise ToastcError("target: latency is spread by recipes that allocate widths (default with data, calibrated, synthetic)")
