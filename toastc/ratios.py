@@ -139,7 +139,10 @@ def parse(data: object) -> Ratios:
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise ToastcError(f'ratios: "round_to" must be a whole number from 1, got {json.dumps(round_to, default=str)}')
     attention, ffn = group(data.get("attention", {}), "attention"), group(data.get("ffn", {}), "ffn")
-    return Ratios(attention, ffn, dict(sites), round_to, parse_merges(data.get("tokens", [])))
+    tokens = data.get("tokens", [])
+    if isinstance(tokens, str):
+        raise ToastcError('ratios: "tokens" must be a list of {"before": .., "merge": ..}')
+    return Ratios(attention, ffn, dict(sites), round_to, parse_merges(tokens))
 
 
 def read(path: Path) -> Ratios:

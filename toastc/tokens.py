@@ -39,7 +39,7 @@ def parse_merges(given: object) -> tuple[Merge, ...]:
     if isinstance(given, str):
         return tuple(short(word.strip()) for word in given.split(",") if word.strip())
     if not isinstance(given, Sequence):
-        raise ToastcError('tokens: must be a list of {"before": .., "merge": ..}, or short, "h4,v8"')
+        raise ToastcError('ratios: "tokens" must be a list of {"before": .., "merge": ..}')
     return tuple(given_merge(item, i) for i, item in enumerate(given))
 
 
