@@ -96,8 +96,15 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Plan:
     for key, array in arrays.items():
         name, _, what = key.rpartition("/")
         parts.setdefault(name, {})[what] = array
+    return Plan({name: choice_of(name, part) for name, part in parts.items()})
+
+
+def choice_of(name: str, part: Mapping[str, np.ndarray]) -> Choice:
     kinds: dict[str, Callable[..., Choice]] = {"index": Keep, "left": Basis, "select": Select.from_arrays}
-    return Plan({name: next(kind for key, kind in kinds.items() if key in part)(**part) for name, part in parts.items()})
+    for key, kind in kinds.items():
+        if key in part:
+            return kind(**part)
+    raise ValueError(f"{name} has neither {', '.join(kinds)}")
 
 
 def from_dict(data: Mapping[str, object]) -> Plan:
