@@ -154,10 +154,16 @@ class FxEdits:
                 node.target = aten.reshape.default
             elif node.op == "call_method" and node.target == "view" and not isinstance(node.args[1], torch.dtype):
                 node.target = "reshape"
-        self.gm.graph.eliminate_dead_code()
+        self.gm.graph.eliminate_dead_code(has_effect)
         drop_unused(self.gm)
         self.gm.graph.lint()
         self.gm.recompile()
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Nodes that stay although nobody uses their result. To fx a method that writes into its tensor (`copy_`) is pure."""
+    in_place = node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__")
+    return node.is_impure() or in_place or node.kwargs.get("inplace") is True or "out" in node.kwargs
 
 
 def drop_unused(gm: fx.GraphModule) -> None:
