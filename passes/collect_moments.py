@@ -30,7 +30,7 @@ ENOUGH = 2e13  # MACs spent on synthetic images; large models get fewer
 class CollectMoments:
     """Run the calibration data through the model and sum up what its channels do."""
 
-    share: float = 0.125
+    share: float = 0.2
     synthetic: int = 0  # images to make up where no data is given
     name = "collect-moments"
 
