@@ -159,5 +159,5 @@ DOWNSTREAM = [
             "logits", ((4, 4), (12, 12)), small=64),
     hugging("hf_mask2former_swin", "Mask2Former", "UniversalSegmentation",
             lambda full: {"backbone_config": swin(full, 1, 2, 3, 4), **({} if full else MASK2FORMER)},
-            MASKS, ((8, 8), (30, 27)), small=64, no={"qk": "masked", "hidden": "shared"}),
+            MASKS, ((8, 8), (30, 27)), small=64, no={"hidden": "shared"}),
 ]

@@ -41,8 +41,8 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
     hidden = coupling(ledger, "hidden", block, {"in": "in", "with": "in", "out": "out"}, 0)
     ops = linear_ops(hidden.members) or [consumer.op]
     makers = [op for op in ops if op is not consumer.op]
-    out = graph.shape(consumer.op.inputs[1])[consumer.op.weight_axes[1]]
-    if width_before(graph, (makers or ops)[0]) != out:
+    first, last = end_of(ledger, (makers or ops)[0], 0), end_of(ledger, consumer.op, 1)
+    if width_before(graph, first) != graph.shape(last.inputs[1])[last.weight_axes[1]]:
         return None  # a head or an embedding, not an FFN of the residual stream
     name = site_name([op.path for op in ops], "mlp")
     reason = hidden.reason
@@ -54,7 +54,7 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
     if reason:
         return Reject(name or str(consumer.op), reason)
     width = hidden.groups * hidden.width
-    inputs = inputs_of(graph, hidden)
+    inputs = inputs_of(graph, hidden) if first in ops else None
     macs, params = width * hidden.channel_macs, width * hidden.channel_params
     return Site(name, "ffn", (hidden,), macs, params, hidden=width, inputs=inputs)
 
@@ -80,6 +80,19 @@ def inputs_of(graph: Graph, hidden: Coupling) -> Coupling | None:
     return Coupling("inputs", 1, width, members, channel_macs=macs, channel_params=params, read_macs=macs)
 
 
+def end_of(ledger: Ledger, op: Op, end: int) -> Op:
+    """The linear that a row of linears starts with (`end` 0) or ends in (1): widths between them may be cut, and tell nothing."""
+    flow, seen = ledger.flow, set[Op]()
+    while op not in seen:
+        seen.add(op)
+        ids = flow.of(op, 0) if end == 0 else flow.labels.get(op.outputs[0])  # type: ignore[arg-type]
+        if ids is None or (ids < 0).any() or ledger.pin_reason(ledger.root[ids]):
+            return op
+        next_ops = (s.op for s in ledger.sources_of(ledger.root[ids]) if s.role == ("in", "out")[end])
+        op = next((o for o in next_ops if o.kind is Kind.LINEAR), op)
+    return op
+
+
 def width_before(graph: Graph, op: Op) -> int:
     """How many channels stand where a linear reads, before some of them were picked out."""
     above = graph.producer(op.inputs[0])
@@ -91,47 +104,51 @@ def width_before(graph: Graph, op: Op) -> int:
 
 
 def blocked(ledger: Ledger, known: np.ndarray) -> list[Reject]:
-    """Linears whose channels pass an activation and then meet something that pins them, before another linear."""
+    """Linears whose channels meet something that pins them, and pass an activation, before another linear."""
     flow, graph = ledger.flow, ledger.flow.graph
     rejects = []
     for source in flow.sources:
         if source.role != "in" or source.op.kind is not Kind.LINEAR:
             continue
         roots = ledger.root[source.ids]
-        if known[roots].any() or not ledger.nonlinear[roots].any():
+        if known[roots].any():
             continue
         numbers = ledger.pinned[roots]
         if (numbers < 0).all():
             continue
         pin = flow.pins[int(numbers[numbers >= 0].min())]
         width_in = graph.shape(source.op.inputs[1])[source.op.weight_axes[0]]
-        if pin.op is not None and pin.op.kind is Kind.OPAQUE and "run time" in pin.op.why:
+        crooked, opaque = bool(ledger.nonlinear[roots].any()), pin.op is not None and pin.op.kind is Kind.OPAQUE
+        if not crooked and not opaque:
+            continue
+        if crooked and opaque and "run time" in pin.op.why:  # type: ignore[union-attr]
             known[roots] = True
             rejects.append(Reject(site_name([source.op.path], "mlp") or str(source.op), pin.reason))
             continue
-        end = linear_below(ledger, pin.op, len(source.ids))
+        end = linear_below(ledger, pin.op, len(source.ids), crooked)
         if end is not None and graph.shape(end.inputs[1])[end.weight_axes[1]] == width_in:
             known[roots] = True
             rejects.append(Reject(site_name([source.op.path, end.path], "mlp") or str(source.op), pin.reason))
     return rejects
 
 
-def linear_below(ledger: Ledger, op: Op | None, width: int, limit: int = 12) -> Op | None:
-    """The nearest linear of `width` inputs below an op."""
+def linear_below(ledger: Ledger, op: Op | None, width: int, crooked: bool, limit: int = 12) -> Op | None:
+    """The nearest linear of `width` inputs below an op and an activation (`crooked`: that one stands above)."""
     graph = ledger.flow.graph
-    todo, seen = [op], 0
+    todo, seen = [(op, crooked)], 0
     while todo and seen < limit:
-        here = todo.pop(0)
+        here, crooked = todo.pop(0)
         seen += 1
         if here is None:
             continue
+        crooked = crooked or (here.kind is Kind.ELEMENTWISE and here.effect == "nonlinear")
         for value in here.outputs:
             for user, slot in graph.users(value) if value is not None else ():
                 if user.kind is Kind.LINEAR and slot == 0:
-                    if graph.shape(user.inputs[1])[user.weight_axes[0]] == width:
+                    if crooked and graph.shape(user.inputs[1])[user.weight_axes[0]] == width:
                         return user
                 else:
-                    todo.append(user)
+                    todo.append((user, crooked))
     return None
 
 

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 
 def product(flow: Flow, op: Op) -> None:
+    multiply(flow, op)
+    made = flow.labels.get(op.outputs[0])  # type: ignore[arg-type]
+    if len(op.inputs) > 2 and made is not None:
+        flow.pin(op, made, f"{op} adds a tensor to it")
+
+
+def multiply(flow: Flow, op: Op) -> None:
     left, right, out = op.spec
     a, b = flow.of(op, 0), flow.of(op, 1)
     if a is None and b is None:

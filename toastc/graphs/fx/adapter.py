@@ -194,7 +194,9 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
             if name in SOFTMAX | NORMS:
                 op.inputs = op.inputs[:1]
         elif kind is Kind.PRODUCT:
-            spec = product_spec(node, name, [len(self.shape(n)) for n in above])
+            if name == "baddbmm":  # a mask and two factors
+                op.inputs = above = [above[1], above[2], above[0]]
+            spec = product_spec(node, name, [len(self.shape(n)) for n in above[:2]])
             op.kind, op.spec = (kind, spec) if spec else (Kind.OPAQUE, op.spec)
         elif kind is Kind.ATTENTION:
             self._sdpa(op, node)

@@ -90,6 +90,9 @@ def kind_of(node: fx.Node, name: str, constant: list[bool], ranks: list[int]) ->
         if len(ranks) == 2 and constant[1] and ranks[1] == 2 and not constant[0] and ranks[0] >= 2:
             return Kind.LINEAR
         return Kind.PRODUCT if min(ranks) >= 2 else Kind.OPAQUE
+    if name == "baddbmm":
+        plain = node.kwargs.get("alpha", 1) == 1 and node.kwargs.get("beta", 1) == 1
+        return Kind.PRODUCT if plain and len(ranks) == 3 else Kind.OPAQUE
     if name == "einsum":
         return Kind.PRODUCT if len(ranks) == 2 else Kind.OPAQUE
     if name == "scaled_dot_product_attention":

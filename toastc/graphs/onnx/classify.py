@@ -81,7 +81,7 @@ def product_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> tuple[s
 
 def einsum_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> tuple[str, str, str] | None:
     equation = str(attribute(node, "equation", "")).replace(" ", "")
-    if "->" not in equation or "." in equation or equation.count(",") != 1:
+    if "->" not in equation or "." in equation or equation.count(",") != 1 or None in shapes:
         return None
     inputs, out = equation.split("->")
     left, right = inputs.split(",")

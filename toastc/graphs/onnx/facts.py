@@ -27,6 +27,7 @@ UNKNOWN_TO_REFERENCE = (ValueError, TypeError, IndexError, RuntimeError, NotImpl
 SAME_AS_FIRST_INPUT = {
     "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "BiasSplitGelu", "SkipLayerNormalization", "RotaryEmbedding",
     "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization", "BiasAdd", "GroupQueryAttention",
+    "GroupNormalization", "MeanVarianceNormalization",  # onnx's own, of which it does not infer shapes
 }  # fmt: skip
 
 
@@ -176,7 +177,7 @@ def infer(facts: Facts, node: ir.Node, imports: list[onnx.OperatorSetIdProto], o
         facts.dtypes[value] = narrow if narrow and tensor.elem_type == FLOAT else tensor.elem_type
         if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
             facts.shapes[value] = tuple(d.dim_value for d in tensor.shape.dim)
-    return declared(facts, node)
+    return infer_contrib(facts, node)
 
 
 def infer_contrib(facts: Facts, node: ir.Node) -> None:

@@ -1,0 +1,118 @@
+"""What detectors and segmenters brought up: rows of linears, masks added in a product, norms by groups, writing in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, checker, helper, numpy_helper, save
+from oracle import check_module, check_onnx
+from torch import Tensor, nn
+from zoo_exports import quiet
+
+import toastc
+from toastc import api
+
+torch.set_num_threads(1)
+RATIOS = {"attention": 0.5, "ffn": 0.5, "round_to": 4}
+
+
+class Row(nn.Module):
+    """Three linears in a row behind a norm, from 16 channels to `out`."""
+
+    def __init__(self, out: int = 16) -> None:
+        super().__init__()
+        self.norm, self.layers = nn.LayerNorm(16), nn.ModuleList([nn.Linear(16, 24), nn.Linear(24, 32), nn.Linear(32, out)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, last = self.layers
+        made: Tensor = last(second(first(self.norm(x)).relu()).relu())
+        return made
+
+
+def test_both_hidden_widths_of_three_linears_shrink() -> None:
+    with quiet():
+        args = (torch.randn(2, 5, 16),)
+        result = toastc.prune(Row().eval(), RATIOS, recipe="magnitude", example_inputs=args)
+        errors = [check_module(Row().eval(), args, basis=basis, seed=1) for basis in (False, True)]
+    assert {n: c.width for n, c in result.plan.choices.items()} == {"layers.hidden": 12, "layers#2.hidden": 16}
+    assert result.report.verified is not None and result.report.verified["ok"] and max(errors) <= 1e-4
+    with quiet():
+        assert api.inspect(Row(4).eval(), example_inputs=args)["sites"] == [], "it ends in another width: a head"
+
+
+class Masked(nn.Module):
+    """Attention that returns its weights, under a mask: `baddbmm` in torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(32, 2, batch_first=True)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        made: Tensor = self.attention(x, x, x, attn_mask=mask)[0]
+        return made
+
+
+def test_a_mask_inside_the_product_binds_whole_heads_only() -> None:
+    args = (torch.randn(2, 5, 32), torch.randn(4, 5, 5))
+    with quiet():
+        found = api.inspect(Masked().eval(), example_inputs=args)
+        result = toastc.prune(Masked().eval(), RATIOS, recipe="magnitude", example_inputs=args)
+    assert [(c["name"], c["prunable"]) for s in found["sites"] for c in s["couplings"]] == [("qk", True), ("vo", True)]
+    assert not [n for n in result.plan.choices if n.endswith(".heads")]
+    assert result.report.verified is not None and result.report.verified["ok"]
+
+
+def test_a_norm_by_groups_has_the_shape_of_its_input(tmp_path: Path) -> None:
+    """onnx does not infer it; with a free batch nothing else says it."""
+    rng = np.random.default_rng(0)
+    weights = {"one": (8,), "nil": (8,), "up": (8, 16), "down": (16, 8)}
+    nodes = [
+        helper.make_node("GroupNormalization", ["x", "one", "nil"], ["g"], num_groups=2),
+        helper.make_node("Transpose", ["g"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["t", "up"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "down"], ["y"]),
+    ]
+    shapes: dict[str, list[str | int | None]] = {"x": ["n", 8, 5], "y": ["n", 5, 8]}
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()]
+    tensors = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n) for n, s in weights.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    checker.check_model(model)
+    save(model, tmp_path / "m.onnx")
+    assert [s["kind"] for s in api.inspect(tmp_path / "m.onnx")["sites"]] == ["ffn"]
+    check_onnx(tmp_path / "m.onnx", tmp_path)
+
+
+class Writes(nn.Module):
+    """An FFN whose input is written into a tensor, as detectors put images into a batch."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.up, self.down, self.how = nn.Linear(16, 32), nn.Linear(32, 16), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.new_zeros(x.shape)
+        if self.how == "copy":
+            batch[:, :].copy_(x)
+        elif self.how == "add":
+            batch.add_(x)
+        else:
+            batch[:, :] = x
+        made: Tensor = batch + self.down(self.up(batch).relu())
+        return made
+
+
+@pytest.mark.parametrize("how", ["copy", "add", "set"])
+def test_what_is_written_in_place_stays_written(how: str) -> None:
+    model, x = Writes(how).eval(), torch.randn(2, 5, 16)
+    options: dict[str, Any] = {"ratios": RATIOS, "then": "eager"}
+    torch._dynamo.reset()
+    with quiet():
+        expected = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=(x,)).model(x)
+        got = torch.compile(model, backend=toastc.backend, options=options)(x)
+    assert (got - expected).abs().max() <= 1e-5
