@@ -14,7 +14,7 @@ if (_checkout / "passes" / "match" / "flow.py").exists():  # a plain checkout: t
     __path__ = [*__path__, str(_checkout)]
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "Result", "backend", "bench", "inspect", "measure", "prune", "verify"]
+__all__ = ["Plan", "Result", "backend", "bench", "compact", "inspect", "measure", "prune", "verify"]
 
 _HOMES = {"prune": "api", "inspect": "api", "measure": "api", "verify": "api", "bench": "api", "Result": "api", "Plan": "plan"}
 
@@ -25,6 +25,8 @@ def __getattr__(name: str) -> _Any:
 
     if name == "backend":
         return import_module("toastc.dynamo").backend
+    if name == "compact":
+        return import_module("toastc.compactors").compact
     if name in _HOMES:
         return getattr(import_module(f"toastc.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'toastc' has no attribute {name!r}")
