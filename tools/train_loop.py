@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 from train_data import Images, seed_all
 
 from toastc import finetune
+from toastc.compactors import Controller
 from toastc.errors import ToastcError
 from toastc.files import write_beside
 
@@ -48,12 +49,15 @@ class State:
     settings: Mapping[str, str]
     step: int
     log: dict[str, Any]
+    control: Controller | None = None
 
     def save(self, path: Path) -> None:
         optimizer = self.optimizer.state_dict()
         tensors = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
         for number, own in optimizer["state"].items():
             tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in own.items()}
+        if self.control is not None:
+            tensors |= {f"control.{name}": tensor for name, tensor in self.control.state_dict().items()}
         about = {
             "step": self.step,
             "log": self.log,
@@ -80,6 +84,10 @@ class State:
         try:
             self.module.load_state_dict({k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")})
             self.optimizer.load_state_dict({"state": state, "param_groups": about["groups"]})
+            if self.control is not None:
+                self.control.load_state_dict(
+                    {k.removeprefix("control."): t for k, t in tensors.items() if k.startswith("control.")}
+                )
         except (RuntimeError, ValueError) as error:
             raise ToastcError(f"{path}: is of another model ({error})") from None
         self.scaler.load_state_dict(about["scaler"])
@@ -205,8 +213,13 @@ class Loop:
                 loss = self.distil(x, logits, loss)
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.scale(loss).backward()
+        if state.control is not None:
+            state.scaler.unscale_(state.optimizer)
+            state.control.before_step()
         state.scaler.step(state.optimizer)
         state.scaler.update()
+        if state.control is not None:
+            state.control.after_step()
         if self.masks is not None:
             self.masks.apply()
         state.step += 1
