@@ -2,18 +2,20 @@
 
 The stream behind `before` is half as wide: every pair is averaged, attention counts a merged token by the log of its size, and
 where the sequence is put back into a grid (a dense head), or is an output, every patch gets the token it has become part of.
-Weights stay what they were; the rest of a compile sees a graph with fewer tokens.
+Weights stay what they were; the rest of a compile sees a graph with fewer tokens. Which tokens are merged is known, or is chosen
+at run time (`merge_alike`): behind such a choice sizes and places are computed by the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from toastc.errors import CannotShrink, ToastcError
-from toastc.graphs import Graph, Value
+from toastc.graphs import Graph, Pen, Value
 from toastc.sites import Site
 from toastc.tokens import Layout, Merge, Pairs
 from toastc.views import compact
@@ -21,36 +23,64 @@ from toastc.views import compact
 from .match import match
 from .match.token_flow import TokenFlow, Track, touched
 from .match.tokens import grid_of, leading_tokens
+from .merge_alike import Merged as Drawn
+from .merge_alike import alike_lines, keys_of, matched_pairs, merged
 from .shrink.selections import residual_of
 
 
-def merge_tokens(graph: Graph, merges: Sequence[Merge]) -> tuple[Graph, list[str]]:
-    """The graph with its tokens merged, looked at afresh; and what is worth knowing."""
+def merge_tokens(graph: Graph, merges: Sequence[Merge], held: bool = False) -> tuple[Graph, Merged]:
+    """The graph with its tokens merged, looked at afresh. `held`: what is chosen at run time becomes an input instead."""
     sites = match(graph)[1]
-    starts = sorted(((stream_before(graph, sites, m), m) for m in merges), key=lambda pair: graph.position(pair[0]))
+    starts = sorted(places(graph, sites, merges), key=lambda start: graph.position(start[0]))
     layout = first_layout(graph, starts[0][0])
     steps: list[Step] = []
-    for value, merge in starts:
+    for value, merge, attention in starts:
         if any(value is step.value for step in steps):
             raise ToastcError(f"tokens: two merges stand before the same block ({merge.before}); put the second one block later")
-        layout, pairs = layout.merged(merge)
-        steps.append(Step(value, merge, pairs, layout))
-    return Merging(graph, steps).written()
+        before, pairs = layout, None
+        if merge.pairs is None:
+            layout, pairs = before.merged(merge)
+        else:
+            layout = before.chosen(merge)
+        steps.append(Step(value, merge, before, layout, pairs, attention))
+    return Merging(graph, steps, held).written()
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What is worth knowing, and what the choices made at run time are called."""
+
+    notes: list[str]
+    choices: list[str]
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A merge at a value of the graph, and what is left behind it."""
+    """A merge at a value of the graph, and what is left behind it. `pairs` that are known, or chosen by an attention's keys."""
 
     value: Value
     merge: Merge
-    pairs: Pairs
+    before: Layout
     layout: Layout
+    pairs: Pairs | None
+    attention: Site | None
 
 
-def stream_before(graph: Graph, sites: Sequence[Site], merge: Merge) -> Value:
-    """The residual stream that the attention of a block reads."""
-    attention = [s for s in sites if s.kind == "attention"]
+def places(graph: Graph, sites: Sequence[Site], merges: Sequence[Merge]) -> Iterator[tuple[Value, Merge, Site | None]]:
+    """Where merges are written: before an attention, or, if they look at its keys, behind it."""
+    for merge in merges:
+        if merge.merge != "bipartite":
+            yield stream_before(graph, sites, merge), merge, None
+            continue
+        attention = [s for s in sites if s.kind == "attention"]
+        for site in attention if merge.before == "*" else [named(attention, merge)]:
+            behind = [s for s in sites[sites.index(site) + 1 :] if s.kind in ("ffn", "attention")]
+            if not behind or behind[0].kind != "ffn":
+                raise ToastcError(f"tokens: no FFN stands behind {site.name}; a bipartite merge goes between the two")
+            yield stream_into(graph, behind[0], merge), merge, site
+
+
+def named(attention: Sequence[Site], merge: Merge) -> Site:
     if merge.before.isdigit():
         found = attention[int(merge.before)] if int(merge.before) < len(attention) else None
     else:
@@ -58,7 +88,16 @@ def stream_before(graph: Graph, sites: Sequence[Site], merge: Merge) -> Value:
     if found is None:
         known = ", ".join(s.name for s in attention[:3])
         raise ToastcError(f"tokens: no attention stands in {merge.before}; there are {len(attention)}: {known}, ...")
-    op, slot = residual_of(graph, found)
+    return found
+
+
+def stream_before(graph: Graph, sites: Sequence[Site], merge: Merge) -> Value:
+    """The residual stream that the attention of a block reads."""
+    return stream_into(graph, named([s for s in sites if s.kind == "attention"], merge), merge)
+
+
+def stream_into(graph: Graph, site: Site, merge: Merge) -> Value:
+    op, slot = residual_of(graph, site)
     value = op.inputs[slot]
     if value is None or len(graph.shape(value)) != 3 or graph.producer(value) is None:
         raise ToastcError(f"tokens: before {merge.before} there is no stream of tokens that could be merged")
@@ -76,8 +115,9 @@ def first_layout(graph: Graph, value: Value) -> Layout:
 class Merging:
     """Tokens are numbered anew behind each merge: `step * count + position`, positions as they were in the dense graph."""
 
-    def __init__(self, graph: Graph, steps: Sequence[Step]) -> None:
-        self.graph, self.steps = graph, steps
+    def __init__(self, graph: Graph, steps: Sequence[Step], held: bool) -> None:
+        self.graph, self.steps, self.held = graph, steps, held
+        self.choices: list[str] = []
         self.count = graph.shape(steps[0].value)[1]
         every = np.arange(self.count)
         starts = {s.value: every + i * self.count for i, s in enumerate(steps)}
@@ -87,29 +127,73 @@ class Merging:
         for i, step in enumerate(steps):
             self.stays[i * self.count + step.layout.first] = True
 
-    def written(self) -> tuple[Graph, list[str]]:
+    def written(self) -> tuple[Graph, Merged]:
         graph, flow = self.graph, self.flow
+        drawn = self.drawn()
         for op in touched(flow):
             before = [self.ids(v) for v in op.inputs if v is not None]
             after = [self.ids(v) for v in op.outputs if v is not None]
             graph.resize(op, before, after)
         for op, ids, asking in flow.keys:
             if any(s.merge.proportional for s in self.steps):
-                queries = self.steps[asking].layout.count if asking >= 0 else 1
-                graph.weigh_keys(op, np.tile(np.log(self.step_of(ids).layout.sizes), (queries, 1)))
+                queries, step = self.steps[asking].layout.count if asking >= 0 else 1, self.step_of(ids)
+                if step in drawn:
+                    pen = graph.pen(op, step.value)
+                    column = pen.turn(pen.log(drawn[step].sizes), [0, 2, 1])
+                    graph.weigh_keys(op, pen.math("mul", pen.widen(column, 1), np.ones((1, 1, queries, 1))))
+                else:
+                    graph.weigh_keys(op, np.tile(np.log(step.layout.sizes), (queries, 1)))
         for op, value in flow.whole.items():
-            graph.redirect(op, op.inputs.index(value), graph.pick(value, 1, self.step_at(value).layout.of_patch, op))
+            step = self.step_at(value)
+            if step in drawn:
+                whole = graph.pen(op, step.value).spread(value, drawn[step].of_patch)
+            else:
+                whole = graph.pick(value, 1, step.layout.of_patch, op)
+            graph.redirect(op, op.inputs.index(value), whole)
         for value in graph.outputs:
             if value in flow.tracks:
                 track = flow.tracks[value]
                 if len(track) > 1:
                     raise CannotShrink("tokens: an output of the model has merged tokens on two axes")
                 axis = next(i for i, n in enumerate(track[0].shape) if n > 1)
-                graph.pick_output(value, axis, self.step_at(value).layout.of_patch)
+                step = self.step_at(value)
+                graph.pick_output(value, axis, drawn[step].of_patch if step in drawn else step.layout.of_patch)
         for step in self.steps:
-            graph.merge(step.value, step.pairs)
+            if step in drawn:
+                graph.rewire(step.value, drawn[step].stream, self.own[step])
+            else:
+                graph.merge(step.value, step.pairs)
         graph.finish()
-        return graph.reopened(), list(dict.fromkeys(flow.notes))
+        return graph.reopened(), Merged(list(dict.fromkeys(flow.notes)), self.choices)
+
+    def drawn(self) -> dict[Step, Drawn]:
+        """What is computed at run time: from the first choice on, all merges are."""
+        graph, found, known = self.graph, dict[Step, Drawn](), None
+        self.own: dict[Step, list[Any]] = {}
+        for number, step in enumerate(self.steps):
+            if step.pairs is not None and known is None:
+                continue
+            first = min((op for op, _ in graph.users(step.value)), key=lambda op: graph.ops.index(op))
+            pen = graph.pen(first, step.value)
+            if step.pairs is not None:
+                of: Any = step.pairs.place
+            else:
+                self.choices.append(f"toastc_merged/{number}")
+                of = self.chosen(pen, step, self.choices[-1])
+            known = found[step] = merged(pen, step.value, of, step.before, step.layout.count, known, step.merge.rule)
+            self.own[step] = pen.drawn
+        return found
+
+    def chosen(self, pen: Pen, step: Step, name: str) -> Value:
+        if self.held:
+            return self.graph.given(name, step.value, step.before.count)
+        if step.attention is None:
+            of = alike_lines(pen, step.value, step.before, step.merge)
+        else:
+            keys = keys_of(self.graph, pen, step.attention)
+            of = matched_pairs(pen, keys, step.before, step.before.count - step.layout.count)
+        pen.named(of, name)
+        return of
 
     def ids(self, value: Value) -> np.ndarray:
         """The numbers of the tokens that stay, in the shape the value will have."""

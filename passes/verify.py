@@ -65,8 +65,11 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
     small, graph = OnnxGraph(small_model), OnnxGraph(model)
     tolerance = tolerance_of(graph)
     try:
+        feeds = [sample_inputs(model, sizes_for(model, large), seed) for large in sorted({False, bool(sizes_for(model))})]
+        chosen = []
         if plan.merges:
-            graph = merge_tokens(graph, plan.merges)[0]
+            graph, merged = merge_tokens(graph, plan.merges, held=True)
+            chosen = merged.choices
         sites = match(graph)[1]
         padded = pad_back(graph, sites, small, match(small)[1], plan)
         check_plan(plan, sites)
@@ -78,8 +81,7 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
             write_model(upcast.upcast(load_model(pruned)), wide)
             pruned = wide
             upcast.upcast(model)
-        feeds = [sample_inputs(model, sizes_for(model, large), seed) for large in sorted({False, bool(sizes_for(model))})]
-        chosen = hold_selections(graph, sites, plan)
+        chosen += hold_selections(graph, sites, plan)
         graph.finish()
         if chosen:  # what was chosen at run time is handed on to the dense graph, so that both choose the same
             pruned = exposed(pruned, chosen, Path(folder) / "exposed.onnx")

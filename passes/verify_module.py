@@ -28,11 +28,13 @@ def verify_modules(dense: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, ar
     tolerance = max([TOLERANCE[t] for t in types if t in ("float16", "bfloat16")], default=DEFAULT_TOLERANCE)
     try:
         graph, small = FxGraph(dense), with_shapes(copy.deepcopy(pruned), args)
+        chosen = []
         if plan.merges:
-            graph = merge_tokens(graph, plan.merges)[0]
+            graph, merged = merge_tokens(graph, plan.merges, held=True)
+            chosen = merged.choices
         sites = match(graph)[1]
         padded = pad_back(graph, sites, small, match(small)[1], plan)
-        chosen = hold_selections(graph, sites, plan)
+        chosen += hold_selections(graph, sites, plan)
         graph.finish()
     except VerificationFailed as error:
         return Verification(False, float("inf"), tolerance, 0, 0, str(error))

@@ -61,7 +61,8 @@ def begun(graph: Graph, request: Request, macs: int) -> tuple[State, Request]:
         return State(graph, request.ratios), request
     from .passes.merge_tokens import merge_tokens
 
-    graph, notes = merge_tokens(graph, request.merges)
+    graph, merged = merge_tokens(graph, request.merges)
+    notes = merged.notes
     left = graph.totals()[0] / macs
     notes.append(f"merged tokens leave {left:.3f} of the MACs")
     target = request.target

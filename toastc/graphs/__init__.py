@@ -102,6 +102,31 @@ class Probe(Protocol):
     def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Value, np.ndarray] | None = None) -> Tensors: ...
 
 
+class Pen(Protocol):
+    """Draws new nodes before an op, the same in both frameworks. Arrays that are not whole numbers take the stream's type."""
+
+    drawn: list[Any]
+
+    def number(self, numbers: np.ndarray) -> Value: ...
+    def math(self, kind: str, a: Value, b: Value | np.ndarray) -> Value: ...  # add, sub, mul, div
+    def root(self, x: Value) -> Value: ...
+    def log(self, x: Value) -> Value: ...
+    def total(self, x: Value, axis: int) -> Value: ...  # the sum over an axis, which goes
+    def product(self, a: Value, b: Value) -> Value: ...
+    def turn(self, x: Value, perm: Sequence[int]) -> Value: ...
+    def fold(self, x: Value, dims: Sequence[int]) -> Value: ...  # to these sizes; 0 is the size there was
+    def widen(self, x: Value, axis: int) -> Value: ...
+    def take(self, x: Value, index: np.ndarray, axis: int) -> Value: ...
+    def along(self, x: Value, index: Value) -> Value: ...  # y[b, n] = x[b, index[b, n]]
+    def look_up(self, table: np.ndarray, index: Value) -> Value: ...  # y[b, n] = table[index[b, n]]
+    def spread(self, x: Value, index: Value) -> Value: ...  # y[b, n, :] = x[b, index[b, n], :]
+    def best(self, x: Value, count: int) -> tuple[Value, Value]: ...  # the largest along axis 1, and where they are
+    def flags(self, index: Value, depth: int) -> Value: ...  # [b, depth]: 1 at the positions of index[b]
+    def running(self, x: Value) -> Value: ...  # sums up to each position of axis 1
+    def where_equal(self, x: Value, numbers: np.ndarray) -> Value: ...  # 1.0 or 0.0
+    def named(self, x: Value, name: str) -> None: ...  # so that a proof finds it
+
+
 class Graph(Protocol):
     ops: list[Op]
     outputs: frozenset[Any]
@@ -146,7 +171,10 @@ class Graph(Protocol):
     def merge(self, value: Value, pairs: Pairs) -> None: ...  # along axis 1; every user sees what is left
     def pick(self, value: Value, axis: int, index: np.ndarray, like: Op) -> Value: ...  # these positions, before an op
     def pick_output(self, value: Value, axis: int, index: np.ndarray) -> None: ...  # the same, behind the last op
-    def weigh_keys(self, op: Op, plus: np.ndarray) -> None: ...  # [queries or 1, keys], added to the logits
+    def weigh_keys(self, op: Op, plus: np.ndarray | Value) -> None: ...  # [queries or 1, keys], added to the logits
+    def pen(self, before: Op, like: Value) -> Pen: ...
+    def rewire(self, value: Value, made: Value, but: Sequence[Any]) -> None: ...  # all other nodes see `made` instead
+    def given(self, name: str, like: Value, count: int) -> Value: ...  # a new input: a choice [images, count] made elsewhere
     def reopened(self) -> Graph: ...  # the edited graph, looked at afresh
     def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None: ...
     def finish(self) -> None: ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from ...errors import CannotShrink
 from ...tokens import Pairs
 from .. import Op, Value
 from .classify import meta
+from .pen import FxPen
 from .select import current
 
 if TYPE_CHECKING:
@@ -49,8 +52,18 @@ class FxTokens:
     def pick(self, value: Value, axis: int, index: np.ndarray, like: Op) -> Value:
         return self._call(aten.index_select.default, (value, axis, self._numbers(like, index)), like)  # type: ignore[no-any-return]
 
-    def pick_output(self, value: Value, axis: int, index: np.ndarray) -> None:
+    def pick_output(self, value: Value, axis: int, index: np.ndarray | Value) -> None:
         out = next(n for n in self.gm.graph.nodes if n.op == "output")
+        if not isinstance(index, np.ndarray):
+            if axis != 1 or meta(value).ndim != 3:
+                raise CannotShrink("tokens: an output has tokens merged at run time, on another axis than its second")
+            calls = self.gm.graph.call_function
+            with self.gm.graph.inserting_before(out):
+                column = calls(aten.unsqueeze.default, (index, 2))  # type: ignore[arg-type]
+                wide = calls(aten.expand.default, (column, [-1, -1, meta(value).shape[2]]))
+                made = calls(aten.gather.default, (value, 1, wide))  # type: ignore[arg-type]
+            out.replace_input_with(value, made)  # type: ignore[arg-type]
+            return
         tensor = torch.from_numpy(np.ascontiguousarray(index, np.int64)).to(meta(value).device)
         name = self._fresh("whole_positions")
         self._install(name, tensor, False, False)
@@ -60,13 +73,17 @@ class FxTokens:
         numbers.meta["val"] = tensor
         out.replace_input_with(value, made)  # type: ignore[arg-type]
 
-    def weigh_keys(self, op: Op, plus: np.ndarray) -> None:
+    def weigh_keys(self, op: Op, plus: np.ndarray | Value) -> None:
+        drawn = not isinstance(plus, np.ndarray)
         if op.attention is None:
             logits = current(op, 0)
-            self.redirect(op, 0, self._call(aten.add.Tensor, (logits, self._table(plus, op.inputs[0], op)), op))
+            if drawn and meta(op.inputs[0]).ndim != 4:
+                raise CannotShrink(f"tokens: {op} does not keep images and heads apart; sizes found at run time can not be added")
+            table = plus if drawn else self._table(plus, op.inputs[0], op)  # type: ignore[arg-type]
+            self.redirect(op, 0, self._call(aten.add.Tensor, (logits, table), op))
             return
         known = op.node.args[3] if len(op.node.args) > 3 else op.node.kwargs.get("attn_mask")
-        table = self._table(plus[None, None, :1], op.inputs[0], op)
+        table = plus if drawn else self._table(plus[None, None, :1], op.inputs[0], op)  # type: ignore[index]
         if known is not None and meta(known).dtype is torch.bool:
             raise CannotShrink(f"tokens: {op} has a mask of booleans, to which sizes can not be added")
         mask = table if known is None else self._call(aten.add.Tensor, (known, table), op)
@@ -76,6 +93,23 @@ class FxTokens:
             op.node.args = tuple(args)
         else:
             op.node.kwargs = {**op.node.kwargs, "attn_mask": mask}
+
+    def pen(self, before: Op, like: Value) -> FxPen:
+        return FxPen(self, before, like)
+
+    def rewire(self, value: Value, made: Value, but: Sequence[fx.Node]) -> None:
+        for user in list(value.users):  # type: ignore[attr-defined]
+            if user not in but and user.op != "output":
+                user.replace_input_with(value, made)
+
+    def given(self, name: str, like: Value, count: int) -> Value:
+        last = [n for n in self.gm.graph.nodes if n.op == "placeholder"][-1]
+        with self.gm.graph.inserting_after(last):
+            made = self.gm.graph.placeholder(name.replace("/", "_"))
+        known = meta(like)
+        with known.fake_mode if hasattr(known, "fake_mode") else contextlib.nullcontext():
+            made.meta["val"] = torch.zeros(known.shape[0], count, dtype=torch.int64, device=known.device)
+        return made
 
     def _table(self, numbers: np.ndarray, like: Any, op: Op) -> fx.Node:
         """Numbers of the type that a value has, where it is."""

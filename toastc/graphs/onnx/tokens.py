@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx_ir as ir
 from ...errors import CannotShrink
 from ...tokens import Pairs
 from .. import Op, Value
+from .pen import OnnxPen
 
 if TYPE_CHECKING:
     from .adapter import OnnxGraph
@@ -46,32 +48,55 @@ class OnnxTokens:
         made: ir.Value = self._emit("Gather", [value, numbers], like, axis=axis)
         return made
 
-    def pick_output(self, value: Value, axis: int, index: np.ndarray) -> None:
+    def pick_output(self, value: Value, axis: int, index: np.ndarray | Value) -> None:
         out: ir.Value = value  # type: ignore[assignment]
-        numbers = self._constant_input(index.tolist(), "tokens")
         new = ir.Value(name=self._name("whole"), type=out.type, shape=out.shape)
         for i, given in enumerate(self.graph.outputs):
             if given is out:
                 self.graph.outputs[i] = new
-        node = ir.Node("", "Gather", [out, numbers], ir.convenience.convert_attributes({"axis": axis}), outputs=[new])
-        self.graph.append(node)
+        if isinstance(index, np.ndarray):
+            numbers = self._constant_input(index.tolist(), "tokens")
+            self.graph.append(ir.node("Gather", [out, numbers], {"axis": axis}, outputs=[new]))
+        else:
+            if axis != 1 or len(self.facts.shapes[out]) != 3:
+                raise CannotShrink("tokens: an output has tokens merged at run time, on another axis than its second")
+            column = ir.Value(name=self._name("tokens"), type=ir.TensorType(ir.DataType.INT64))
+            given = [index, self._constant_input([2], "axis")]
+            self.graph.append(ir.node("Unsqueeze", given, outputs=[column]))  # type: ignore[arg-type]
+            self.graph.append(ir.node("GatherND", [out, column], {"batch_dims": 1}, outputs=[new]))
         out.name, new.name = new.name, out.name
         out.shape = None
 
-    def weigh_keys(self, op: Op, plus: np.ndarray) -> None:
-        spec = op.attention
+    def weigh_keys(self, op: Op, plus: np.ndarray | Value) -> None:
+        spec, drawn = op.attention, not isinstance(plus, np.ndarray)
         if spec is None:
             logits = op.node.inputs[0]
-            op.node.replace_input_with(0, self._emit("Add", [logits, self._table(plus, logits)], op))
+            if drawn and len(self.facts.shapes[op.inputs[0]]) != 4:  # type: ignore[index]
+                raise CannotShrink(f"tokens: {op} does not keep images and heads apart; sizes found at run time can not be added")
+            op.node.replace_input_with(0, self._emit("Add", [logits, plus if drawn else self._table(plus, logits)], op))  # type: ignore[arg-type]
             return
         slot = spec.masks[0]
         while len(op.node.inputs) <= slot:
             op.node.resize_inputs(slot + 1)
         known = op.node.inputs[slot]
-        table = self._table(plus[None, None], op.node.inputs[0])
+        table = plus if drawn else self._table(plus[None, None], op.node.inputs[0])  # type: ignore[index]
         if known is not None and self.facts.dtypes.get(known) == ir.DataType.BOOL:
             raise CannotShrink(f"tokens: {op} has a mask of booleans, to which sizes can not be added")
         op.node.replace_input_with(slot, table if known is None else self._emit("Add", [known, table], op))
+
+    def pen(self, before: Op, like: Value) -> OnnxPen:
+        return OnnxPen(self, before, like)
+
+    def rewire(self, value: Value, made: Value, but: Sequence[ir.Node]) -> None:
+        for use in list(value.uses()):  # type: ignore[attr-defined]
+            if use.node not in but:
+                use.node.replace_input_with(use.idx, made)
+
+    def given(self, name: str, like: Value, count: int) -> Value:
+        images = like.shape[0] if like.shape is not None else None  # type: ignore[attr-defined]
+        value = ir.Value(name=name, shape=ir.Shape([images, count]), type=ir.TensorType(ir.DataType.INT64))
+        self.graph.inputs.append(value)
+        return value
 
     def _table(self, numbers: np.ndarray, like: ir.Value) -> ir.Value:
         """Numbers of the type that a value has."""

@@ -1,0 +1,92 @@
+"""`Pen` in ONNX operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from .. import Op, Value
+
+
+class OnnxPen:
+    """Draws before an op; numbers that are not whole have the type of `like`."""
+
+    def __init__(self, graph: Any, op: Op, like: Value) -> None:
+        self.graph, self.op, self.real = graph, op, ir.DataType(graph.facts.dtypes.get(like, 1))
+        self.drawn: list[ir.Node] = []
+
+    def _emit(self, kind: str, inputs: Sequence[Any], of: ir.DataType | None = None, outputs: int = 1, **attributes: Any) -> Any:
+        made = self.graph._insert(kind, list(inputs), self.op, outputs=outputs, of=of, **attributes)
+        self.drawn.append(made[0].producer())
+        return made if outputs > 1 else made[0]
+
+    def _axes(self, *axes: int) -> ir.Value:
+        return self.graph._constant_input(list(axes), "axes")  # type: ignore[no-any-return]
+
+    def number(self, numbers: np.ndarray) -> ir.Value:
+        dtype = ir.DataType.INT64 if numbers.dtype.kind in "iu" else self.real
+        tensor = ir.tensor(np.ascontiguousarray(numbers, dtype.numpy()), dtype=dtype, name=self.graph._name("numbers"))
+        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
+        self.graph.graph.register_initializer(value)
+        return value
+
+    def math(self, kind: str, a: Value, b: Value | np.ndarray) -> ir.Value:
+        return self._emit(kind.capitalize(), [a, self.number(b) if isinstance(b, np.ndarray) else b])  # type: ignore[no-any-return]
+
+    def root(self, x: Value) -> ir.Value:
+        return self._emit("Sqrt", [x])  # type: ignore[no-any-return]
+
+    def log(self, x: Value) -> ir.Value:
+        return self._emit("Log", [x])  # type: ignore[no-any-return]
+
+    def total(self, x: Value, axis: int) -> ir.Value:
+        return self._emit("ReduceSum", [x, self._axes(axis)], keepdims=0)  # type: ignore[no-any-return]
+
+    def product(self, a: Value, b: Value) -> ir.Value:
+        return self._emit("MatMul", [a, b])  # type: ignore[no-any-return]
+
+    def turn(self, x: Value, perm: Sequence[int]) -> ir.Value:
+        return self._emit("Transpose", [x], perm=list(perm))  # type: ignore[no-any-return]
+
+    def fold(self, x: Value, dims: Sequence[int]) -> ir.Value:
+        return self._emit("Reshape", [x, self._axes(*dims)])  # type: ignore[no-any-return]
+
+    def widen(self, x: Value, axis: int) -> ir.Value:
+        return self._emit("Unsqueeze", [x, self._axes(axis)])  # type: ignore[no-any-return]
+
+    def take(self, x: Value, index: np.ndarray, axis: int) -> ir.Value:
+        return self._emit("Gather", [x, self._axes(*index.tolist())], axis=axis)  # type: ignore[no-any-return]
+
+    def along(self, x: Value, index: Value) -> ir.Value:
+        return self._emit("GatherElements", [x, index], axis=1)  # type: ignore[no-any-return]
+
+    def look_up(self, table: np.ndarray, index: Value) -> ir.Value:
+        return self._emit("Gather", [self._axes(*table.tolist()), index], axis=0)  # type: ignore[no-any-return]
+
+    def spread(self, x: Value, index: Value) -> ir.Value:
+        return self._emit("GatherND", [x, self.widen(index, 2)], batch_dims=1)  # type: ignore[no-any-return]
+
+    def best(self, x: Value, count: int) -> tuple[ir.Value, ir.Value]:
+        values, index = self._emit("TopK", [x, self._axes(count)], outputs=2, axis=1)
+        index.type = ir.TensorType(ir.DataType.INT64)
+        return values, index
+
+    def flags(self, index: Value, depth: int) -> ir.Value:
+        hot = self._emit("OneHot", [index, self._axes(depth), self._axes(0, 1)], of=ir.DataType.INT64, axis=-1)
+        return self.total(hot, 1)
+
+    def running(self, x: Value) -> ir.Value:
+        axis = self._axes(1)
+        return self._emit("CumSum", [x, axis])  # type: ignore[no-any-return]
+
+    def where_equal(self, x: Value, numbers: np.ndarray) -> ir.Value:
+        return self.as_real(self._emit("Equal", [x, self.number(numbers)], of=ir.DataType.BOOL))
+
+    def as_real(self, x: Value) -> ir.Value:
+        return self._emit("Cast", [x], of=self.real, to=int(self.real))  # type: ignore[no-any-return]
+
+    def named(self, x: Value, name: str) -> None:
+        x.name = name  # type: ignore[attr-defined]
