@@ -32,8 +32,6 @@ def merged(pen: Pen, x: Value, of: Value | np.ndarray, before: Layout, count: in
     """By a choice, or, behind one, by pairs that are the same for all images: `of` is an array then."""
     column = pen.number(of[None, None]) if isinstance(of, np.ndarray) else pen.widen(of, 1)
     joins = pen.where_equal(column, np.arange(count)[None, :, None])
-        pen.number(of[None, None]) if isinstance(of, np.ndarray) else pen.widen(of, 1), np.arange(count)[None, :, None]
-    )
     own = pen.number(np.asarray(before.sizes, np.float64)[None, :, None]) if known is None else known.sizes
     sizes = pen.product(joins, own)
     if rule == "weighted":
