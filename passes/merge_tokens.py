@@ -18,10 +18,10 @@ from toastc.errors import CannotShrink, ToastcError
 from toastc.graphs import Graph, Pen, Value
 from toastc.sites import Site
 from toastc.tokens import Layout, Merge, Pairs
-from toastc.views import compact
 
+from .drop_unread import drop_unread
 from .match import match
-from .match.token_flow import TokenFlow, Track, touched
+from .match.token_flow import TokenFlow, Track, surviving, touched
 from .match.tokens import grid_of, leading_tokens
 from .merge_alike import Merged as Drawn
 from .merge_alike import alike_lines, keys_of, matched_pairs, merged
@@ -30,6 +30,15 @@ from .shrink.selections import residual_of
 
 def merge_tokens(graph: Graph, merges: Sequence[Merge], held: bool = False) -> tuple[Graph, Merged]:
     """The graph with its tokens merged, looked at afresh. `held`: what is chosen at run time becomes an input instead."""
+    known = [m for m in merges if m.merge != "unread"]
+    graph, merged = write_merges(graph, known, held) if known else (graph, Merged([], []))
+    if len(known) < len(merges) and not held:  # the dense graph of a proof keeps them: its outputs must be the same
+        graph, note = drop_unread(graph)
+        merged.notes.extend([note] if note else [])
+    return graph, merged
+
+
+def write_merges(graph: Graph, merges: Sequence[Merge], held: bool) -> tuple[Graph, Merged]:
     sites = match(graph)[1]
     starts = sorted(places(graph, sites, merges), key=lambda start: graph.position(start[0]))
     layout = first_layout(graph, starts[0][0])
@@ -131,8 +140,8 @@ class Merging:
         graph, flow = self.graph, self.flow
         drawn = self.drawn()
         for op in touched(flow):
-            before = [self.ids(v) for v in op.inputs if v is not None]
-            after = [self.ids(v) for v in op.outputs if v is not None]
+            before = [surviving(flow, self.stays, v) for v in op.inputs if v is not None]
+            after = [surviving(flow, self.stays, v) for v in op.outputs if v is not None]
             graph.resize(op, before, after)
         for op, ids, asking in flow.keys:
             if any(s.merge.proportional for s in self.steps):
@@ -194,19 +203,6 @@ class Merging:
             of = matched_pairs(pen, keys, step.before, step.before.count - step.layout.count)
         pen.named(of, name)
         return of
-
-    def ids(self, value: Value) -> np.ndarray:
-        """The numbers of the tokens that stay, in the shape the value will have."""
-        shape = self.graph.shape(value)
-        tracks = self.flow.tracks.get(value) or self.flow.alone.get(value, [])
-        ids, mask = np.full(shape, -1), np.ones(shape, bool)
-        for number, track in enumerate(tracks):
-            ids = np.where(track >= 0, track + np.maximum(ids, 0) * (number * len(self.stays) + 1), ids)
-            mask = mask & self.stays[track]
-        small = compact(mask)
-        if small is None:
-            raise CannotShrink(f"tokens: what stays of {self.graph.producer(value)} is no grid")
-        return ids.ravel()[small[1].ravel()].reshape(small[0])
 
     def step_at(self, value: Value) -> Step:
         return self.step_of(self.flow.tracks[value][0])

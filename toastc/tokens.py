@@ -3,11 +3,13 @@
     {"before": "blocks.4", "merge": "horizontal", "rule": "mean", "proportional": true}      h4 in short
     {"before": "blocks.4", "merge": "horizontal", "pairs": 3}                                h4:3
     {"before": "*", "merge": "bipartite", "pairs": 13}                                       t:13
+    {"merge": "unread"}                                                                      unread
 
 `mean` takes every pair as equals; `weighted` counts each as often as the patches that it already stands for. An odd row or
 column at the end is carried over. Tokens in front of the grid (class, distillation, registers) stand aside. With `pairs` only so
 many pairs of columns or rows are merged, in every image those that are most alike. `bipartite` is ToMe: the tokens behind the
 attention of a block are taken apart in two, and so many of the first go to the token of the second that their key is most like.
+`unread` merges nothing: behind the last attention, tokens that no output depends on are left out, which changes no output.
 """
 
 from __future__ import annotations
@@ -49,9 +51,11 @@ def parse_merges(given: object) -> tuple[Merge, ...]:
 
 
 def short(word: str) -> Merge:
+    if word == "unread":
+        return Merge("", "unread")
     found = re.fullmatch(r"([hv])(\d+)(?::(\d+))?|(t)(\d*):(\d+)", word)
     if found is None:
-        raise ToastcError(f"tokens: {word} is not of the form h4 (horizontally, before block 4), v8, h4:3 or t:13")
+        raise ToastcError(f"tokens: {word} is not of the form h4 (horizontally, before block 4), v8, h4:3, t:13 or unread")
     if found[4]:
         return given_merge({"before": found[5] or "*", "merge": "bipartite", "pairs": int(found[6])}, 0)
     return given_merge({"before": found[2], "merge": AXES[found[1]]} | ({"pairs": int(found[3])} if found[3] else {}), 0)
@@ -63,6 +67,8 @@ def given_merge(item: object, number: int) -> Merge:
         return item
     if not isinstance(item, Mapping):
         raise ToastcError(f'ratios: "{key}" must be an object with before and merge')
+    if dict(item) in ({"merge": "unread"}, Merge("", "unread").to_dict()):
+        return Merge("", "unread")
     unknown = [k for k in item if k not in Merge.__dataclass_fields__]
     if unknown or not {"before", "merge"} <= set(item):
         raise ToastcError(f'ratios: "{key}" takes before, merge, rule, proportional and pairs; got {", ".join(map(str, item))}')

@@ -15,16 +15,18 @@ import numpy as np
 from toastc.errors import CannotShrink
 from toastc.graphs import Graph, Kind, Op, Value
 from toastc.labels import NONE, collapse, varying
+from toastc.views import compact
 
 from .attention import is_softmax
 
 UNMERGED = "takes merged tokens and a sequence whose grid was restored (windows of a grid can not follow a merge)"
+TOKEN_AXIS = {"bhnd": 2, "bnhd": 1, "bn(hd)": 1}
 Track = np.ndarray
 
 
 @dataclass(eq=False)
 class TokenFlow:
-    """`starts[value]`: the numbers that the tokens of this value get, where a merge begins."""
+    """`starts[value]`: the numbers that the tokens of this value get, where a merge begins; `cuts`: those of an operand."""
 
     graph: Graph
     starts: Mapping[Value, np.ndarray]
@@ -35,6 +37,7 @@ class TokenFlow:
     keys: list[tuple[Op, np.ndarray, int]] = field(default_factory=list)  # softmaxes over tokens: which, and the queries' step
     whole: dict[Op, Value] = field(default_factory=dict)  # shape nodes that lead to a grid, and what they must take unmerged
     notes: list[str] = field(default_factory=list)
+    cuts: Mapping[tuple[Op, int], Track] = field(default_factory=dict)
 
     def run(self) -> TokenFlow:
         """Until no more grids are found: what leads to one takes the whole sequence, and carries no tracks."""
@@ -63,6 +66,8 @@ class TokenFlow:
 
     def of(self, op: Op, slot: int) -> list[Track]:
         value = op.inputs[slot] if slot < len(op.inputs) else None
+        if (op, slot) in self.cuts:
+            return [self.cuts[op, slot]]
         return [] if value is None else self.tracks.get(value, [])
 
     def put(self, value: Value | None, tracks: list[Track], op: Op | None = None) -> None:
@@ -193,7 +198,7 @@ class TokenFlow:
             self.keys.append((op, sides[1][0].ravel(), int(sides[0][0].max()) // self.count if sides[0] else -1))
         if sides[0]:
             shape = [1] * len(self.graph.shape(op.outputs[0]))
-            shape[{"bhnd": 2, "bnhd": 1, "bn(hd)": 1}[spec.layouts[3]]] = sides[0][0].size
+            shape[TOKEN_AXIS[spec.layouts[3]]] = sides[0][0].size
             self.put(op.outputs[0], [sides[0][0].reshape(shape)])
 
     def _opaque(self, op: Op) -> None:
@@ -206,3 +211,17 @@ def touched(flow: TokenFlow) -> Iterator[Op]:
     for op in flow.graph.ops:
         if op.kind is Kind.SHAPE and op not in flow.whole and any(v in flow.tracks for v in op.inputs):
             yield op
+
+
+def surviving(flow: TokenFlow, stays: np.ndarray, value: Value) -> np.ndarray:
+    """The numbers of the tokens that stay, in the shape the value will have. `stays` by number; the last is for none."""
+    shape = flow.graph.shape(value)
+    tracks = flow.tracks.get(value) or flow.alone.get(value, [])
+    ids, mask = np.full(shape, -1), np.ones(shape, bool)
+    for number, track in enumerate(tracks):
+        ids = np.where(track >= 0, track + np.maximum(ids, 0) * (number * len(stays) + 1), ids)
+        mask = mask & stays[track]
+    small = compact(mask)
+    if small is None:
+        raise CannotShrink(f"tokens: what stays of {flow.graph.producer(value)} is no grid")
+    return ids.ravel()[small[1].ravel()].reshape(small[0])
