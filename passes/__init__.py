@@ -22,6 +22,7 @@ from .measure_gains import MeasureGains
 from .plan_losses import PlanLosses
 from .plan_ratios import PlanRatios
 from .plan_selections import PlanSelections
+from .plan_tokens import plan_tokens
 from .refit_consumers import RefitConsumers
 from .score_moments import ScoreMoments
 from .score_taylor import ScoreTaylor
@@ -127,5 +128,6 @@ def tuned(passes: tuple[Pass, ...], search: float | None, batch: int) -> tuple[P
 __all__ = [
     "MEASURE", "RECIPES", "AllocateWidths", "AnalyseLosses", "AssumeWhite", "CollectMoments", "FoldBiases", "FoldConsumers",
     "MatchSites", "MeasureGains", "PlanLosses", "PlanRatios", "PlanSelections", "RefitConsumers", "ScoreMoments", "ScoreTaylor",
-    "ScoreTokens", "ScoreWeights", "SearchWidths", "ShareScores", "Shrink", "TimeBlocks", "parse_passes", "recipe", "tuned",
+    "ScoreTokens", "ScoreWeights", "SearchWidths", "ShareScores", "Shrink", "TimeBlocks", "parse_passes", "plan_tokens", "recipe",
+    "tuned",
 ]  # fmt: skip

@@ -65,7 +65,6 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
     small, graph = OnnxGraph(small_model), OnnxGraph(model)
     tolerance = tolerance_of(graph)
     try:
-        feeds = [sample_inputs(model, sizes_for(model, large), seed) for large in sorted({False, bool(sizes_for(model))})]
         chosen = []
         if plan.merges:
             graph, merged = merge_tokens(graph, plan.merges, held=True)
@@ -81,6 +80,8 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
             write_model(upcast.upcast(load_model(pruned)), wide)
             pruned = wide
             upcast.upcast(model)
+        feeds = [sample_inputs(model, sizes_for(model, large), seed) for large in sorted({False, bool(sizes_for(model))})]
+        feeds = [{name: array for name, array in feed.items() if name not in chosen} for feed in feeds]
         chosen += hold_selections(graph, sites, plan)
         graph.finish()
         if chosen:  # what was chosen at run time is handed on to the dense graph, so that both choose the same

@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from toastc.compile_onnx import Request, compile_onnx
+from toastc.compile_onnx import compile_onnx
+from toastc.driver import Request
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.passes import MatchSites, recipe
 from toastc.passes.match import match

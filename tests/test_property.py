@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from oracle import random_plan
 
-from toastc.compile_onnx import Request, compile_onnx
+from toastc.compile_onnx import compile_onnx
+from toastc.driver import Request
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.passes import MatchSites
 from toastc.passes.match import match

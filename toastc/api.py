@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from .calibration import Moments, Preprocess
 from .cost import Target
 from .errors import NoChange, NothingToPrune, ToastcError
 from .files import check_targets, write_beside
+from .forms import as_ir, from_ir, is_torch
 from .plan import Plan
 from .progress import Tell, silent
 from .report.data import reject_dicts, site_dict, widths_by_site
@@ -33,6 +33,7 @@ def prune(
     preprocess: Preprocess | None = None,
     moments: Moments | str | Path | None = None,
     tokens: Any = None,
+    allow: str | Sequence[str] | None = None,
     search: float | None = None,
     batch: int = 1,
     provider: str = "cpu",
@@ -54,12 +55,13 @@ def prune(
     `model` is a path to an ONNX file, an onnx ModelProto, an onnx_ir Model, an onnx_graphsurgeon Graph, or a
     torch nn.Module / ExportedProgram. Instead of ratios, `target="macs=0.6"` keeps that share of the MACs, and
     `plan` replays a plan. `passes` spells a pipeline instead of a named recipe: `score-weights{by=l1},plan-ratios`.
-    `tokens` merges tokens first, `"h4,v8"`: horizontally before block 4, vertically before block 8.
+    `tokens` merges tokens first, `"h4,v8"`: horizontally before block 4, vertically before block 8. With
+    `allow="channels,tokens"` a target in MACs is met by both, as costs least; with `"channels"` by channels alone.
     With `search=5.0` the widths are refined for five minutes by the measured error of the pruned model. `target` may be
     `latency=0.6`: of the time of one batch of `batch` on this machine.
     `output`, `plan_out` and `report_out` are files to write the model, the plan and the report's page to.
     """
-    from .compile_onnx import Request
+    from .driver import Request, allowed
     from .passes import parse_passes
     from .passes import recipe as check_recipe
 
@@ -75,7 +77,7 @@ def prune(
         passes or recipe, parse_passes(passes) if passes else None,
         seed, verify, dry_run, data, {"limit": images, "preprocess": preprocess},
         Moments.load(Path(moments)) if isinstance(moments, str | Path) else moments, search, batch, provider,
-        parse_merges(tokens) if tokens is not None else (),
+        parse_merges(tokens) if tokens is not None else (), allowed(allow),
     )  # fmt: skip
     by_products = [Path(p) for p in (plan_out, report_out, moments_out, ratios_out) if p is not None]
     targets = by_products if output is None else [Path(output), Path(f"{output}.data"), *by_products]
@@ -94,7 +96,7 @@ def prune(
         result.moments.save(Path(moments_out))
     if ratios_out is not None:
         with write_beside(Path(ratios_out)) as file:
-            file.write_text(json.dumps(ratio_file.chosen(widths_by_site(result.report)), indent=1) + "\n")
+            file.write_text(json.dumps(ratio_file.chosen(widths_by_site(result.report), result.plan.merges), indent=1) + "\n")
     if report_out is not None:
         from .report.page import write_page
 
@@ -133,35 +135,6 @@ def prune_onnx(model: Any, output: Path | None, targets: Sequence[Path], request
                 raise
             return Result(model, Plan(), same.report)
         return replace(made, model=from_ir(kind, made.model))
-
-
-def as_ir(model: Any) -> tuple[str, Any]:
-    """An in-memory model as a fresh ir.Model, and what it was."""
-    import onnx
-    import onnx_ir as ir
-
-    surgeon = sys.modules.get("onnx_graphsurgeon")
-    if surgeon is not None and isinstance(model, surgeon.Graph):
-        return "gs", ir.from_proto(surgeon.export_onnx(model))
-    if isinstance(model, onnx.ModelProto):
-        return "proto", ir.from_proto(model)
-    if isinstance(model, ir.Model):
-        return "ir", model.clone()
-    raise ToastcError(f"can not prune a {type(model).__name__}; give a path, an ONNX model, a gs.Graph or a torch module")
-
-
-def from_ir(kind: str, model: Any) -> Any:
-    import onnx_ir as ir
-
-    if kind == "ir":
-        return model
-    proto = ir.to_proto(model)
-    return sys.modules["onnx_graphsurgeon"].import_onnx(proto) if kind == "gs" else proto
-
-
-def is_torch(model: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and (isinstance(model, torch.nn.Module) or type(model).__name__ == "ExportedProgram")
 
 
 def read_ratios(ratios: Any) -> ratio_file.Ratios:

@@ -71,6 +71,9 @@ def parser_for(command: str) -> Parser:
         what.add_argument("--target", metavar="macs=0.6", help="share of the MACs (or params, or latency) to keep")
         what.add_argument("--plan", type=Path, metavar="P.safetensors", help="replay a plan written by --plan-out")
         p.add_argument("--tokens", metavar="h4,v8", help="merge tokens: horizontally before block 4, vertically before block 8")
+        p.add_argument(
+            "--allow", metavar="channels,tokens", help="what meets a target in MACs (channels, and tokens nobody reads)"
+        )
         p.add_argument("--batch", type=counted, default=1, metavar="N", help="the batch size of a latency target (1)")
         p.add_argument("--search", type=duration, metavar="MINUTES", help="refine the widths by measuring the pruned model")
         data = p.add_argument_group(

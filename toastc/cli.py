@@ -85,7 +85,7 @@ def run_prune(args: argparse.Namespace) -> int:
             output=args.output, plan_out=args.plan_out, report_out=args.report, seed=args.seed, verify=not args.no_verify,
             dry_run=args.dry_run, tell=tell, data=args.calibrate, images=args.images, preprocess=preprocess_of(args),
             moments=args.moments, moments_out=args.moments_out, ratios_out=args.ratios_out, provider=args.provider,
-            search=args.search, batch=args.batch, tokens=args.tokens,
+            search=args.search, batch=args.batch, tokens=args.tokens, allow=args.allow,
         )  # fmt: skip
     from .report.terminal import print_report
 

@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from .calibration import Preprocess
-from .compile_onnx import Request, begun, choose
 from .cost import saved_macs, saved_params
+from .driver import Request, begun, choose
 from .errors import ToastcError, VerificationFailed
 from .graphs.fx import FxGraph, drop_unused
 from .pipeline import run
@@ -78,7 +78,7 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
     tell("export")
     clock = time.perf_counter()
     gm, args = export(model, example_inputs)
-    dense = copy.deepcopy(gm) if request.verify else None
+    dense = copy.deepcopy(gm) if request.verify or request.target is not None else None
     graph = FxGraph(gm)
     exporting = time.perf_counter() - clock
     macs = graph.totals()[0]
@@ -86,7 +86,8 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
     if request.options.get("preprocess") is None:
         own = Preprocess.of(getattr(model, "pretrained_cfg", None))
         request = replace(request, options={**request.options, "preprocess": own})
-    state, request = begun(graph, request, macs)
+    state, request = begun(graph, request, macs, lambda: FxGraph(copy.deepcopy(dense or gm)), tell)
+    gm = state.graph.gm  # type: ignore[attr-defined]
     state, seconds = choose(state, request, macs, tell)
     seconds = {"export": exporting} | seconds
     sites, plan, rows, rejects = state.sites, state.plan, coupling_rows(state.sites, state.plan), state.rejects
@@ -101,7 +102,7 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
     tell("shrink")
     state, took = run([Shrink()], state)
     verified = None
-    if dense is not None:
+    if request.verify and dense is not None:
         from .passes.verify_module import verify_modules
 
         tell("verify")

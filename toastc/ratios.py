@@ -156,10 +156,11 @@ def read(path: Path) -> Ratios:
         raise ToastcError(f"{path}: not JSON ({error})") from None
 
 
-def chosen(widths: Mapping[str, Mapping[str, tuple[int, int]]]) -> dict[str, object]:
+def chosen(widths: Mapping[str, Mapping[str, tuple[int, int]]], merges: Sequence[Merge] = ()) -> dict[str, object]:
     """A ratio file that asks for exactly these widths: `{site: {coupling: (original, kept)}}`."""
     sites = {
         site: {name: round(1 - kept / original, 6) if kept < original else 0 for name, (original, kept) in own.items()}
         for site, own in widths.items()
     }
-    return {"sites": sites, "round_to": 1}
+    tokens = {"tokens": [m.to_dict() for m in merges]} if merges else {}
+    return {"sites": sites, "round_to": 1} | tokens

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .api import as_ir, is_torch
+from .forms import as_ir, is_torch
 from .plan import Plan
 
 

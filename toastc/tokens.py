@@ -41,6 +41,9 @@ class Merge:
         return {k: v for k, v in asdict(self).items() if v is not None}
 
 
+UNREAD = Merge("", "unread")
+
+
 def parse_merges(given: object) -> tuple[Merge, ...]:
     """`"h4,v8"`, `"h4:3"`, `"t:13"`, or the list of a ratio file."""
     if isinstance(given, str):
@@ -52,7 +55,7 @@ def parse_merges(given: object) -> tuple[Merge, ...]:
 
 def short(word: str) -> Merge:
     if word == "unread":
-        return Merge("", "unread")
+        return UNREAD
     found = re.fullmatch(r"([hv])(\d+)(?::(\d+))?|(t)(\d*):(\d+)", word)
     if found is None:
         raise ToastcError(f"tokens: {word} is not of the form h4 (horizontally, before block 4), v8, h4:3, t:13 or unread")
@@ -67,8 +70,8 @@ def given_merge(item: object, number: int) -> Merge:
         return item
     if not isinstance(item, Mapping):
         raise ToastcError(f'ratios: "{key}" must be an object with before and merge')
-    if dict(item) in ({"merge": "unread"}, Merge("", "unread").to_dict()):
-        return Merge("", "unread")
+    if dict(item) in ({"merge": "unread"}, UNREAD.to_dict()):
+        return UNREAD
     unknown = [k for k in item if k not in Merge.__dataclass_fields__]
     if unknown or not {"before", "merge"} <= set(item):
         raise ToastcError(f'ratios: "{key}" takes before, merge, rule, proportional and pairs; got {", ".join(map(str, item))}')

@@ -1,0 +1,165 @@
+"""What both paths share: a request, tokens first, then the passes that choose the widths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .calibration import Moments, Synthetic, open_data
+from .cost import Target, uniform_ratios
+from .errors import CannotShrink, NothingToPrune, ToastcError
+from .graphs import Graph
+from .pipeline import Pass, State, run
+from .plan import Plan, check_plan
+from .progress import Tell
+from .ratios import Ratios, narrowed
+from .sites import Reject
+from .tokens import UNREAD, Merge
+
+HELD_OUT = 4  # batches that a search is judged by
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to do with a model: ratios, or a target, or a plan to replay."""
+
+    ratios: Ratios | None = None
+    target: Target | None = None
+    plan: Plan | None = None
+    recipe: str = "default"
+    passes: tuple[Pass, ...] | None = None  # instead of the recipe's
+    seed: int = 0
+    verify: bool = True
+    dry_run: bool = False
+    data: Any = None  # what to calibrate on
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the data: limit, batch, preprocess
+    moments: Moments | None = None
+    search: float | None = None  # minutes
+    batch: int = 1  # of a latency
+    provider: str = "cpu"  # where an ONNX model is watched
+    tokens: tuple[Merge, ...] = ()
+    allow: tuple[str, ...] | None = None  # what a target may be met by: channels, tokens; None: channels, and what is free
+
+    @property
+    def merges(self) -> tuple[Merge, ...]:
+        if self.plan is not None:
+            return self.plan.merges
+        return (*(self.ratios.tokens if self.ratios is not None else ()), *self.tokens)
+
+
+def allowed(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """`channels` or `channels,tokens`."""
+    if given is None:
+        return None
+    words = tuple(w.strip() for w in given.split(",")) if isinstance(given, str) else tuple(given)
+    if "channels" not in words or not set(words) <= {"channels", "tokens"}:
+        raise ToastcError(f"allow: is channels, or channels,tokens; got {','.join(map(str, words))}")
+    return words
+
+
+def begun(graph: Graph, request: Request, macs: int, fresh: Callable[[], Graph], tell: Tell) -> tuple[State, Request]:
+    """The graph with its tokens merged, and what is left to do: a budget in MACs is of the dense model's."""
+    from .passes.merge_tokens import merge_tokens
+
+    request, notes = with_tokens(request, graph, fresh, tell)
+    if not request.merges:
+        return State(graph, request.ratios, notes=tuple(notes)), request
+    free = request.tokens == (UNREAD,) and request.allow is None
+    try:
+        graph, merged = merge_tokens(graph, request.merges)
+    except CannotShrink:
+        if not free:
+            raise
+        graph, request = fresh(), replace(request, tokens=())
+        return State(graph, request.ratios), request
+    left = graph.totals()[0] / macs
+    if free and left == 1:
+        return State(graph, request.ratios), replace(request, tokens=())
+    notes += [*merged.notes, f"merged tokens leave {left:.3f} of the MACs"]
+    target = request.target
+    if target is not None and target.what == "latency":
+        raise ToastcError("target: latency is not told with merged tokens; give macs or params")
+    if target is not None and target.what == "macs":
+        if target.keep < left:
+            target = Target("macs", target.keep / left)
+        else:
+            target, request = None, replace(request, ratios=Ratios())
+        request = replace(request, target=target)
+    return State(graph, request.ratios, notes=tuple(notes)), request
+
+
+def with_tokens(request: Request, graph: Graph, fresh: Callable[[], Graph], tell: Tell) -> tuple[Request, list[str]]:
+    """A budget in MACs may be met by tokens as well: by those nobody reads, which is free, or by all, if that is allowed."""
+    steps = steps_of(request, graph)
+    spread = any(step.name == "allocate-widths" and not getattr(step, "uniform", False) for step in steps)
+    ask = request.allow is not None and "tokens" in request.allow
+    if request.target is None or request.target.what != "macs" or not spread:
+        if ask:
+            raise ToastcError("allow: tokens go with a target in macs and a recipe that allocates widths (default, synthetic)")
+        return request, []
+    if ask and request.merges:
+        raise ToastcError("allow: tokens are merged as given, or as the budget wants; not both")
+    if not ask:
+        free = request.allow is None and not request.merges
+        return (replace(request, tokens=(UNREAD,)) if free else request), []
+    from .passes import plan_tokens
+    from .passes.merge_tokens import merge_tokens
+
+    base = merge_tokens(fresh(), (UNREAD,))[0]
+    state, (first, *rest) = opened(State(base), request, tell)
+    until = next(n for n, step in enumerate(rest) if step.name == "allocate-widths")
+    for step in (first, *rest[:until]):
+        tell(step.name)
+        state, _ = run([step], state)
+        if not state.sites:
+            raise NothingToPrune(nothing_found(state.rejects))
+    tell("plan-tokens")
+    merges, note = plan_tokens(state, fresh, request.target.keep)
+    moments = state.moments if merges == (UNREAD,) else request.moments
+    return replace(request, tokens=merges, moments=moments), [note]
+
+
+def steps_of(request: Request, graph: Graph) -> tuple[Pass, ...]:
+    from .passes import recipe, tuned
+
+    data = request.data is not None or request.moments is not None
+    fits = Synthetic.fits(graph.input_sizes())
+    return tuned(request.passes or recipe(request.recipe, data, fits), request.search, request.batch)
+
+
+def opened(state: State, request: Request, tell: Tell) -> tuple[State, tuple[Pass, ...]]:
+    """The passes of a request, and the state they begin with."""
+    steps, inputs = steps_of(request, state.graph), state.graph.input_sizes()
+    state = replace(state, held_out=0 if request.search is None else HELD_OUT)
+    state = replace(state, seed=request.seed, moments=request.moments, target=request.target, tell=tell)
+    if request.data is not None:
+        state = replace(state, data=open_data(request.data, inputs, seed=request.seed, **request.options))
+    return state, steps
+
+
+def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[State, dict[str, float]]:
+    """Run matching, scoring and planning; or matching alone where a plan is given."""
+    state, (first, *rest) = opened(state, request, tell)
+    tell(first.name)
+    state, seconds = run([first], state)
+    if not state.sites:
+        raise NothingToPrune(nothing_found(state.rejects))
+    if request.plan is not None:
+        check_plan(request.plan, state.sites)
+        return replace(state, plan=request.plan), seconds
+    if request.ratios is not None and not narrowed(request.ratios, state.sites):
+        return replace(state, plan=Plan(merges=request.merges)), seconds
+    if request.target is not None and not any(step.name == "allocate-widths" for step in rest):
+        chosen = any(step.name == "plan-selections" for step in rest)
+        state = replace(state, ratios=uniform_ratios(state.sites, total, request.target, chosen=chosen))
+    for step in rest:
+        tell(step.name)
+        state, took = run([step], state)
+        seconds |= took
+    return replace(state, plan=replace(state.plan, merges=request.merges)), seconds
+
+
+def nothing_found(rejects: Sequence[Reject]) -> str:
+    why = f"; {rejects[0].node}: {rejects[0].reason}" if rejects else ""
+    return f"no attention and no FFN was found that can be shrunk{why}"

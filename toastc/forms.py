@@ -1,0 +1,37 @@
+"""The forms a model is given in, and given back in."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from .errors import ToastcError
+
+
+def as_ir(model: Any) -> tuple[str, Any]:
+    """An in-memory model as a fresh ir.Model, and what it was."""
+    import onnx
+    import onnx_ir as ir
+
+    surgeon = sys.modules.get("onnx_graphsurgeon")
+    if surgeon is not None and isinstance(model, surgeon.Graph):
+        return "gs", ir.from_proto(surgeon.export_onnx(model))
+    if isinstance(model, onnx.ModelProto):
+        return "proto", ir.from_proto(model)
+    if isinstance(model, ir.Model):
+        return "ir", model.clone()
+    raise ToastcError(f"can not prune a {type(model).__name__}; give a path, an ONNX model, a gs.Graph or a torch module")
+
+
+def from_ir(kind: str, model: Any) -> Any:
+    import onnx_ir as ir
+
+    if kind == "ir":
+        return model
+    proto = ir.to_proto(model)
+    return sys.modules["onnx_graphsurgeon"].import_onnx(proto) if kind == "gs" else proto
+
+
+def is_torch(model: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and (isinstance(model, torch.nn.Module) or type(model).__name__ == "ExportedProgram")
