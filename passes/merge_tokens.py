@@ -30,6 +30,7 @@ from .shrink.selections import residual_of
 
 def merge_tokens(graph: Graph, merges: Sequence[Merge], held: bool = False) -> tuple[Graph, Merged]:
     """The graph with its tokens merged, looked at afresh. `held`: what is chosen at run time becomes an input instead."""
+    graph = graph.without_idle_masks()
     known = [m for m in merges if m.merge != "unread"]
     graph, merged = write_merges(graph, known, held) if known else (graph, Merged([], []))
     if len(known) < len(merges) and not held:  # the dense graph of a proof keeps them: its outputs must be the same
@@ -44,6 +45,8 @@ def write_merges(graph: Graph, merges: Sequence[Merge], held: bool) -> tuple[Gra
     layout = first_layout(graph, starts[0][0])
     steps: list[Step] = []
     for value, merge, attention in starts:
+        if graph.shape(value)[1] != graph.shape(starts[0][0])[1]:
+            raise ToastcError(f"tokens: before {merge.before} stands another sequence than before {starts[0][1].before}")
         if any(value is step.value for step in steps):
             raise ToastcError(f"tokens: two merges stand before the same block ({merge.before}); put the second one block later")
         before, pairs = layout, None
@@ -82,7 +85,8 @@ def places(graph: Graph, sites: Sequence[Site], merges: Sequence[Merge]) -> Iter
             yield stream_before(graph, sites, merge), merge, None
             continue
         attention = [s for s in sites if s.kind == "attention"]
-        for site in attention if merge.before == "*" else [named(attention, merge)]:
+        grid = [attention.index(named(attention, m)) for m in merges if m.merge != "bipartite"]
+        for site in attention[max(grid, default=0) :] if merge.before == "*" else [named(attention, merge)]:
             behind = [s for s in sites[sites.index(site) + 1 :] if s.kind in ("ffn", "attention")]
             if not behind or behind[0].kind != "ffn":
                 raise ToastcError(f"tokens: no FFN stands behind {site.name}; a bipartite merge goes between the two")

@@ -159,7 +159,7 @@ def read(path: Path) -> Ratios:
 def chosen(widths: Mapping[str, Mapping[str, tuple[int, int]]], merges: Sequence[Merge] = ()) -> dict[str, object]:
     """A ratio file that asks for exactly these widths: `{site: {coupling: (original, kept)}}`."""
     sites = {
-        site: {name: round(1 - kept / original, 6) if kept < original else 0 for name, (original, kept) in own.items()}
+        site: {name: round(1 - kept / original, 12) if kept < original else 0 for name, (original, kept) in own.items()}
         for site, own in widths.items()
     }
     tokens = {"tokens": [m.to_dict() for m in merges]} if merges else {}

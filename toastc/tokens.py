@@ -8,7 +8,8 @@
 `mean` takes every pair as equals; `weighted` counts each as often as the patches that it already stands for. An odd row or
 column at the end is carried over. Tokens in front of the grid (class, distillation, registers) stand aside. With `pairs` only so
 many pairs of columns or rows are merged, in every image those that are most alike. `bipartite` is ToMe: the tokens behind the
-attention of a block are taken apart in two, and so many of the first go to the token of the second that their key is most like.
+attention of a block are taken apart in two, and so many of the first go to the token of the second that their key is most like
+(`*`: in every block, or in every one behind the merges of columns and rows).
 `unread` merges nothing: behind the last attention, tokens that no output depends on are left out, which changes no output.
 """
 

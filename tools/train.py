@@ -212,7 +212,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     say("--compact-after", type=int, default=100, metavar="STEPS", help="nothing is masked before (default 100)")
     say("--ramp", type=int, default=1, metavar="N", help="the target is reached with the n-th drawing (default 1)")
     say("--penalty", type=float, default=1e-4, metavar="X", help="pulls rows of compactors towards zero (default 1e-4)")
-    say("--masked-penalty", type=float, metavar="X", help="the same for masked rows, if it is to be stronger")
+    say("--masked-penalty", type=float, metavar="X", help="masked rows lose so much of their norm a step (for short runs: 0.05)")
     say("--compact-lr", type=float, metavar="X", help="of the compactors, if not --lr")
     say("--batch", type=int, default=128, metavar="N", help="of one process (default 128)")
     say("--amp", choices=("bf16", "fp16", "off"), help="default: bf16 or fp16 on CUDA, off on the CPU")

@@ -23,9 +23,16 @@ def leading_tokens(graph: Graph) -> int:
             continue
         learnt = [v is not None and is_learnt(graph, v) for v in op.inputs]
         sizes = [graph.shape(v) for v in op.inputs if v is not None]
-        along = [i for i in range(3) if sum(s[i] for s in sizes) == graph.shape(made)[i] and i == 1]
-        if learnt[0] and not all(learnt) and along:
-            found += sum(s[1] for s, own in zip(sizes, learnt, strict=True) if own)
+        if (
+            all(len(s) == 3 for s in sizes)
+            and sum(s[1] for s in sizes) == graph.shape(made)[1]
+            and any(learnt)
+            and not all(learnt)
+        ):
+            first = learnt.index(False)
+            if any(learnt[first:]):
+                raise ToastcError("tokens: learnt tokens stand behind the patches, where merges do not look for them")
+            found += sum(s[1] for s in sizes[:first])
         elif found:
             break
     return found

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from ...errors import CannotShrink
 from ...tokens import Pairs
 from .. import Op, Value
 from .classify import meta
+from .edit import has_effect
 from .pen import FxPen
 from .select import current
 
@@ -28,12 +30,14 @@ class FxTokens:
     """The verbs of the protocol that merge tokens."""
 
     gm: fx.GraphModule
+    ops: list[Op]
     bound: dict[fx.Node, torch.Tensor]
     _call: Any
     _fresh: Any
     _install: Any
     _numbers: Any
     redirect: Any
+    tensor: Any
     _users: dict[Value, list[tuple[Op, int]]]
 
     def merge(self, value: Value, pairs: Pairs) -> None:
@@ -82,7 +86,7 @@ class FxTokens:
             table = plus if drawn else self._table(plus, op.inputs[0], op)  # type: ignore[arg-type]
             self.redirect(op, 0, self._call(aten.add.Tensor, (logits, table), op))
             return
-        known = op.node.args[3] if len(op.node.args) > 3 else op.node.kwargs.get("attn_mask")
+        known = given_mask(op.node)
         table = plus if drawn else self._table(plus[None, None, :1], op.inputs[0], op)  # type: ignore[index]
         if known is not None and meta(known).dtype is torch.bool:
             raise CannotShrink(f"tokens: {op} has a mask of booleans, to which sizes can not be added")
@@ -122,6 +126,22 @@ class FxTokens:
         node.meta["val"] = tensor
         return node
 
+    def without_idle_masks(self) -> FxGraph:
+        found = False
+        for op in self.ops:
+            mask = given_mask(op.node) if op.attention is not None else None
+            if isinstance(mask, fx.Node) and is_idle(mask, self.tensor):
+                args = [None if a is mask else a for a in op.node.args]
+                op.node.args, op.node.kwargs = tuple(args), {k: v for k, v in op.node.kwargs.items() if v is not mask}
+                found = True
+        if not found:
+            return self  # type: ignore[return-value]
+        from .adapter import FxGraph
+
+        self.gm.graph.eliminate_dead_code(has_effect)
+        self.gm.recompile()
+        return FxGraph(self.gm, self.bound)
+
     def reopened(self) -> FxGraph:
         """Shapes are found by running the graph on fake tensors of the sizes it was captured with, free ones included."""
         from .adapter import FxGraph
@@ -131,5 +151,33 @@ class FxTokens:
         prop = FakeTensorProp(self.gm, mode)
         if mode is not None:
             mode.allow_non_fake_inputs = True
-        prop.propagate_dont_convert_inputs(*given)
+        try:
+            prop.propagate_dont_convert_inputs(*given)
+        except GuardOnDataDependentSymNode as error:
+            raise CannotShrink(f"tokens: a size behind the merge can not be told ({str(error).splitlines()[0]})") from None
         return FxGraph(self.gm, self.bound)
+
+
+def given_mask(node: fx.Node) -> Any:
+    """Of `scaled_dot_product_attention`."""
+    return node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+
+
+def is_idle(mask: fx.Node, constant: Callable[[fx.Node], torch.Tensor]) -> bool:
+    """Does a mask that is made of sizes and constants allow everything? Transformers makes such ones."""
+
+    def value(node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            return constant(node)
+        if node.target is aten.sym_size.int:
+            return int(meta(node.args[0]).shape[node.args[1]])
+        if node.op != "call_function":
+            raise LookupError(node.name)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    try:
+        made = value(mask)
+    except LookupError:
+        return False
+    return isinstance(made, torch.Tensor) and bool(made.all() if made.dtype is torch.bool else not made.any())

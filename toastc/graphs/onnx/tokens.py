@@ -23,6 +23,7 @@ class OnnxTokens:
 
     graph: ir.Graph
     model: ir.Model
+    ops: list[Op]
     facts: Facts
     provider: str
     _emit: Any
@@ -105,6 +106,17 @@ class OnnxTokens:
         value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
+
+    def without_idle_masks(self) -> OnnxGraph:
+        idle = [(op, slot) for op in self.ops if op.attention for slot in op.attention.masks if self._idle(op, slot)]
+        for op, slot in idle:
+            op.node.replace_input_with(slot, None)
+        return self.reopened() if idle else self  # type: ignore[return-value]
+
+    def _idle(self, op: Op, slot: int) -> bool:
+        value: Any = op.inputs[slot] if slot < len(op.inputs) else None
+        known = None if value is None else self.facts.data.get(value)
+        return known is not None and bool(known.all() if known.dtype == bool else not known.any())
 
     def reopened(self) -> OnnxGraph:
         from .adapter import OnnxGraph
