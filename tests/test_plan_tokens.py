@@ -97,7 +97,7 @@ REFUSED = {
     "hf_segformer": "grid was restored", "hf_detr": "grid was restored", "hf_upernet_swin": "grid was restored",
     "hf_mask2former_swin": "grid was restored", "hf_yolos": "behind the patches", "timm_swin_fpn": "no stream of tokens",
     "eva02_tiny": "a number for each token", "hf_bert": "grid is unknown", "xcit_tiny": "residual stream",
-    "vit_22b": "residual stream", "vit_relpos_small_rpn": "grid was restored",
+    "vit_22b": "grid was restored", "vit_relpos_small_rpn": "residual stream",
 }  # fmt: skip
 MERGED = ["timm_vit_boxes", "tv_vit", "hf_dinov2", "hf_vit_mae", "hf_vit_sdpa"]
 

@@ -64,8 +64,9 @@ def compact(
 
     For `warmup` steps nothing is masked; from then on the masks are drawn anew every `every` steps, and reach the `target`
     (`"macs=0.5"` or `"params=0.5"`) at the `ramp`-th drawing. A masked row gets no gradient of the loss; `penalty` pulls
-    all rows towards zero, the masked ones without resistance; a `masked_penalty` pulls those harder, for short training.
-    `lr` and `momentum` are those of the compactors.
+    all rows towards zero, the masked ones without resistance. `lr` and `momentum` are those of the compactors. With a
+    `masked_penalty` masked rows lose that much of their norm (1 to begin with) in each step, whatever the optimizer is: for
+    short training, and for Adam, which scales gradients as small as the penalty's away.
     """
     goal = Target.parse(target)
     if goal.what == "latency":
@@ -90,9 +91,7 @@ def compact(
     if lr is not None:
         groups[1]["lr"] = lr
     total = graph.totals()[0 if goal.what == "macs" else 1]
-    schedule = Schedule(
-        goal, total, every, warmup, ramp, penalty, penalty if masked_penalty is None else masked_penalty, round_to
-    )
+    schedule = Schedule(goal, total, every, warmup, ramp, penalty, masked_penalty or 0.0, round_to)
     return Compacted(model, groups, Controller(model, gates, schedule, left_out))
 
 
@@ -135,13 +134,17 @@ class Controller:
                 if matrix.grad is None:
                     continue
                 rows = matrix.detach()
-                alive = gate.alive.to(matrix.device)[:, :, None]
-                pull = torch.where(alive, self.schedule.penalty, self.schedule.masked_penalty)
-                matrix.grad.mul_(alive).add_(pull * rows / rows.norm(dim=2, keepdim=True).clamp_min(1e-12))
+                pull = rows / rows.norm(dim=2, keepdim=True).clamp_min(1e-12)
+                matrix.grad.mul_(gate.alive.to(matrix.device)[:, :, None]).add_(pull, alpha=self.schedule.penalty)
 
     def after_step(self) -> None:
         """Count the step, and draw the masks anew when it is time."""
         self.step += 1
+        for gate in self.gates if self.schedule.masked_penalty else ():
+            for matrix in gate.matrices:
+                norms = matrix.detach().norm(dim=2, keepdim=True).clamp_min(1e-12)
+                left = (1 - self.schedule.masked_penalty / norms).clamp_min(0.0)
+                matrix.data.mul_(torch.where(gate.alive.to(matrix.device)[:, :, None], 1.0, left))
         behind = self.step - self.schedule.warmup
         if behind >= 0 and behind % self.schedule.every == 0:
             self.draw()
