@@ -27,7 +27,7 @@ ONNX_ROOMS = (
     "toastc/compile_onnx.py",
     "toastc/api.py",
     "toastc/forms.py",
-    "toastc/bench.py",
+    "toastc/timing.py",
 )
 
 
@@ -90,3 +90,10 @@ def test_importing_toastc_brings_no_framework() -> None:
     code = "import sys, toastc, toastc.cli; print([m for m in ('torch', 'onnx', 'numpy', 'rich') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert out.strip() == "[]"
+
+
+def test_no_module_hides_a_function() -> None:
+    """A submodule, once imported, would stand in the package's place of that name."""
+    import toastc
+
+    assert not [name for name in toastc.__all__ if (ROOT / "toastc" / f"{name}.py").exists()]

@@ -219,7 +219,7 @@ def bench(
     tell: Tell = silent,
 ) -> dict[str, Any]:
     """Time both files in turns: medians, spread, and the gain against what the MACs promise."""
-    from .bench import bench_files
+    from .timing import bench_files
 
     return bench_files(Path(dense), Path(pruned), provider, batches, threads, seconds, tell)
 
