@@ -1,0 +1,136 @@
+"""Merged tokens alone: what they cost in accuracy, and what they save in time. Nothing is trained.
+
+    python tools/bench_tokens.py cifar --weights vits14_cifar10_fp16.safetensors --cifar FOLDER [--tokens h4,v8 --tokens t:2 ...]
+    python tools/bench_tokens.py speed [--model deit_small_patch16_224] [--batch 8] [--tokens h4,v8 ...]
+
+cifar   accuracy of a timm ViT-S/14 on CIFAR-10 with the paired standard error of its difference to the dense model
+        (tools/bench_accuracy.py says where weights and images come from)
+speed   ONNX Runtime on the CPU, dense and merged taking turns (random weights), and the share of the dense model's time that the
+        inserted operators take by ONNX Runtime's own profile
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import bench_accuracy
+import numpy as np
+import onnx
+import onnxruntime
+from rich.console import Console
+from rich.table import Table
+
+import toastc
+from toastc.tokens import parse_merges
+
+CIFAR = ("unread", "h4", "v4", "h6", "v6", "h9", "h4:1", "h4:2", "h4,v8", "h4,v8 rule=weighted", "h4,v8 proportional=false",
+         "h6,v9", "h3,v6", "t:1", "t:2", "t:3")  # fmt: skip
+SPEED = ("h4,v8", "h4,v8,unread", "h6,v9", "t:13")
+
+
+def merges_of(words: str) -> list[dict[str, Any]]:
+    """`h4,v8 rule=weighted`: all merges with another option."""
+    short, *options = words.split()
+    made = [merge.to_dict() for merge in parse_merges(short)]
+    for option in options:
+        key, _, value = option.partition("=")
+        made = [m | {key: {"true": True, "false": False}.get(value, value)} for m in made]
+    return made
+
+
+def accuracy(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], str]:
+    args.calibration = 1
+    task = bench_accuracy.cifar(args, folder)
+    dense, macs, rows = bench_accuracy.outputs(task.model, task.test), toastc.inspect(task.model)["macs"], []
+    for words in args.tokens or CIFAR:
+        report = toastc.prune(task.model, {"tokens": merges_of(words)}, output=folder / "small.onnx").report
+        found = bench_accuracy.row(dense, bench_accuracy.outputs(folder / "small.onnx", task.test), task.labels)
+        rows.append({"tokens": words, "macs": report.after.macs / macs, **found})
+        print(rows[-1], file=sys.stderr, flush=True)
+    right = float((dense.argmax(1) == task.labels).mean())
+    return rows, f"{task.name}, {len(task.test)} test images, dense {100 * right:.2f} %"
+
+
+def speed(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], str]:
+    import timm
+    import torch
+
+    model = timm.create_model(args.model).eval()
+    size = model.default_cfg["input_size"]
+    torch.onnx.export(
+        model, (torch.zeros(2, *size),), folder / "dense.onnx", dynamo=True, opset_version=20, verbose=False,
+        input_names=["image"], dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False,
+    )  # fmt: skip
+    rows = []
+    for words in args.tokens or SPEED:
+        small = folder / "small.onnx"
+        report = toastc.prune(folder / "dense.onnx", {"tokens": merges_of(words)}, output=small).report
+        timed = toastc.bench(folder / "dense.onnx", small, batches=(args.batch,), seconds=args.seconds)["rows"][0]
+        share = inserted_ms(folder / "dense.onnx", small, np.zeros((args.batch, *size), np.float32)) / timed["dense"]["median_ms"]
+        macs = report.after.macs / report.before.macs
+        rows.append({"tokens": words, "macs": macs, "ideal": 1 / macs, **timed, "merging": share})
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows, f"{args.model}, batch {args.batch}, ONNX Runtime {onnxruntime.__version__}, CPU"
+
+
+def inserted_ms(dense: Path, small: Path, images: np.ndarray, runs: int = 10) -> float:
+    """The time of nodes that the dense file does not have, in one run."""
+    names = [{node.name for node in onnx.load(path, load_external_data=False).graph.node} for path in (small, dense)]
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(small.with_suffix(""))
+    session = onnxruntime.InferenceSession(str(small), options)
+    for _ in range(runs):
+        session.run(None, {"image": images})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    own = {f"{name}_kernel_time" for name in names[0] - names[1]}
+    return sum(float(e["dur"]) for e in events if e["name"] in own) / runs / 1000
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=("cifar", "speed"))
+    parser.add_argument("--tokens", action="append", metavar="h4,v8", help="may be given several times")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--cifar", type=Path)
+    parser.add_argument("--test", type=int, default=5000)
+    parser.add_argument("--model", default="deit_small_patch16_224")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=12.0)
+    parser.add_argument("--out", type=Path, help="default: benchmarks/tokens-TASK.json")
+    args = parser.parse_args()
+    for name in ("weights", "cifar") if args.task == "cifar" else ():
+        path = getattr(args, name)
+        if path is None or not path.exists():
+            print(f"--{name} {path or 'is missing'}: not here; see tools/bench_accuracy.py --help", file=sys.stderr)
+            return 2
+    with tempfile.TemporaryDirectory() as folder:
+        rows, title = (accuracy if args.task == "cifar" else speed)(args, Path(folder))
+    out = args.out or Path(__file__).parents[1] / "benchmarks" / f"tokens-{args.task}.json"
+    out.write_text(json.dumps({"about": title, "on": platform.platform(), "rows": rows}, indent=1) + "\n")
+    table = Table(title=title)
+    for heading in (
+        "tokens",
+        "MACs",
+        *(("accuracy", "output error") if args.task == "cifar" else ("ideal", "measured", "merging")),
+    ):
+        table.add_column(heading)
+    for r in rows:
+        if args.task == "cifar":
+            score = f"{100 * r['accuracy']:.2f} ({100 * r['difference']:+.2f} +- {100 * r['paired_se']:.2f})"
+            table.add_row(r["tokens"], f"{r['macs']:.3f}", score, f"{r['output_error']:.3f}")
+        else:
+            table.add_row(
+                r["tokens"], f"{r['macs']:.3f}", f"{r['ideal']:.2f}", f"{r['speedup']:.2f}", f"{100 * r['merging']:.1f} %"
+            )
+    Console(width=120, highlight=False).print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
