@@ -12,7 +12,7 @@ import timm
 import torch
 from test_tokens import file, images, model, run_file  # noqa: F401
 from torch import Tensor, nn
-from zoo_exports import quiet
+from zoo_exports import make_variant, quiet
 from zoo_models import FAMILIES
 
 import toastc
@@ -116,6 +116,19 @@ def test_refused_with_a_reason(name: str) -> None:
             toastc.prune(dense, tokens="h1", example_inputs=args)
         with pytest.raises(ToastcError):
             toastc.prune(dense, tokens="t:2", example_inputs=args)
+
+
+@pytest.mark.parametrize("variant", ["dynamo18", "dynamo20-dyn", "ts17"])
+@pytest.mark.parametrize("name", ["hf_vit_eager", "hf_dinov2", "timm_vit_boxes"])
+def test_files_with_masks_that_forbid_nothing(name: str, variant: str, tmp_path: Path) -> None:
+    """Exporters write what transformers makes: zeros for every pair of tokens, computed or not."""
+    family = FAMILIES[name]
+    with quiet():
+        make_variant(family, family.small(0).eval(), variant, tmp_path)
+    for tokens in ("h1", "h1:1,t:1"):
+        made = toastc.prune(tmp_path / f"{name}.{variant}.onnx", tokens=tokens)
+        assert made.report.verified is not None and made.report.verified["ok"]
+        assert made.report.after.macs < made.report.before.macs
 
 
 @pytest.mark.parametrize("name", MERGED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,15 @@ import onnx_ir as ir
 from ...errors import CannotShrink
 from ...tokens import Pairs
 from .. import Op, Value
+from .facts import RANDOM, evaluate
 from .pen import OnnxPen
 
 if TYPE_CHECKING:
     from .adapter import OnnxGraph
     from .facts import Facts
+
+
+LARGE = 1 << 25  # elements of a mask that is worked out
 
 
 class OnnxTokens:
@@ -24,7 +29,13 @@ class OnnxTokens:
     graph: ir.Graph
     model: ir.Model
     ops: list[Op]
+    outputs: frozenset[Any]
     facts: Facts
+    opsets: Any
+    varies: Any
+    constant: Any
+    is_constant: Any
+    size_at_runtime: Any
     provider: str
     _emit: Any
     _insert: Any
@@ -94,7 +105,10 @@ class OnnxTokens:
                 use.node.replace_input_with(use.idx, made)
 
     def given(self, name: str, like: Value, count: int) -> Value:
-        images = like.shape[0] if like.shape is not None else None  # type: ignore[attr-defined]
+        images: Any = self.facts.shapes[like][0]  # type: ignore[index]
+        if self.varies(like)[0]:
+            long = self.size_at_runtime(like, 0)
+            images = None if long is None else long.of.shape[long.axis]
         value = ir.Value(name=name, shape=ir.Shape([images, count]), type=ir.TensorType(ir.DataType.INT64))
         self.graph.inputs.append(value)
         return value
@@ -111,12 +125,38 @@ class OnnxTokens:
         idle = [(op, slot) for op in self.ops if op.attention for slot in op.attention.masks if self._idle(op, slot)]
         for op, slot in idle:
             op.node.replace_input_with(slot, None)
-        return self.reopened() if idle else self  # type: ignore[return-value]
+        sums = [(op, slot) for op in self.ops if op.type == "Add" for slot in (0, 1) if self._adds_nothing(op, slot)]
+        for op, slot in sums:
+            ir.convenience.replace_all_uses_with(op.outputs[0], op.node.inputs[1 - slot])  # type: ignore[arg-type]
+            self.graph.remove(op.node, safe=True)
+        return self.reopened() if idle or sums else self  # type: ignore[return-value]
+
+    def _adds_nothing(self, op: Op, slot: int) -> bool:
+        """A mask of zeros for pairs of tokens."""
+        known: Any = self.facts.shapes
+        other, out, mask = (known.get(v, ()) for v in (op.inputs[1 - slot], op.outputs[0], op.inputs[slot]))
+        pairs = len(mask) > 2 and mask[-2] == mask[-1] > 1 and op.outputs[0] not in self.outputs
+        return pairs and other == out and self._idle(op, slot)
 
     def _idle(self, op: Op, slot: int) -> bool:
         value: Any = op.inputs[slot] if slot < len(op.inputs) else None
-        known = None if value is None else self.facts.data.get(value)
-        return known is not None and bool(known.all() if known.dtype == bool else not known.any())
+        try:
+            made = None if value is None else self._computed(value)
+        except LookupError:
+            return False
+        return made is not None and bool(made.all() if made.dtype == bool else not made.any())
+
+    def _computed(self, value: ir.Value) -> np.ndarray:
+        """What a value is for the sizes the graph is looked at with, if nothing but sizes and constants make it."""
+        if value in self.facts.data:
+            return self.facts.data[value]
+        if self.is_constant(value):
+            return self.constant(value)  # type: ignore[no-any-return]
+        node = value.producer()
+        if node is None or node.op_type in RANDOM or math.prod(self.facts.shapes.get(value, (LARGE,))) >= LARGE:
+            raise LookupError(value.name)
+        made = evaluate(node, [self._computed(v) for v in node.inputs if v is not None], self.opsets)
+        return made[node.outputs.index(value)]
 
     def reopened(self) -> OnnxGraph:
         from .adapter import OnnxGraph
