@@ -140,23 +140,22 @@ class OnnxTokens:
 
     def _idle(self, op: Op, slot: int) -> bool:
         value: Any = op.inputs[slot] if slot < len(op.inputs) else None
-        try:
-            made = None if value is None else self._computed(value)
-        except LookupError:
-            return False
+        made = None if value is None else self._computed(value, {})
         return made is not None and bool(made.all() if made.dtype == bool else not made.any())
 
-    def _computed(self, value: ir.Value) -> np.ndarray:
-        """What a value is for the sizes the graph is looked at with, if nothing but sizes and constants make it."""
-        if value in self.facts.data:
-            return self.facts.data[value]
-        if self.is_constant(value):
-            return self.constant(value)  # type: ignore[no-any-return]
-        node = value.producer()
-        if node is None or node.op_type in RANDOM or math.prod(self.facts.shapes.get(value, (LARGE,))) >= LARGE:
-            raise LookupError(value.name)
-        made = evaluate(node, [self._computed(v) for v in node.inputs if v is not None], self.opsets)
-        return made[node.outputs.index(value)]
+    def _computed(self, value: ir.Value, known: dict[ir.Value, np.ndarray | None]) -> np.ndarray | None:
+        """What a value is for the sizes the graph is looked at with; None unless sizes and constants alone make it."""
+        if value not in known:
+            node, known[value] = value.producer(), None
+            if value in self.facts.data:
+                known[value] = self.facts.data[value]
+            elif self.is_constant(value):
+                known[value] = self.constant(value)
+            elif node is not None and node.op_type not in RANDOM and math.prod(self.facts.shapes.get(value, (LARGE,))) < LARGE:
+                given = [self._computed(v, known) for v in node.inputs if v is not None]
+                if given and all(array is not None for array in given):
+                    known[value] = evaluate(node, given, self.opsets)[node.outputs.index(value)]  # type: ignore[arg-type]
+        return known[value]
 
     def reopened(self) -> OnnxGraph:
         from .adapter import OnnxGraph
