@@ -7,6 +7,8 @@ cifar   accuracy of a timm ViT-S/14 on CIFAR-10 with the paired standard error o
         (tools/bench_accuracy.py says where weights and images come from)
 speed   ONNX Runtime on the CPU, dense and merged taking turns (random weights), and the share of the dense model's time that the
         inserted operators take by ONNX Runtime's own profile
+
+Every row is written as soon as it is there; rows that the JSON has already, of other merges, stay.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import platform
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from toastc.tokens import parse_merges
 
 CIFAR = ("unread", "h4", "v4", "h6", "v6", "h9", "h4:1", "h4:2", "h4,v8", "h4,v8 rule=weighted", "h4,v8 proportional=false",
          "h6,v9", "h3,v6", "t:1", "t:2", "t:3")  # fmt: skip
+Rows = Iterator[dict[str, Any]]  # what all have in common, then a row for each
 SPEED = ("h4,v8", "h4,v8,unread", "h6,v9", "t:13")
 
 
@@ -44,20 +48,18 @@ def merges_of(words: str) -> list[dict[str, Any]]:
     return made
 
 
-def accuracy(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], str]:
+def accuracy(args: argparse.Namespace, folder: Path) -> Rows:
     args.calibration = 1
     task = bench_accuracy.cifar(args, folder)
-    dense, macs, rows = bench_accuracy.outputs(task.model, task.test), toastc.inspect(task.model)["macs"], []
+    dense, macs = bench_accuracy.outputs(task.model, task.test), toastc.inspect(task.model)["macs"]
+    yield {"about": f"{task.name}, {len(task.test)} test images", "dense": float((dense.argmax(1) == task.labels).mean())}
     for words in args.tokens or CIFAR:
         report = toastc.prune(task.model, {"tokens": merges_of(words)}, output=folder / "small.onnx").report
         found = bench_accuracy.row(dense, bench_accuracy.outputs(folder / "small.onnx", task.test), task.labels)
-        rows.append({"tokens": words, "macs": report.after.macs / macs, **found})
-        print(rows[-1], file=sys.stderr, flush=True)
-    right = float((dense.argmax(1) == task.labels).mean())
-    return rows, f"{task.name}, {len(task.test)} test images, dense {100 * right:.2f} %"
+        yield {"tokens": words, "macs": report.after.macs / macs, **found}
 
 
-def speed(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], str]:
+def speed(args: argparse.Namespace, folder: Path) -> Rows:
     import timm
     import torch
 
@@ -67,16 +69,14 @@ def speed(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]],
         model, (torch.zeros(2, *size),), folder / "dense.onnx", dynamo=True, opset_version=20, verbose=False,
         input_names=["image"], dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False,
     )  # fmt: skip
-    rows = []
+    yield {"about": f"{args.model}, batch {args.batch}, ONNX Runtime {onnxruntime.__version__}, CPU"}
     for words in args.tokens or SPEED:
         small = folder / "small.onnx"
         report = toastc.prune(folder / "dense.onnx", {"tokens": merges_of(words)}, output=small).report
         timed = toastc.bench(folder / "dense.onnx", small, batches=(args.batch,), seconds=args.seconds)["rows"][0]
         share = inserted_ms(folder / "dense.onnx", small, np.zeros((args.batch, *size), np.float32)) / timed["dense"]["median_ms"]
         macs = report.after.macs / report.before.macs
-        rows.append({"tokens": words, "macs": macs, "ideal": 1 / macs, **timed, "merging": share})
-        print(rows[-1], file=sys.stderr, flush=True)
-    return rows, f"{args.model}, batch {args.batch}, ONNX Runtime {onnxruntime.__version__}, CPU"
+        yield {"tokens": words, "macs": macs, "ideal": 1 / macs, **timed, "merging": share}
 
 
 def inserted_ms(dense: Path, small: Path, images: np.ndarray, runs: int = 10) -> float:
@@ -109,18 +109,23 @@ def main() -> int:
         if path is None or not path.exists():
             print(f"--{name} {path or 'is missing'}: not here; see tools/bench_accuracy.py --help", file=sys.stderr)
             return 2
-    with tempfile.TemporaryDirectory() as folder:
-        rows, title = (accuracy if args.task == "cifar" else speed)(args, Path(folder))
     out = args.out or Path(__file__).parents[1] / "benchmarks" / f"tokens-{args.task}.json"
-    out.write_text(json.dumps({"about": title, "on": platform.platform(), "rows": rows}, indent=1) + "\n")
-    table = Table(title=title)
+    rows: dict[str, dict[str, Any]] = {r["tokens"]: r for r in json.loads(out.read_text())["rows"]} if out.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        found = (accuracy if args.task == "cifar" else speed)(args, Path(folder))
+        about = next(found) | {"on": platform.platform()}
+        for row in found:
+            print(row, file=sys.stderr, flush=True)
+            rows[row["tokens"]] = row
+            out.write_text(json.dumps(about | {"rows": list(rows.values())}, indent=1) + "\n")
+    table = Table(title=about["about"])
     for heading in (
         "tokens",
         "MACs",
         *(("accuracy", "output error") if args.task == "cifar" else ("ideal", "measured", "merging")),
     ):
         table.add_column(heading)
-    for r in rows:
+    for r in rows.values():
         if args.task == "cifar":
             score = f"{100 * r['accuracy']:.2f} ({100 * r['difference']:+.2f} +- {100 * r['paired_se']:.2f})"
             table.add_row(r["tokens"], f"{r['macs']:.3f}", score, f"{r['output_error']:.3f}")
