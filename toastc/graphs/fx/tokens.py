@@ -167,7 +167,7 @@ def is_idle(mask: fx.Node, constant: Callable[[fx.Node], torch.Tensor]) -> bool:
     """Does a mask that is made of sizes and constants allow everything? Transformers makes such ones."""
 
     def value(node: fx.Node) -> Any:
-        if node.op == "get_attr":
+        if node.op == "get_attr" and not isinstance(constant(node), torch.nn.Parameter):  # what is learnt may change
             return constant(node)
         if node.target is aten.sym_size.int:
             return int(meta(node.args[0]).shape[node.args[1]])
