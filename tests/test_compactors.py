@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from small import numbers
+from torch import nn
 from zoo_exports import quiet
 from zoo_models import FAMILIES
 
@@ -32,10 +33,6 @@ def compacted(name: str = "deit_tiny", target: str = "macs=0.6", seed: int = 0, 
         args, others = (tuple(family.inputs(False, n).values()) for n in (2, 5))
         options = {"round_to": 4, "warmup": 2, "every": 2} | options
         return toastc.compact(model, target, example_inputs=args, **options), args, others
-
-
-def numbers(made: Any) -> Tensor:
-    return torch.cat([t.flatten().float() for t in torch.utils._pytree.tree_leaves(made) if isinstance(t, Tensor)])
 
 
 def shaken(made: Compacted, seed: int = 0) -> None:

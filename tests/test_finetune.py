@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import digits
 import numpy as np
@@ -13,9 +12,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from small import model_and_inputs, numbers
 from torch import Tensor, nn
-from zoo_exports import quiet
-from zoo_models import FAMILIES
 
 import toastc
 from toastc import finetune
@@ -24,19 +22,6 @@ from toastc.errors import ToastcError
 torch.set_num_threads(1)
 RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
 WEIGHTS = {"recipe": "magnitude"}  # the quickest
-
-
-def model_and_inputs(name: str, seed: int = 0) -> tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]:
-    """A small model, what to export it with, and other inputs of another batch."""
-    family = FAMILIES[name]
-    with quiet():
-        model = family.small(seed).eval()
-    torch.manual_seed(1)
-    return model, tuple(family.inputs(False, 2).values()), tuple(family.inputs(False, 5).values())
-
-
-def numbers(made: Any) -> Tensor:
-    return torch.cat([t.detach().flatten().float() for t in torch.utils._pytree.tree_leaves(made) if isinstance(t, Tensor)])
 
 
 def shaken(module: nn.Module) -> nn.Module:

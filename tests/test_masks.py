@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from oracle import random_plan
-from torch import Tensor, nn
-from zoo_exports import quiet
-from zoo_models import FAMILIES
+from small import model_and_inputs, numbers
+from torch import nn
 
 import toastc
 from toastc.compile_module import export
@@ -23,19 +21,6 @@ from toastc.plan import Basis, Keep, Plan
 
 torch.set_num_threads(1)
 MASKED = ["deit_tiny", "beit_base", "swin_tiny", "vit_relpos_small", "eva02_tiny", "toy_gqa"]
-
-
-def model_and_inputs(name: str, seed: int = 0) -> tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]:
-    """A small model, what to export it with, and other inputs of another batch."""
-    family = FAMILIES[name]
-    with quiet():
-        model = family.small(seed).eval()
-    torch.manual_seed(1)
-    return model, tuple(family.inputs(False, 2).values()), tuple(family.inputs(False, 5).values())
-
-
-def numbers(made: Any) -> Tensor:
-    return torch.cat([t.detach().flatten().float() for t in torch.utils._pytree.tree_leaves(made) if isinstance(t, Tensor)])
 
 
 @pytest.mark.parametrize("name", MASKED)

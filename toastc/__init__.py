@@ -16,17 +16,16 @@ if (_checkout / "passes" / "match" / "flow.py").exists():  # a plain checkout: t
 __version__ = "0.1.0"
 __all__ = ["Plan", "Result", "backend", "bench", "compact", "inspect", "measure", "prune", "verify"]
 
-_HOMES = {"prune": "api", "inspect": "api", "measure": "api", "verify": "api", "bench": "api", "Result": "api", "Plan": "plan"}
+_HOMES = {
+    "Plan": "plan", "Result": "api", "backend": "dynamo", "bench": "api", "compact": "compactors", "inspect": "api",
+    "measure": "api", "prune": "api", "verify": "api",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> _Any:
     """Names are looked up on first use, so that `import toastc` costs nothing and needs no framework."""
     from importlib import import_module
 
-    if name == "backend":
-        return import_module("toastc.dynamo").backend
-    if name == "compact":
-        return import_module("toastc.compactors").compact
     if name in _HOMES:
         return getattr(import_module(f"toastc.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'toastc' has no attribute {name!r}")

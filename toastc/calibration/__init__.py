@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .data import Batches, Preprocess, open_data
+from .data import Batches, open_data
+from .images import Preprocess
 from .moments import Moments, Sums
 from .synthetic import Synthetic
 from .workers import Workers

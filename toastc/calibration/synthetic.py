@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ..errors import ToastcError
-from .data import IMAGENET_MEAN, IMAGENET_STD, Batch
+from .data import Batch
+from .images import IMAGENET_MEAN, IMAGENET_STD
 
 SHAPES = 40  # in one image
 TEXTURES = 64

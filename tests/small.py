@@ -1,0 +1,23 @@
+"""Small models of the zoo's families, and what comes out of them as one row of numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from zoo_exports import quiet
+from zoo_models import FAMILIES
+
+
+def model_and_inputs(name: str, seed: int = 0) -> tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]:
+    """A small model, what to export it with, and other inputs of another batch."""
+    family = FAMILIES[name]
+    with quiet():
+        model = family.small(seed).eval()
+    torch.manual_seed(1)
+    return model, tuple(family.inputs(False, 2).values()), tuple(family.inputs(False, 5).values())
+
+
+def numbers(made: Any) -> Tensor:
+    return torch.cat([t.detach().flatten().float() for t in torch.utils._pytree.tree_leaves(made) if isinstance(t, Tensor)])
