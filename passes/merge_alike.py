@@ -20,7 +20,7 @@ TINY = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class Merged:
+class Drawn:
     """A stream with fewer tokens, [B, N, C]; how many patches each stands for, [B, N, 1]; where every patch is, [B, patches]."""
 
     stream: Value
@@ -28,7 +28,7 @@ class Merged:
     of_patch: Value
 
 
-def merged(pen: Pen, x: Value, of: Value | np.ndarray, before: Layout, count: int, known: Merged | None, rule: str) -> Merged:
+def merged(pen: Pen, x: Value, of: Value | np.ndarray, before: Layout, count: int, known: Drawn | None, rule: str) -> Drawn:
     """By a choice, or, behind one, by pairs that are the same for all images: `of` is an array then."""
     column = pen.number(of[None, None]) if isinstance(of, np.ndarray) else pen.widen(of, 1)
     joins = pen.where_equal(column, np.arange(count)[None, :, None])
@@ -40,9 +40,9 @@ def merged(pen: Pen, x: Value, of: Value | np.ndarray, before: Layout, count: in
         stream = pen.math("div", pen.product(joins, x), pen.widen(pen.total(joins, 2), 2))
     if known is None:
         assert before.of_patch is not None
-        return Merged(stream, sizes, pen.take(of, before.of_patch, 1))
+        return Drawn(stream, sizes, pen.take(of, before.of_patch, 1))
     way = pen.look_up(of, known.of_patch) if isinstance(of, np.ndarray) else pen.along(of, known.of_patch)
-    return Merged(stream, sizes, way)
+    return Drawn(stream, sizes, way)
 
 
 def unit(pen: Pen, x: Value, axis: int) -> Value:

@@ -23,8 +23,7 @@ from .drop_unread import drop_unread
 from .match import match
 from .match.token_flow import TokenFlow, Track, surviving, touched
 from .match.tokens import grid_of, leading_tokens
-from .merge_alike import Merged as Drawn
-from .merge_alike import alike_lines, keys_of, matched_pairs, merged
+from .merge_alike import Drawn, alike_lines, keys_of, matched_pairs, merged
 from .shrink.selections import residual_of
 
 
@@ -151,11 +150,16 @@ class Merging:
             if any(s.merge.proportional for s in self.steps):
                 queries, step = self.steps[asking].layout.count if asking >= 0 else 1, self.step_of(ids)
                 if step in drawn:
+                    if not op.attention and len(graph.shape(op.inputs[0])) != 4:
+                        raise CannotShrink(
+                            f"tokens: {op} does not keep images and heads apart; sizes found at run time can not be added"
+                        )
                     pen = graph.pen(op, step.value)
                     column = pen.turn(pen.log(drawn[step].sizes), [0, 2, 1])
                     graph.weigh_keys(op, pen.math("mul", pen.widen(column, 1), np.ones((1, 1, queries, 1))))
                 else:
-                    graph.weigh_keys(op, np.tile(np.log(step.layout.sizes), (queries, 1)))
+                    plus = np.tile(np.log(step.layout.sizes), (queries, 1))
+                    graph.weigh_keys(op, graph.pen(op, op.inputs[0]).number(plus[None, None] if op.attention else plus))
         for op, value in flow.whole.items():
             step = self.step_at(value)
             if step in drawn:
@@ -171,30 +175,28 @@ class Merging:
                 axis = next(i for i, n in enumerate(track[0].shape) if n > 1)
                 step = self.step_at(value)
                 graph.pick_output(value, axis, drawn[step].of_patch if step in drawn else step.layout.of_patch)
-        for step in self.steps:
-            if step in drawn:
-                graph.rewire(step.value, drawn[step].stream, self.own[step])
-            else:
-                graph.merge(step.value, step.pairs)
+        for step, (stream, own) in self.streams.items():
+            graph.rewire(step.value, stream, own)
         graph.finish()
         return graph.reopened(), Merged(list(dict.fromkeys(flow.notes)), self.choices)
 
     def drawn(self) -> dict[Step, Drawn]:
-        """What is computed at run time: from the first choice on, all merges are."""
+        """The merged streams. What is only known at run time is given back: from the first choice on, that is all there is."""
         graph, found, known = self.graph, dict[Step, Drawn](), None
-        self.own: dict[Step, list[Any]] = {}
+        self.streams: dict[Step, tuple[Value, list[Any]]] = {}
         for number, step in enumerate(self.steps):
-            if step.pairs is not None and known is None:
-                continue
             first = min((op for op, _ in graph.users(step.value)), key=lambda op: graph.ops.index(op))
             pen = graph.pen(first, step.value)
+            if step.pairs is not None and known is None:
+                self.streams[step] = averaged(pen, step.value, step.pairs), pen.drawn
+                continue
             if step.pairs is not None:
                 of: Any = step.pairs.place
             else:
                 self.choices.append(f"toastc_merged/{number}")
                 of = self.chosen(pen, step, self.choices[-1])
             known = found[step] = merged(pen, step.value, of, step.before, step.layout.count, known, step.merge.rule)
-            self.own[step] = pen.drawn
+            self.streams[step] = known.stream, pen.drawn
         return found
 
     def chosen(self, pen: Pen, step: Step, name: str) -> Value:
@@ -213,3 +215,10 @@ class Merging:
 
     def step_of(self, ids: Track) -> Step:
         return self.steps[int(ids.max()) // self.count]
+
+
+def averaged(pen: Pen, x: Value, pairs: Pairs) -> Value:
+    """The stream with pairs of its tokens made one, the same ones for every image."""
+    left = pen.math("mul", pen.take(x, pairs.left, 1), pairs.share[:, None])
+    right = pen.math("mul", pen.take(x, pairs.right, 1), 1 - pairs.share[:, None])
+    return pen.math("add", left, right)

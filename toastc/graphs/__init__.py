@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..latency import Block
-from ..tokens import Pairs
 
 SKIP_NORMS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")  # (x, skip, gamma, beta, bias)
 Value = Hashable  # the framework's own handle of a tensor
@@ -168,10 +167,9 @@ class Graph(Protocol):
     def select(self, op: Op, selection: Selection) -> Value: ...  # a linear reads what is chosen; which: [images or 1, count]
     def mask(self, op: Op, slot: int, chosen: Value) -> None: ...  # zeroes the channels of an operand that are not chosen
     def chosen(self, name: str, count: int) -> Value: ...  # a new input: what a selection of that name chose
-    def merge(self, value: Value, pairs: Pairs) -> None: ...  # along axis 1; every user sees what is left
     def pick(self, value: Value, axis: int, index: np.ndarray, like: Op) -> Value: ...  # these positions, before an op
     def pick_output(self, value: Value, axis: int, index: np.ndarray) -> None: ...  # the same, behind the last op
-    def weigh_keys(self, op: Op, plus: np.ndarray | Value) -> None: ...  # [queries or 1, keys], added to the logits
+    def weigh_keys(self, op: Op, plus: Value) -> None: ...  # [.., queries, keys], added to the logits
     def pen(self, before: Op, like: Value) -> Pen: ...
     def rewire(self, value: Value, made: Value, but: Sequence[Any]) -> None: ...  # all other nodes see `made` instead
     def given(self, name: str, like: Value, count: int) -> Value: ...  # a new input: a choice [images, count] made elsewhere

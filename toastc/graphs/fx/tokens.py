@@ -13,7 +13,6 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from ...errors import CannotShrink
-from ...tokens import Pairs
 from .. import Op, Value
 from .classify import meta
 from .edit import has_effect
@@ -40,19 +39,6 @@ class FxTokens:
     tensor: Any
     _users: dict[Value, list[tuple[Op, int]]]
 
-    def merge(self, value: Value, pairs: Pairs) -> None:
-        order = {n: i for i, n in enumerate(self.gm.graph.nodes)}
-        first = min((op for op, _ in self._users[value]), key=lambda op: order[op.node])
-        users = list(value.users)  # type: ignore[attr-defined]
-        parts = []
-        for index, share in ((pairs.left, pairs.share), (pairs.right, 1 - pairs.share)):
-            table = self._table(share[:, None], value, first)
-            parts.append(self._call(aten.mul.Tensor, (self.pick(value, 1, index, first), table), first))
-        made = self._call(aten.add.Tensor, tuple(parts), first)
-        for user in users:
-            if user.op != "output":
-                user.replace_input_with(value, made)
-
     def pick(self, value: Value, axis: int, index: np.ndarray, like: Op) -> Value:
         return self._call(aten.index_select.default, (value, axis, self._numbers(like, index)), like)  # type: ignore[no-any-return]
 
@@ -77,20 +63,14 @@ class FxTokens:
         numbers.meta["val"] = tensor
         out.replace_input_with(value, made)  # type: ignore[arg-type]
 
-    def weigh_keys(self, op: Op, plus: np.ndarray | Value) -> None:
-        drawn = not isinstance(plus, np.ndarray)
+    def weigh_keys(self, op: Op, plus: Value) -> None:
         if op.attention is None:
-            logits = current(op, 0)
-            if drawn and meta(op.inputs[0]).ndim != 4:
-                raise CannotShrink(f"tokens: {op} does not keep images and heads apart; sizes found at run time can not be added")
-            table = plus if drawn else self._table(plus, op.inputs[0], op)  # type: ignore[arg-type]
-            self.redirect(op, 0, self._call(aten.add.Tensor, (logits, table), op))
+            self.redirect(op, 0, self._call(aten.add.Tensor, (current(op, 0), plus), op))
             return
         known = given_mask(op.node)
-        table = plus if drawn else self._table(plus[None, None, :1], op.inputs[0], op)  # type: ignore[index]
         if known is not None and meta(known).dtype is torch.bool:
             raise CannotShrink(f"tokens: {op} has a mask of booleans, to which sizes can not be added")
-        mask = table if known is None else self._call(aten.add.Tensor, (known, table), op)
+        mask = plus if known is None else self._call(aten.add.Tensor, (known, plus), op)
         args = list(op.node.args)
         if len(args) > 3:
             args[3] = mask
@@ -114,17 +94,6 @@ class FxTokens:
         with known.fake_mode if hasattr(known, "fake_mode") else contextlib.nullcontext():
             made.meta["val"] = torch.zeros(known.shape[0], count, dtype=torch.int64, device=known.device)
         return made
-
-    def _table(self, numbers: np.ndarray, like: Any, op: Op) -> fx.Node:
-        """Numbers of the type that a value has, where it is."""
-        about = meta(like)
-        tensor = torch.from_numpy(np.ascontiguousarray(numbers, np.float64)).to(dtype=about.dtype, device=about.device)
-        name = self._fresh(f"{op.name}_sizes")
-        self._install(name, tensor, False, False)
-        with self.gm.graph.inserting_before(op.node):
-            node = self.gm.graph.get_attr(name)
-        node.meta["val"] = tensor
-        return node
 
     def without_idle_masks(self) -> FxGraph:
         found = False

@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 
 from ...errors import CannotShrink
-from ...tokens import Pairs
 from .. import Op, Value
 from .facts import RANDOM, evaluate
 from .pen import OnnxPen
@@ -44,17 +43,6 @@ class OnnxTokens:
     _users: dict[Value, list[tuple[Op, int]]]
     _order: dict[ir.Node, int]
 
-    def merge(self, value: Value, pairs: Pairs) -> None:
-        first = min((op for op, _ in self._users[value]), key=lambda op: self._order[op.node])
-        uses = [(use.node, use.idx) for use in value.uses()]  # type: ignore[attr-defined]
-        parts = []
-        for index, share in ((pairs.left, pairs.share), (pairs.right, 1 - pairs.share)):
-            table = self._table(share[:, None], value)  # type: ignore[arg-type]
-            parts.append(self._emit("Mul", [self.pick(value, 1, index, first), table], first))
-        made = self._emit("Add", parts, first)
-        for node, slot in uses:
-            node.replace_input_with(slot, made)
-
     def pick(self, value: Value, axis: int, index: np.ndarray, like: Op) -> Value:
         numbers = self._constant_input(index.tolist(), "tokens")
         made: ir.Value = self._emit("Gather", [value, numbers], like, axis=axis)
@@ -79,22 +67,18 @@ class OnnxTokens:
         out.name, new.name = new.name, out.name
         out.shape = None
 
-    def weigh_keys(self, op: Op, plus: np.ndarray | Value) -> None:
-        spec, drawn = op.attention, not isinstance(plus, np.ndarray)
+    def weigh_keys(self, op: Op, plus: Value) -> None:
+        spec = op.attention
         if spec is None:
-            logits = op.node.inputs[0]
-            if drawn and len(self.facts.shapes[op.inputs[0]]) != 4:  # type: ignore[index]
-                raise CannotShrink(f"tokens: {op} does not keep images and heads apart; sizes found at run time can not be added")
-            op.node.replace_input_with(0, self._emit("Add", [logits, plus if drawn else self._table(plus, logits)], op))  # type: ignore[arg-type]
+            op.node.replace_input_with(0, self._emit("Add", [op.node.inputs[0], plus], op))
             return
         slot = spec.masks[0]
         while len(op.node.inputs) <= slot:
             op.node.resize_inputs(slot + 1)
         known = op.node.inputs[slot]
-        table = plus if drawn else self._table(plus[None, None], op.node.inputs[0])  # type: ignore[index]
         if known is not None and self.facts.dtypes.get(known) == ir.DataType.BOOL:
             raise CannotShrink(f"tokens: {op} has a mask of booleans, to which sizes can not be added")
-        op.node.replace_input_with(slot, table if known is None else self._emit("Add", [known, table], op))
+        op.node.replace_input_with(slot, plus if known is None else self._emit("Add", [known, plus], op))
 
     def pen(self, before: Op, like: Value) -> OnnxPen:
         return OnnxPen(self, before, like)
@@ -111,14 +95,6 @@ class OnnxTokens:
             images = None if long is None else long.of.shape[long.axis]
         value = ir.Value(name=name, shape=ir.Shape([images, count]), type=ir.TensorType(ir.DataType.INT64))
         self.graph.inputs.append(value)
-        return value
-
-    def _table(self, numbers: np.ndarray, like: ir.Value) -> ir.Value:
-        """Numbers of the type that a value has."""
-        dtype = ir.DataType(self.facts.dtypes.get(like, 1))
-        tensor = ir.tensor(np.ascontiguousarray(numbers, dtype.numpy()), dtype=dtype, name=self._name("sizes"))
-        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
-        self.graph.register_initializer(value)
         return value
 
     def without_idle_masks(self) -> OnnxGraph:
