@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from toastc.calibration.data import fixed_batch
 from toastc.calibration.moments import Moments, Sums
@@ -64,10 +66,13 @@ class CollectMoments:
                 continue
             rng = np.random.default_rng([state.seed, number * workers.count + workers.rank])
             count = len(next(iter(batch.values())))
+            rows: dict[str, list[Any]] = {key: [] for key in keys}
             for start in range(0, count, pieces):
                 _, watched = probe({name: array[start : start + pieces] for name, array in batch.items()})
                 for key, array in zip(keys, watched, strict=True):
-                    moments.note(key, checked(Sums.of(taps[key].rows(array, part, rng), key.endswith("/out")), key))
+                    rows[key].append(taps[key].rows(array, part, rng))
+                if start + pieces >= count or sum(piece.nbytes for own in rows.values() for piece in own) > WATCHED:
+                    note_together(moments, rows)
             moments.images += count
             if data.size:
                 state.tell(self.name, moments.images * workers.count / data.size)
@@ -86,6 +91,13 @@ class CollectMoments:
     def inputs_at_a_time(state: State) -> int:
         """As many as keep what is watched within bounds; all of a batch where the model takes no other size."""
         return fixed_batch(state.graph.input_sizes()) or max(1, WATCHED // state.watched_bytes)
+
+
+def note_together(moments: Moments, rows: dict[str, list[Any]]) -> None:
+    """One sum for several pieces, which are dropped: adding wide sums costs as much as making them."""
+    for key, pieces in rows.items():
+        moments.note(key, checked(Sums.of(array_namespace(pieces[0]).concat(pieces), key.endswith("/out")), key))
+        pieces.clear()
 
 
 def checked(sums: Sums, key: str) -> Sums:
