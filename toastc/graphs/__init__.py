@@ -44,6 +44,7 @@ class AttentionSpec:
     scale: float
     masks: tuple[int, ...] = ()
     bias: int = -1
+    plain: bool = True  # nothing but a scale and a mask that is added
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class Pen(Protocol):
     def flags(self, index: Value, depth: int) -> Value: ...  # [b, depth]: 1 at the positions of index[b]
     def running(self, x: Value) -> Value: ...  # sums up to each position of axis 1
     def where_equal(self, x: Value, numbers: np.ndarray) -> Value: ...  # 1.0 or 0.0
+    def repeated(self, x: Value, like: Value) -> Value: ...  # four axes: along the first, until it is as long as `like`
+    def as_real(self, x: Value) -> Value: ...  # of the stream's type
     def named(self, x: Value, name: str) -> None: ...  # so that a proof finds it
 
 
@@ -175,6 +178,7 @@ class Graph(Protocol):
     def given(self, name: str, like: Value, count: int) -> Value: ...  # a new input: a choice [images, count] made elsewhere
     def without_idle_masks(self) -> Graph: ...  # attention masks that forbid nothing are dropped
     def reopened(self) -> Graph: ...  # the edited graph, looked at afresh
+    def attend(self, qkv: Sequence[Value], bias: Value | None, heads: int, scale: float, like: Op) -> Value: ...  # on rows
     def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None: ...
     def finish(self) -> None: ...
 

@@ -60,9 +60,9 @@ class FxEdits:
                 delattr(module, leaf)
             module.register_buffer(leaf, tensor)
 
-    def _call(self, target: Any, args: tuple[Any, ...], like: Op) -> fx.Node:
+    def _call(self, target: Any, args: tuple[Any, ...], like: Op, **words: Any) -> fx.Node:
         with self.gm.graph.inserting_before(like.node):
-            node = self.gm.graph.call_function(target, args)
+            node = self.gm.graph.call_function(target, args, words)
         if "nn_module_stack" in like.node.meta:
             node.meta["nn_module_stack"] = like.node.meta["nn_module_stack"]
         return node
@@ -147,6 +147,13 @@ class FxEdits:
     def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None:
         node = op.node
         node.args, node.kwargs = node.args[:6], {**node.kwargs, **gqa(node), "scale": scale}
+
+    def attend(self, qkv: Sequence[Value], bias: Value | None, heads: int, scale: float, like: Op) -> Value:
+        """One call, before an op: rows [batch, tokens, heads * width] to rows; `bias` is [images|1, heads|1, queries, keys]."""
+        apart = [self._call(aten.unflatten.int, (x, 2, [heads, -1]), like) for x in qkv]
+        turned = [self._call(aten.transpose.int, (x, 1, 2), like) for x in apart]
+        whole = self._call(aten.scaled_dot_product_attention.default, (*turned, bias, 0.0, False), like, scale=scale)
+        return self._call(aten.flatten.using_ints, (self._call(aten.transpose.int, (whole, 1, 2), like), 2), like)  # type: ignore[no-any-return]
 
     def finish(self) -> None:
         for node in self.gm.graph.nodes:  # a view asks for strides that a permuted tensor does not have

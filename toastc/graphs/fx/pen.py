@@ -91,6 +91,10 @@ class FxPen:
     def where_equal(self, x: Value, numbers: np.ndarray) -> fx.Node:
         return self.as_real(self._call(aten.eq.Tensor, x, self.number(numbers)))
 
+    def repeated(self, x: Value, like: Value) -> fx.Node:
+        own, whole = (self._call(aten.sym_size.int, v, 0) for v in (x, like))
+        return self._call(aten.repeat.default, x, [self._call(operator.floordiv, whole, own), 1, 1, 1])
+
     def as_real(self, x: Value) -> fx.Node:
         return self._call(aten.to.dtype, x, self.like.dtype)
 

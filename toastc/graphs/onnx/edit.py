@@ -167,6 +167,18 @@ class OnnxEdits:
             node.attributes["q_num_heads"] = ir.AttrInt64("q_num_heads", heads)
             node.attributes["kv_num_heads"] = ir.AttrInt64("kv_num_heads", kv_heads)
 
+    def attend(self, qkv: Sequence[Value], bias: Value | None, heads: int, scale: float, like: Op) -> Value:
+        """One node, before an op: rows [batch, tokens, heads * width] to rows; `bias` is [images|1, heads|1, queries, keys]."""
+        self.graph.opset_imports.setdefault("com.microsoft", 1)
+        inputs: list[ir.Value | None] = [*qkv, None, None, bias] if bias is not None else [*qkv]  # type: ignore[list-item]
+        stem = self._name(f"{like.path or like.name or 'graph'}/MultiHeadAttention")
+        attributes = ir.convenience.convert_attributes({"num_heads": heads, "scale": float(scale)})
+        made = ir.Value(name=f"{stem}_0", type=inputs[0].type)  # type: ignore[union-attr]
+        props = dict(like.node.metadata_props)
+        node = ir.Node("com.microsoft", "MultiHeadAttention", inputs, attributes, outputs=[made], name=stem, metadata_props=props)
+        self.graph.insert_before(like.node, node)
+        return made
+
     def finish(self) -> None:
         """Fold what is known, drop what is dead, forget the shapes that are no longer true."""
         for value, array in self._folded.items():

@@ -85,6 +85,13 @@ class OnnxPen:
     def where_equal(self, x: Value, numbers: np.ndarray) -> ir.Value:
         return self.as_real(self._emit("Equal", [x, self.number(numbers)], of=ir.DataType.BOOL))
 
+    def repeated(self, x: Value, like: Value) -> ir.Value:
+        of = ir.DataType.INT64
+        own, whole = (self._emit("Shape", [v], of=of, start=0, end=1) for v in (x, like))
+        ones = self.number(np.ones(3, np.int64))
+        times = self._emit("Concat", [self._emit("Div", [whole, own], of=of), ones], of=of, axis=0)
+        return self._emit("Tile", [x, times])  # type: ignore[no-any-return]
+
     def as_real(self, x: Value) -> ir.Value:
         return self._emit("Cast", [x], of=self.real, to=int(self.real))  # type: ignore[no-any-return]
 

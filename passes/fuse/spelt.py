@@ -1,0 +1,145 @@
+"""An attention spelt out in many nodes: where it begins, what is multiplied and added on the way, how its axes stand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from toastc.graphs import Graph, Kind, Op, Value
+
+SAME = ("Identity", "Cast", "Dropout")
+
+
+class Unfusable(Exception):
+    """An attention that one node can not stand for."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """What is added to the scores, and times what. `windows`: while images and windows are two axes, so many windows."""
+
+    value: Value
+    factor: float
+    windows: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Spelt:
+    """An attention in many nodes. `factor` is multiplied onto the product."""
+
+    scores: Op
+    mix: Op
+    slot: int  # of the weights, in the mix
+    factor: float
+    added: tuple[Added, ...]
+    cast: bool  # the scores have another type than queries and keys
+
+
+def through(graph: Graph, value: Value | None) -> tuple[Op | None, bool]:
+    """The op that makes a value, casts and the like aside, and whether what is not a number was replaced on the way."""
+    op, guarded = (None if value is None else graph.producer(value)), False
+    while op is not None:
+        if op.type == "Where" and (test := graph.producer(op.inputs[0])) is not None and test.type == "IsNaN":
+            op, guarded = graph.producer(op.inputs[2]), True
+        elif op.type in SAME:
+            op = graph.producer(op.inputs[0])
+        else:
+            break
+    return op, guarded
+
+
+def scalar(graph: Graph, value: Value | None) -> float | None:
+    if value is None or not graph.is_constant(value) or math.prod(graph.shape(value)) != 1:
+        return None
+    return float(graph.constant(value).reshape(()))
+
+
+def scaled(graph: Graph, op: Op) -> tuple[int, float] | None:
+    """If an op multiplies one operand with a number: which one, and the number."""
+    for slot in (0, 1) if op.type in ("Mul", "Div") else ():
+        number = scalar(graph, op.inputs[1 - slot])
+        if number is not None and (slot == 0 or op.type == "Mul"):
+            return slot, number if op.type == "Mul" else 1 / number
+    return None
+
+
+def spelt(graph: Graph, mix: Op, slot: int, softmax: Op) -> Spelt:
+    rank = len(graph.shape(softmax.inputs[0]))
+    if tuple(a % rank for a in softmax.axes) != (rank - 1,):
+        raise Unfusable("its softmax is not over the last axis")
+    factor, added, cast, windows = 1.0, list[Added](), False, 0
+    value = softmax.inputs[0]
+    while True:
+        op = None if value is None else graph.producer(value)
+        if op is None or (op.kind is not Kind.PRODUCT and op.outputs[0] in graph.outputs):
+            raise Unfusable("its scores are not a product of queries and keys")
+        if op.kind is Kind.PRODUCT:
+            return Spelt(op, mix, slot, factor, tuple(added), cast)
+        by = scaled(graph, op)
+        if by is not None:
+            factor, value = factor * by[1], op.inputs[by[0]]
+        elif op.type in SAME:
+            value, cast = op.inputs[0], cast or op.type == "Cast"
+        elif op.type == "Add":
+            own = next((i for i in (0, 1) if reaches_product(graph, op.inputs[i])), None)
+            if own is None:
+                raise Unfusable("its scores are not a product of queries and keys")
+            added.append(Added(op.inputs[1 - own], factor, windows))
+            value = op.inputs[own]
+        elif (parted := windows_of(graph, op, rank)) is not None:
+            value, windows = op.inputs[0], parted
+        else:
+            raise Unfusable(f"{op} stands between its scores and the softmax")
+
+
+def windows_of(graph: Graph, op: Op, rank: int) -> int | None:
+    """If an op only puts images and windows on one axis, or apart: how many windows stand on an axis of their own above it."""
+    if op.kind is not Kind.SHAPE or len([v for v in op.inputs if v is not None]) != 1 or rank != 4:
+        return None
+    above, below = graph.shape(op.inputs[0]), graph.shape(op.outputs[0])
+    if sorted((len(above), len(below))) != [4, 5] or above[-3:] != below[-3:]:
+        return None
+    ids = np.arange(math.prod(above)).reshape(above)
+    if not np.array_equal(graph.push(op, [ids])[0].ravel(), ids.ravel()):
+        return None
+    return above[1] if len(above) == 5 else 0
+
+
+def reaches_product(graph: Graph, value: Value | None) -> bool:
+    """By numbers and sums alone."""
+    op = None if value is None else graph.producer(value)
+    while op is not None and op.kind is not Kind.PRODUCT:
+        by = scaled(graph, op)
+        if by is None and op.type not in SAME and op.kind is not Kind.SHAPE:
+            return op.type == "Add" and any(reaches_product(graph, v) for v in op.inputs[:2])
+        op = graph.producer(op.inputs[by[0] if by else 0])
+    return op is not None
+
+
+def sides(scores: Op) -> tuple[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Which operands are queries and keys, and the orders of their axes that make them [.., tokens, width]."""
+    left, right, out = scores.spec
+    groups = out[:-2]
+    for queries, (one, other) in enumerate(((left, right), (right, left))):
+        if out[-2] in one and out[-2] not in other and out[-1] in other and out[-1] not in one:
+            if len(out) in (3, 4) and len(one) == len(other) == len(out) and all(g in one and g in other for g in groups):
+                return (queries, 1 - queries), (axes_of(one, groups, out[-2]), axes_of(other, groups, out[-1]))
+    raise Unfusable("its scores have other axes than images, heads and tokens")
+
+
+def mix_axes(mix: Op, slot: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The orders of the axes of the values and of what comes out."""
+    weights, values, made = mix.spec[slot], mix.spec[1 - slot], mix.spec[2]
+    groups = weights[:-2]
+    if not len(weights) == len(values) == len(made) == rank or not all(g in values and g in made for g in groups):
+        raise Unfusable("its values have other axes than images, heads and tokens")
+    if weights[-1] not in values or weights[-1] in made or weights[-2] not in made or weights[-2] in values:
+        raise Unfusable("its values are summed over another axis than that of its keys")
+    return axes_of(values, groups, weights[-1]), axes_of(made, groups, weights[-2])
+
+
+def axes_of(term: str, groups: str, tokens: str) -> tuple[int, ...]:
+    known = [term.index(x) for x in groups + tokens]
+    return (*known, next(i for i in range(len(term)) if i not in known))
