@@ -113,11 +113,15 @@ def recipe(name: str, data: bool = False, images: bool = False) -> tuple[Pass, .
     return RECIPES[name]
 
 
-def tuned(passes: tuple[Pass, ...], search: float | None, batch: int) -> tuple[Pass, ...]:
-    """The passes with a search of so many minutes behind the allocation, and blocks timed at that batch size."""
+def tuned(passes: tuple[Pass, ...], search: float | None, batch: int, round_to: int = 8) -> tuple[Pass, ...]:
+    """The passes with a search of so many minutes behind the allocation, blocks timed at that batch size, widths rounded so."""
     found: list[Pass] = []
     for step in passes:
-        found.append(replace(step, batch=batch) if isinstance(step, TimeBlocks) else step)
+        if isinstance(step, TimeBlocks):
+            step = replace(step, batch=batch)
+        if isinstance(step, AllocateWidths) and round_to > step.round_to:
+            step = replace(step, round_to=round_to)
+        found.append(step)
         if search is not None and isinstance(step, AllocateWidths):
             found.append(SearchWidths(minutes=search))
     if search is not None and not any(isinstance(step, SearchWidths) for step in found):

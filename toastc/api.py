@@ -12,6 +12,7 @@ from typing import Any
 from . import ratios as ratio_file
 from .calibration import Moments, Preprocess
 from .cost import Target
+from .deploy import Deploy
 from .errors import NoChange, NothingToPrune, ToastcError
 from .files import check_targets, write_beside
 from .forms import as_ir, from_ir, is_torch
@@ -36,6 +37,9 @@ def prune(
     allow: str | Sequence[str] | None = None,
     search: float | None = None,
     batch: int = 1,
+    runtime: str = "portable",
+    dtype: str | None = None,
+    quantize: str | None = None,
     provider: str = "cpu",
     recipe: str = "default",
     passes: str | None = None,
@@ -59,6 +63,7 @@ def prune(
     `allow="channels,tokens"` a target in MACs is met by both, as costs least; with `"channels"` by channels alone.
     With `search=5.0` the widths are refined for five minutes by the measured error of the pruned model. `target` may be
     `latency=0.6`: of the time of one batch of `batch` on this machine.
+    `runtime` (ort-cpu, ort-cuda, tensorrt), `dtype` (fp16, bf16) and `quantize` (int8) say what the file becomes at the end.
     `output`, `plan_out` and `report_out` are files to write the model, the plan and the report's page to.
     """
     from .driver import Request, allowed
@@ -66,7 +71,8 @@ def prune(
     from .passes import recipe as check_recipe
 
     check_recipe(recipe)
-    if ratios is None and target is None and plan is None and tokens is not None:
+    deploy = Deploy(runtime, dtype, quantize)
+    if ratios is None and target is None and plan is None and (tokens is not None or deploy):
         ratios = {}
     if sum(x is not None for x in (ratios, target, plan)) != 1:
         raise ToastcError("give one of ratios, target and plan (or tokens alone)")
@@ -77,13 +83,16 @@ def prune(
         passes or recipe, parse_passes(passes) if passes else None,
         seed, verify, dry_run, data, {"limit": images, "preprocess": preprocess},
         Moments.load(Path(moments)) if isinstance(moments, str | Path) else moments, search, batch, provider,
-        parse_merges(tokens) if tokens is not None else (), allowed(allow),
+        parse_merges(tokens) if tokens is not None else (), deploy, allowed(allow),
     )  # fmt: skip
     by_products = [Path(p) for p in (plan_out, report_out, moments_out, ratios_out) if p is not None]
     targets = by_products if output is None else [Path(output), Path(f"{output}.data"), *by_products]
     check_targets(targets, [Path(p) for p in (model, ratios, plan, data, moments) if isinstance(p, str | Path)])
     if is_torch(model):
         from .compile_module import compile_module
+
+        if deploy:
+            raise ToastcError("for, dtype and quantize are of ONNX files; a module is for torch.compile")
 
         result = compile_module(model, example_inputs, request, tell)
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from .deploy import DTYPES, QUANTIZED, RUNTIMES
 
 PRUNE_HELP = """Make a Vision Transformer smaller without retraining.
 
@@ -76,6 +77,12 @@ def parser_for(command: str) -> Parser:
         )
         p.add_argument("--batch", type=counted, default=1, metavar="N", help="the batch size of a latency target (1)")
         p.add_argument("--search", type=duration, metavar="MINUTES", help="refine the widths by measuring the pruned model")
+        deploy = p.add_argument_group("where it will run", "changed after the proof, and compared with what was proven")
+        deploy.add_argument(
+            "--for", dest="runtime", choices=RUNTIMES, default="portable", help="fused nodes for ONNX Runtime, ... (portable)"
+        )
+        deploy.add_argument("--dtype", choices=DTYPES, help="weights and arithmetic; inputs and outputs keep their type")
+        deploy.add_argument("--quantize", choices=QUANTIZED, help="linears in 8 bits, by the calibration data")
         data = p.add_argument_group(
             "calibration data", "what the model does on it decides what stays, and makes up for what goes"
         )

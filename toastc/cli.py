@@ -77,7 +77,8 @@ def run_prune(args: argparse.Namespace) -> int:
 
     if args.output is None and not args.dry_run:
         raise ToastcError("give -o OUT.onnx, or --dry-run")
-    if not any((args.ratios, args.target, args.plan, args.tokens)):
+    deploy = args.runtime != "portable" or args.dtype or args.quantize
+    if not any((args.ratios, args.target, args.plan, args.tokens, deploy)):
         raise ToastcError("one of the arguments --ratios --target --plan --tokens is required (see toastc --help)")
     with progress(args.quiet) as tell:
         result = prune(
@@ -85,7 +86,8 @@ def run_prune(args: argparse.Namespace) -> int:
             output=args.output, plan_out=args.plan_out, report_out=args.report, seed=args.seed, verify=not args.no_verify,
             dry_run=args.dry_run, tell=tell, data=args.calibrate, images=args.images, preprocess=preprocess_of(args),
             moments=args.moments, moments_out=args.moments_out, ratios_out=args.ratios_out, provider=args.provider,
-            search=args.search, batch=args.batch, tokens=args.tokens, allow=args.allow,
+            search=args.search, batch=args.batch, tokens=args.tokens, allow=args.allow, runtime=args.runtime, dtype=args.dtype,
+            quantize=args.quantize,
         )  # fmt: skip
     from .report.terminal import print_report
 

@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from .cost import saved_macs, saved_params
+from .deploy import deploy
 from .driver import Request, begun, choose
 from .errors import NoChange, VerificationFailed
 from .graphs.onnx import OnnxGraph, embed_plan, file_bytes, is_external, load_model, staged, write_model
@@ -32,7 +33,7 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
     sites, plan = state.sites, state.plan
     rows, rejects = coupling_rows(sites, plan), state.rejects
     before = Size(macs, params, file_bytes(model, dense))
-    if not plan:
+    if not plan and not request.deploy:
         raise NoChange(Report(name, request.recipe, before, before, rows, rejects))
     after_macs = state.graph.totals()[0] - saved_macs(sites, plan)
     seconds = {"read": reading} | seconds
@@ -50,23 +51,30 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
     embed_plan(model, plan)
     after_params = OnnxGraph.count_parameters(model)
     verified: dict[str, Any] | None = None
+    deployed, notes = None, state.notes
     with tempfile.TemporaryDirectory(prefix="toastc-") as scratch:
         target = output if output is not None else Path(scratch) / "pruned.onnx"
         with staged(target) as file:
             tell("write")
             clock = time.perf_counter()
-            write_model(model, file, external)
+            proven = Path(scratch) / "proven.onnx" if request.deploy else file
+            write_model(model, proven, external)
             seconds["write"] = time.perf_counter() - clock
             if request.verify:
                 from .passes.verify import verify_files
 
                 tell("verify")
                 clock = time.perf_counter()
-                result = verify_files(dense, file, request.seed)
+                result = verify_files(dense, proven, request.seed)
                 seconds["verify"] = time.perf_counter() - clock
                 verified = result.to_dict()
                 if not result.ok:
                     raise VerificationFailed(f"{name}: verification failed: {result.reason}; nothing was written")
+            if request.deploy:
+                clock = time.perf_counter()
+                made = deploy(proven, file, request.deploy, state.data, external, request.seed, tell)
+                seconds["deploy"] = time.perf_counter() - clock
+                deployed, notes = made.to_dict(), (*notes, *made.notes)
             size = sum(part.stat().st_size for part in file.parent.iterdir())
         if output is None:
             model = load_model(target)
@@ -74,5 +82,5 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
                 if isinstance(value.const_value, ir.ExternalTensor):
                     value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
     after = Size(after_macs, after_params, size)
-    report = Report(name, request.recipe, before, after, rows, rejects, seconds, verified, state.notes, settings)
+    report = Report(name, request.recipe, before, after, rows, rejects, seconds, verified, notes, settings, deployed)
     return Result(model, plan, report, state.moments)

@@ -8,6 +8,7 @@ from typing import Any
 
 from .calibration import Moments, Synthetic, open_data
 from .cost import Target, uniform_ratios
+from .deploy import WIDTHS_OF, Deploy
 from .errors import CannotShrink, NothingToPrune, ToastcError
 from .graphs import Graph
 from .pipeline import Pass, State, run
@@ -39,6 +40,7 @@ class Request:
     batch: int = 1  # of a latency
     provider: str = "cpu"  # where an ONNX model is watched
     tokens: tuple[Merge, ...] = ()
+    deploy: Deploy = Deploy()
     allow: tuple[str, ...] | None = None  # what a target may be met by: channels, tokens; None: channels, and what is free
 
     @property
@@ -125,7 +127,11 @@ def steps_of(request: Request, graph: Graph) -> tuple[Pass, ...]:
 
     data = request.data is not None or request.moments is not None
     fits = Synthetic.fits(graph.input_sizes())
-    return tuned(request.passes or recipe(request.recipe, data, fits), request.search, request.batch)
+    return tuned(request.passes or recipe(request.recipe, data, fits), request.search, request.batch, round_to(request))
+
+
+def round_to(request: Request) -> int:
+    return WIDTHS_OF.get(request.deploy.quantize or "", 8)
 
 
 def opened(state: State, request: Request, tell: Tell) -> tuple[State, tuple[Pass, ...]]:
@@ -152,7 +158,7 @@ def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[Stat
         return replace(state, plan=Plan(merges=request.merges)), seconds
     if request.target is not None and not any(step.name == "allocate-widths" for step in rest):
         chosen = any(step.name == "plan-selections" for step in rest)
-        state = replace(state, ratios=uniform_ratios(state.sites, total, request.target, chosen=chosen))
+        state = replace(state, ratios=uniform_ratios(state.sites, total, request.target, round_to(request), chosen=chosen))
     for step in rest:
         tell(step.name)
         state, took = run([step], state)

@@ -14,7 +14,7 @@ from toastc.graphs import Graph, Kind
 
 from ..match.attention import is_softmax
 from .rows import Writer
-from .spelt import Unfusable, spelt, through
+from .spelt import Unfusable, sees_something, spelt, through
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Fused:
 
 
 def fuse_attention(graph: Graph) -> tuple[Graph, Fused]:
+    graph = graph.without_idle_masks()
     whole = [op for op in graph.ops if op.kind is Kind.ATTENTION]
     fused, left = 0, list[str]()
     writer = Writer(graph)
@@ -37,7 +38,7 @@ def fuse_attention(graph: Graph) -> tuple[Graph, Fused]:
                 continue
             try:
                 found = spelt(graph, op, slot, softmax)
-                if guarded and found.added:
+                if guarded and not all(sees_something(graph, added.value) for added in found.added):
                     raise Unfusable("it guards against tokens that see no other")
                 writer.write(found)
                 fused += 1

@@ -44,7 +44,10 @@ class Writer:
             raise Unfusable("an output of the model reads it head by head")
         q, k, v = (self.rows(value, perm, heads, mix) for value, perm in zip(operands, perms, strict=True))
         bias = self.bias(found, heads, q)
-        whole = graph.attend(self.parts([q, k, v], mix), bias, heads, found.factor * q.factor * k.factor, mix)
+        q3, k3, v3 = self.parts([q, k, v], mix)
+        if found.by_head is not None:
+            q3 = graph.pen(mix, operands[0]).math("mul", q3, np.repeat(found.by_head, q.width // heads)[None, None])
+        whole = graph.attend((q3, k3, v3), bias, heads, found.factor * q.factor * k.factor, mix)
         if v.factor != 1:
             whole = graph.pen(mix, mix.inputs[1 - found.slot]).math("mul", whole, np.array(v.factor))
         self.hand_on(mix.outputs[0], made, heads, whole, mix)

@@ -35,6 +35,7 @@ class Spelt:
     factor: float
     added: tuple[Added, ...]
     cast: bool  # the scores have another type than queries and keys
+    by_head: np.ndarray | None  # multiplied onto the product of each head
 
 
 def through(graph: Graph, value: Value | None) -> tuple[Op | None, bool]:
@@ -70,19 +71,22 @@ def spelt(graph: Graph, mix: Op, slot: int, softmax: Op) -> Spelt:
     if tuple(a % rank for a in softmax.axes) != (rank - 1,):
         raise Unfusable("its softmax is not over the last axis")
     factor, added, cast, windows = 1.0, list[Added](), False, 0
+    by_head: np.ndarray | None = None
     value = softmax.inputs[0]
     while True:
         op = None if value is None else graph.producer(value)
         if op is None or (op.kind is not Kind.PRODUCT and op.outputs[0] in graph.outputs):
             raise Unfusable("its scores are not a product of queries and keys")
         if op.kind is Kind.PRODUCT:
-            return Spelt(op, mix, slot, factor, tuple(added), cast)
+            return Spelt(op, mix, slot, factor, tuple(added), cast, by_head)
         by = scaled(graph, op)
         if by is not None:
             factor, value = factor * by[1], op.inputs[by[0]]
+        elif (numbers := head_by_head(graph, op)) is not None and by_head is None:
+            value, by_head = op.inputs[numbers[0]], numbers[1]
         elif op.type in SAME:
             value, cast = op.inputs[0], cast or op.type == "Cast"
-        elif op.type == "Add":
+        elif op.type == "Add" and by_head is None:
             own = next((i for i in (0, 1) if reaches_product(graph, op.inputs[i])), None)
             if own is None:
                 raise Unfusable("its scores are not a product of queries and keys")
@@ -92,6 +96,20 @@ def spelt(graph: Graph, mix: Op, slot: int, softmax: Op) -> Spelt:
             value, windows = op.inputs[0], parted
         else:
             raise Unfusable(f"{op} stands between its scores and the softmax")
+
+
+def head_by_head(graph: Graph, op: Op) -> tuple[int, np.ndarray] | None:
+    """If an op multiplies the scores of each head with a number: which operand they are, and the numbers."""
+    for slot in (0, 1) if op.type == "Mul" and len(graph.shape(op.outputs[0])) == 4 else ():
+        other, heads = op.inputs[1 - slot], graph.shape(op.outputs[0])[1]
+        if other is not None and graph.is_constant(other) and graph.shape(other)[-3:] == (heads, 1, 1):
+            return slot, graph.constant(other).reshape(heads).astype(np.float64)
+    return None
+
+
+def sees_something(graph: Graph, mask: Value) -> bool:
+    """No token is forbidden all others."""
+    return graph.is_constant(mask) and bool(np.isfinite(graph.constant(mask)).any(axis=-1).all())
 
 
 def windows_of(graph: Graph, op: Op, rank: int) -> int | None:
@@ -111,7 +129,7 @@ def reaches_product(graph: Graph, value: Value | None) -> bool:
     """By numbers and sums alone."""
     op = None if value is None else graph.producer(value)
     while op is not None and op.kind is not Kind.PRODUCT:
-        by = scaled(graph, op)
+        by = scaled(graph, op) or head_by_head(graph, op)
         if by is None and op.type not in SAME and op.kind is not Kind.SHAPE:
             return op.type == "Add" and any(reaches_product(graph, v) for v in op.inputs[:2])
         op = graph.producer(op.inputs[by[0] if by else 0])

@@ -179,6 +179,7 @@ class Graph(Protocol):
     def without_idle_masks(self) -> Graph: ...  # attention masks that forbid nothing are dropped
     def reopened(self) -> Graph: ...  # the edited graph, looked at afresh
     def attend(self, qkv: Sequence[Value], bias: Value | None, heads: int, scale: float, like: Op) -> Value: ...  # on rows
+    def quantize(self, op: Op, read: tuple[float, int, int], weight: np.ndarray, scales: np.ndarray) -> None: ...  # a linear
     def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None: ...
     def finish(self) -> None: ...
 

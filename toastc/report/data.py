@@ -40,6 +40,7 @@ class Report:
     verified: Mapping[str, object] | None = None
     notes: Sequence[str] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
+    deployed: Mapping[str, object] | None = None
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -47,6 +47,12 @@ def print_report(report: Report, console: Console) -> None:
         v = report.verified
         word = "verified" if v["ok"] else "NOT EQUAL"
         console.print(f"{word}: error {v['error']:.1e} of the output scale (allowed {v['tolerance']:.0e})", highlight=False)
+    if report.deployed is not None:
+        d = report.deployed
+        console.print(
+            f"deployed for {d['runtime']} in {d['dtype']}: {d['attentions']} attentions are one node; error {d['error']:.1e} rms, "
+            f"{d['worst']:.1e} of the output scale at most, on {d['inputs']} {d['of']}", highlight=False,
+        )  # fmt: skip
     console.print("seconds: " + ", ".join(f"{k} {s:.2f}" for k, s in report.seconds.items()), highlight=False)
 
 

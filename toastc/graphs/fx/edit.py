@@ -148,6 +148,9 @@ class FxEdits:
         node = op.node
         node.args, node.kwargs = node.args[:6], {**node.kwargs, **gqa(node), "scale": scale}
 
+    def quantize(self, op: Op, read: tuple[float, int, int], weight: np.ndarray, scales: np.ndarray) -> None:
+        raise CannotShrink("a torch module is not quantised here; export it to ONNX")
+
     def attend(self, qkv: Sequence[Value], bias: Value | None, heads: int, scale: float, like: Op) -> Value:
         """One call, before an op: rows [batch, tokens, heads * width] to rows; `bias` is [images|1, heads|1, queries, keys]."""
         apart = [self._call(aten.unflatten.int, (x, 2, [heads, -1]), like) for x in qkv]

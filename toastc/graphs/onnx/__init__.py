@@ -11,8 +11,10 @@ from .adapter import OnnxGraph
 from .facts import sizes_for
 from .files import embed_plan, external_files, file_bytes, is_external, load_model, plan_of, prepare, staged, write_model
 from .inputs import sample_inputs
+from .precision import to_half
+from .runtime_nodes import fuse_for_runtime
 
 __all__ = [
-    "OnnxGraph", "embed_plan", "external_files", "file_bytes", "is_external", "load_model", "plan_of", "prepare", "sample_inputs",
-    "sizes_for", "staged", "upcast", "write_model",
+    "OnnxGraph", "embed_plan", "external_files", "file_bytes", "fuse_for_runtime", "is_external", "load_model", "plan_of", "prepare", "sample_inputs",
+    "sizes_for", "staged", "to_half", "upcast", "write_model",
 ]  # fmt: skip

@@ -29,7 +29,7 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
 
     def __init__(self, model: ir.Model, provider: str = "cpu") -> None:
         self.model, self.provider = model, provider  # where probes and stages run
-        self._biases, self._attended = {}, {}
+        self._biases, self._attended, self._rounded = {}, {}, {}
         self.graph = model.graph
         self.opsets = dict(model.graph.opset_imports)
         self._gather()

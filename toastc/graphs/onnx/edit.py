@@ -28,6 +28,7 @@ class OnnxEdits:
     _constants: set[ir.Value]
     _counter = 0
     _biases: dict[Op, tuple[Op, int]]
+    _rounded: dict[ir.Value, ir.Value]
     _taken: set[str | None] | None = None
 
     def _name(self, stem: str) -> str:
@@ -166,6 +167,28 @@ class OnnxEdits:
         elif spec is not None and spec.layouts[0] == "bn(hd)":
             node.attributes["q_num_heads"] = ir.AttrInt64("q_num_heads", heads)
             node.attributes["kv_num_heads"] = ir.AttrInt64("kv_num_heads", kv_heads)
+
+    def quantize(self, op: Op, read: tuple[float, int, int], weight: np.ndarray, scales: np.ndarray) -> None:
+        """A linear reads and holds 8-bit numbers: `read` is scale, zero and the least number; `weight` is int8 [in, out]."""
+        value: ir.Value = op.inputs[0]  # type: ignore[assignment]
+        if value not in self._rounded:
+            scale, zero, least = read
+            kind = np.uint8 if least == 0 else np.int8
+            grid = [self._held(np.float32(scale), "scale"), self._held(kind(zero), "zero")]
+            of = ir.DataType.UINT8 if least == 0 else ir.DataType.INT8
+            small = self._insert("QuantizeLinear", [value, *grid], op, of=of)
+            self._rounded[value] = self._insert("DequantizeLinear", [*small, *grid], op, of=ir.DataType.FLOAT)[0]
+        op.node.replace_input_with(0, self._rounded[value])
+        numbers = np.ascontiguousarray(weight if op.weight_axes == (0, 1) else weight.T)
+        held = [self._held(a, "weight") for a in (numbers, scales, np.zeros(len(scales), np.int8))]
+        axis = op.weight_axes[1]
+        op.node.replace_input_with(1, self._insert("DequantizeLinear", held, op, of=ir.DataType.FLOAT, axis=axis)[0])
+
+    def _held(self, array: np.ndarray, stem: str) -> ir.Value:
+        tensor = ir.tensor(array, name=self._name(stem))
+        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
 
     def attend(self, qkv: Sequence[Value], bias: Value | None, heads: int, scale: float, like: Op) -> Value:
         """One node, before an op: rows [batch, tokens, heads * width] to rows; `bias` is [images|1, heads|1, queries, keys]."""
