@@ -46,11 +46,14 @@ class Deploy:
             raise ToastcError("dtype and quantize: give one of the two; what is not int8 stays float32")
 
     def __bool__(self) -> bool:
-        return self != Deploy()
+        return self != PORTABLE
 
     @property
     def fused(self) -> bool:
         return self.runtime.startswith("ort")
+
+
+PORTABLE = Deploy()
 
 
 @dataclass(frozen=True)

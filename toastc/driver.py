@@ -8,7 +8,7 @@ from typing import Any
 
 from .calibration import Moments, Synthetic, open_data
 from .cost import Target, uniform_ratios
-from .deploy import WIDTHS_OF, Deploy
+from .deploy import PORTABLE, WIDTHS_OF, Deploy
 from .errors import CannotShrink, NothingToPrune, ToastcError
 from .graphs import Graph
 from .pipeline import Pass, State, run
@@ -40,7 +40,7 @@ class Request:
     batch: int = 1  # of a latency
     provider: str = "cpu"  # where an ONNX model is watched
     tokens: tuple[Merge, ...] = ()
-    deploy: Deploy = Deploy()
+    deploy: Deploy = PORTABLE
     allow: tuple[str, ...] | None = None  # what a target may be met by: channels, tokens; None: channels, and what is free
 
     @property

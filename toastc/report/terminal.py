@@ -50,7 +50,7 @@ def print_report(report: Report, console: Console) -> None:
     if report.deployed is not None:
         d = report.deployed
         console.print(
-            f"deployed for {d['runtime']} in {d['dtype']}: {d['attentions']} attentions are one node; error {d['error']:.1e} rms, "
+            f"for {d['runtime']}, {d['dtype']}: {d['attentions']} attentions are one node; error {d['error']:.1e} rms, "
             f"{d['worst']:.1e} of the output scale at most, on {d['inputs']} {d['of']}", highlight=False,
         )  # fmt: skip
     console.print("seconds: " + ", ".join(f"{k} {s:.2f}" for k, s in report.seconds.items()), highlight=False)

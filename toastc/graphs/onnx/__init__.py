@@ -15,6 +15,6 @@ from .precision import to_half
 from .runtime_nodes import fuse_for_runtime
 
 __all__ = [
-    "OnnxGraph", "embed_plan", "external_files", "file_bytes", "fuse_for_runtime", "is_external", "load_model", "plan_of", "prepare", "sample_inputs",
-    "sizes_for", "staged", "to_half", "upcast", "write_model",
+    "OnnxGraph", "embed_plan", "external_files", "file_bytes", "fuse_for_runtime", "is_external", "load_model", "plan_of",
+    "prepare", "sample_inputs", "sizes_for", "staged", "to_half", "upcast", "write_model",
 ]  # fmt: skip
