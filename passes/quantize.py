@@ -144,7 +144,8 @@ class Quantize:
         before, after = (sum(o.error for o in some) ** 0.5 for some in (made, [o for o in made if o not in floats]))
         words = f"{len(made) - len(floats)} of {len(made)} linears are int8"
         if floats:
-            words += f"; float stay {', '.join(sorted(o.op.path or str(o.op) for o in floats)[:4])}{', ...' if len(floats) > 4 else ''}"
+            names = sorted(o.op.path or str(o.op) for o in floats)
+            words += f"; float stay {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
         return [f"{words} (error of the outputs, one by one and summed: {before:.3f} with all of them, {after:.3f} so)"]
 
 

@@ -34,7 +34,8 @@ class OnnxEdits:
     def _name(self, stem: str) -> str:
         """A fresh name: never one that the file already uses."""
         if self._taken is None:
-            self._taken = {v.name for n in self.graph for v in n.outputs} | set(self.graph.initializers)
+            self._taken = {v.name for n in self.graph for v in n.outputs} | {n.name for n in self.graph}
+            self._taken |= {v.name for v in self.graph.inputs} | set(self.graph.initializers)
         while True:
             self._counter += 1
             name = f"{stem}_toastc_{self._counter}"

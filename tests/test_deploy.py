@@ -1,0 +1,179 @@
+"""Files for a runtime: fused nodes say the same, fewer bits say nearly the same, whatever wrote the graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from zoo_exports import make_variant, quiet
+from zoo_models import FAMILIES
+
+import toastc
+from toastc import api
+from toastc.errors import ToastcError, VerificationFailed
+from toastc.graphs.onnx import OnnxGraph, load_model
+from toastc.graphs.onnx.precision import finite
+from toastc.passes.fuse import fuse_attention
+
+RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 1}
+EXPORTERS = ("dynamo18", "dynamo20-dyn", "dynamo23-dyn", "dynamo24", "ts17", "ts17-dyn", "onnxsim", "onnxslim-dyn", "ort-dyn")
+MODELS = ("swin_tiny", "swinv2_tiny", "xcit_tiny", "eva02_tiny", "torch_encoder", "hf_vit_sdpa", "beit_base")
+CASES = [
+    *(("deit_tiny", exporter) for exporter in EXPORTERS),
+    *((model, "dynamo20-dyn") for model in MODELS),
+    *((model, "ts17") for model in ("swin_tiny", "torch_encoder")),
+]
+
+
+def exported(name: str, variant: str, folder: Path) -> Path:
+    with quiet():
+        make_variant(FAMILIES[name], FAMILIES[name].small(), variant, folder)
+    return folder / f"{name}.{variant}.onnx"
+
+
+def kinds(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+@pytest.fixture(scope="module")
+def deit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported("deit_tiny", "dynamo20-dyn", tmp_path_factory.mktemp("deit"))
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES, ids=lambda x: x)
+def test_every_attention_becomes_one_node_before_and_after_pruning(name: str, variant: str, tmp_path: Path) -> None:
+    dense = exported(name, variant, tmp_path)
+    whole, pruned = (tmp_path / f"{n}.onnx" for n in ("whole", "pruned"))
+    before = toastc.prune(dense, runtime="ort-cuda", output=whole).report
+    after = toastc.prune(dense, RATIOS, runtime="ort-cuda", output=pruned).report
+    assert before.deployed is not None and after.deployed is not None and after.verified is not None
+    assert kinds(whole)["Softmax"] == kinds(pruned)["Softmax"] == 0, before.notes
+    assert kinds(whole)["MultiHeadAttention"] == kinds(pruned)["MultiHeadAttention"] == before.deployed["attentions"] > 0
+    assert before.deployed["attentions"] == after.deployed["attentions"]
+    assert max(before.deployed["worst"], after.deployed["worst"]) < 1e-5
+    assert pruned.stat().st_size < whole.stat().st_size
+
+
+def test_rows_are_split_and_never_moved(deit: Path) -> None:
+    graph, fused = fuse_attention(OnnxGraph(load_model(deit)))
+    found = Counter(op.type for op in graph.ops)
+    assert fused.count == 2 and fused.left == ()
+    assert found["Split"] == 2 and found["Transpose"] == 1  # that of the patches
+
+
+def test_norms_and_activations_are_fused_too(deit: Path, tmp_path: Path) -> None:
+    toastc.prune(deit, runtime="ort-cpu", output=tmp_path / "o.onnx")
+    found = kinds(tmp_path / "o.onnx")
+    assert found["SkipLayerNormalization"] == 4 and found["BiasGelu"] == 2
+
+
+def test_what_is_fused_is_read_again(deit: Path, tmp_path: Path) -> None:
+    toastc.prune(deit, RATIOS, runtime="ort-cpu", output=tmp_path / "o.onnx")
+    assert api.verify(deit, tmp_path / "o.onnx")["ok"]
+    again = toastc.prune(tmp_path / "o.onnx", 0.5, output=tmp_path / "again.onnx").report
+    assert again.verified is not None and again.verified["ok"] and again.after.macs < again.before.macs
+
+
+def test_a_wrong_fusion_is_found_and_nothing_is_written(deit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = OnnxGraph.attend
+    monkeypatch.setattr(
+        OnnxGraph, "attend", lambda self, qkv, bias, heads, scale, like: right(self, qkv, bias, heads, 2 * scale, like)
+    )
+    with pytest.raises(VerificationFailed, match="nothing was written"):
+        toastc.prune(deit, runtime="ort-cpu", output=tmp_path / "o.onnx")
+    assert not (tmp_path / "o.onnx").exists()
+
+
+def test_a_mask_of_booleans_is_left_alone_and_named(tmp_path: Path) -> None:
+    dense = exported("toy_mqa", "dynamo20-dyn", tmp_path)
+    report = toastc.prune(dense, runtime="ort-cpu", output=tmp_path / "o.onnx").report
+    assert any("shared between queries and keys" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", ["deit_tiny", "swin_tiny", "eva02_tiny"])
+def test_half_floats(name: str, dtype: str, tmp_path: Path) -> None:
+    dense = exported(name, "dynamo20-dyn", tmp_path)
+    report = toastc.prune(dense, RATIOS, dtype=dtype, output=tmp_path / "o.onnx").report
+    made = onnx.load(tmp_path / "o.onnx")
+    onnx.checker.check_model(made, full_check=True)
+    before = onnx.load(dense).graph
+    assert [v.type for v in (*made.graph.input, *made.graph.output)] == [v.type for v in (*before.input, *before.output)]
+    half = onnx.TensorProto.FLOAT16 if dtype == "fp16" else onnx.TensorProto.BFLOAT16
+    matrices = [t for t in made.graph.initializer if len(t.dims) == 2 and t.data_type != onnx.TensorProto.INT64]
+    assert matrices and {t.data_type for t in matrices} == {half}
+    assert report.deployed is not None and 0 < report.deployed["error"] < (5e-3 if dtype == "fp16" else 3e-2)
+    assert made.ByteSize() < 0.75 * dense.stat().st_size
+
+
+def test_what_sums_squares_stays_float32(tmp_path: Path) -> None:
+    dense = exported("deit_tiny", "ts17", tmp_path)
+    toastc.prune(dense, dtype="fp16", output=tmp_path / "o.onnx")
+    made = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "o.onnx"))
+    types = {v.name: v.type.tensor_type.elem_type for v in made.graph.value_info}
+    delicate = [n.output[0] for n in made.graph.node if n.op_type in ("Sqrt", "Pow", "Exp", "ReduceMean")]
+    assert all(types[name] == onnx.TensorProto.FLOAT for name in delicate if name in types)
+
+
+def test_masks_stay_finite() -> None:
+    import onnx_ir as ir
+
+    lowest = np.array([np.finfo(np.float32).min, -np.inf, 1.0], np.float32)
+    got = finite(lowest, ir.DataType.FLOAT16)
+    assert got.dtype == np.float16 and got[0] == np.finfo(np.float16).min and np.isneginf(got[1]) and got[2] == 1
+
+
+def test_int8(deit: Path, tmp_path: Path) -> None:
+    shape = [d.dim_value for d in onnx.load(deit).graph.input[0].type.tensor_type.shape.dim]
+    data = np.random.default_rng(0).standard_normal((24, *shape[1:])).astype(np.float32)
+    report = toastc.prune(deit, RATIOS, quantize="int8", runtime="ort-cpu", data=data, output=tmp_path / "o.onnx").report
+    found, weights = kinds(tmp_path / "o.onnx"), onnx.load(tmp_path / "o.onnx").graph.initializer
+    linears = int(report.notes[-1].split()[0])
+    assert found["DequantizeLinear"] == found["QuantizeLinear"] + linears  # one for what is read, one for each weight
+    assert sum(t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2 for t in weights) == linears
+    assert report.deployed is not None and report.deployed["of"] == "calibration inputs"
+    assert 1e-4 < report.deployed["error"] < 0.1
+
+
+def test_int8_without_zero_points_for_tensorrt(deit: Path, tmp_path: Path) -> None:
+    toastc.prune(deit, quantize="int8", runtime="tensorrt", output=tmp_path / "o.onnx")
+    made = onnx.load(tmp_path / "o.onnx")
+    known = {t.name: onnx.numpy_helper.to_array(t) for t in made.graph.initializer}
+    zeros = [known[n.input[2]] for n in made.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert zeros and all(z.dtype == np.int8 and not z.any() for z in zeros)
+    assert not {n.domain for n in made.graph.node} - {""}
+
+
+def test_int8_is_the_same_twice(deit: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        toastc.prune(deit, quantize="int8", output=tmp_path / f"{name}.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_widths_for_int8_are_multiples_of_16(deit: Path, tmp_path: Path) -> None:
+    report = toastc.prune(deit, target=0.6, recipe="svd", quantize="int8", output=tmp_path / "o.onnx").report
+    widths = {row.kept for row in report.couplings if row.coupling == "hidden" and row.kept < row.original}
+    assert widths and all(w % 16 == 0 for w in widths)
+
+
+NOT_KNOWN = [
+    ({"runtime": "cpu"}, "for: is one of"),
+    ({"dtype": "fp8"}, "dtype: is one of fp16, bf16"),
+    ({"dtype": "fp16", "quantize": "int8"}, "one of the two"),
+]
+
+
+@pytest.mark.parametrize(("given", "match"), NOT_KNOWN, ids=str)
+def test_what_is_not_known_is_refused(given: dict[str, str], match: str, deit: Path) -> None:
+    with pytest.raises(ToastcError, match=match):
+        toastc.prune(deit, **given)
+
+
+def test_a_module_is_not_deployed(tmp_path: Path) -> None:
+    with quiet():
+        model = FAMILIES["deit_tiny"].small()
+    with pytest.raises(ToastcError, match="of ONNX files"):
+        toastc.prune(model, 0.5, dtype="fp16")
