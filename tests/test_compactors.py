@@ -142,6 +142,21 @@ def test_a_masked_channel_comes_back() -> None:
     assert back and gone
 
 
+@pytest.mark.parametrize("begin", ["alike", "magnitude"])
+def test_weights_can_tell_rows_apart_at_first(begin: str) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=48, num_heads=3).eval()
+    faint = torch.arange(1, 192, 3)  # a third of the channels, spread out
+    with torch.no_grad(), quiet():
+        model.blocks[1].mlp.fc1.weight[faint] *= 1e-3
+        control = toastc.compact(model, "macs=0.7", example_inputs=(torch.randn(2, 3, 32, 32),), begin=begin, round_to=4).control
+    control.draw()
+    gate = next(g for g in control.gates if g.name == "blocks.1.mlp.hidden")
+    gone = (~gate.alive[0]).nonzero().flatten()
+    assert len(gone) >= 8
+    assert set(gone.tolist()) <= set(faint.tolist()) or begin == "alike"
+    assert not set(gone.tolist()) <= set(faint.tolist()) or begin == "magnitude"
+
+
 def test_the_penalty_takes_masked_rows_to_nothing() -> None:
     made, _, _ = compacted(warmup=1, every=1000, penalty=0.0, masked_penalty=0.04, momentum=0.9)
     trained(made, 1)
@@ -223,6 +238,8 @@ def test_modes_come_back_and_mistakes_are_named() -> None:
         fresh = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=48, num_heads=3)
         with quiet(), pytest.raises(ToastcError, match=word):
             toastc.compact(fresh, target, example_inputs=x)
+    with pytest.raises(ToastcError, match="begin is alike or magnitude"):
+        toastc.compact(fresh, "macs=0.5", example_inputs=x, begin="weights")
     with quiet(), pytest.raises(NothingToPrune):
         toastc.compact(nn.Linear(3, 3), "macs=0.5", example_inputs=(torch.randn(2, 3),))
 

@@ -33,7 +33,9 @@ from .cost import Target, counted
 from .errors import NothingToPrune, ToastcError
 from .gates import Gate, install
 from .graphs.fx import FxGraph
+from .passes import ScoreWeights
 from .passes.match import match
+from .pipeline import State
 from .plan import Keep, Plan
 from .ratios import NARROWEST
 
@@ -59,6 +61,7 @@ def compact(
     momentum: float = 0.99,
     lr: float | None = None,
     round_to: int = 8,
+    begin: str = "alike",
 ) -> Compacted:
     """Put compactors behind every coupling of a module, in place, so that training it finds the channels to keep.
 
@@ -66,7 +69,8 @@ def compact(
     (`"macs=0.5"` or `"params=0.5"`) at the `ramp`-th drawing. A masked row gets no gradient of the loss; `penalty` pulls
     all rows towards zero, the masked ones without resistance. `lr` and `momentum` are those of the compactors. With a
     `masked_penalty` masked rows lose that much of their norm (1 to begin with) in each step, whatever the optimizer is: for
-    short training, and for Adam, which scales gradients as small as the penalty's away.
+    short training, and for Adam, which scales gradients as small as the penalty's away. At first all rows are alike, and training
+    has to tell them apart, as published; `begin="magnitude"` lets the weights say so from the first drawing on.
     """
     goal = Target.parse(target)
     if goal.what == "latency":
@@ -75,6 +79,8 @@ def compact(
         raise ToastcError("compact: every, ramp and round_to are at least 1, warmup at least 0")
     if any(parametrize.is_parametrized(m) for m in model.modules()):
         raise ToastcError(f"{type(model).__name__}: has parametrized weights already; remove those first")
+    if begin not in ("alike", "magnitude"):
+        raise ToastcError(f"compact: begin is alike or magnitude, not {begin}")
     modes = {module: module.training for module in model.modules()}
     gm, _ = export(model.eval(), example_inputs if example_inputs is not None else example_inputs_of(model))
     for module, training in modes.items():
@@ -86,6 +92,11 @@ def compact(
     if not gates:
         why = f"; {next(iter(left_out.items()))}" if left_out else ""
         raise NothingToPrune(f"no attention and no FFN was found that compactors could stand behind{why}")
+    if begin == "magnitude":
+        scores = ScoreWeights()(State(graph, sites=tuple(sites))).scores
+        for gate in gates:
+            score = np.maximum(scores[gate.name], 0.0)
+            gate.weight = torch.from_numpy(score / max(score.mean(), 1e-30))
     own = [matrix for gate in gates for matrix in gate.matrices]
     groups: list[dict[str, Any]] = [{"params": weights}, {"params": own, "weight_decay": 0.0, "momentum": momentum}]
     if lr is not None:
@@ -154,8 +165,7 @@ class Controller:
         self.drawn += 1
         widths = self.widths(min(1.0, self.drawn / self.schedule.ramp))
         for gate in self.gates:
-            norms = gate.norms()
-            order = norms.argsort(dim=1, descending=True, stable=True)[:, : widths[gate.name]]
+            order = gate.worth().argsort(dim=1, descending=True, stable=True)[:, : widths[gate.name]]
             gate.alive = torch.zeros_like(gate.alive).scatter(1, order, True)
             if dist.is_available() and dist.is_initialized():  # all processes have the same sums; this makes sure of it
                 there = gate.alive.to(gate.matrices[0].device, torch.uint8)
@@ -181,7 +191,7 @@ class Controller:
         """(norm for what it saves, gate, the next narrower width, what that saves), the cheapest first."""
         step, name = min(self.schedule.round_to, gate.coupling.width), gate.coupling.name
         grid = [*range(max(step, NARROWEST), gate.coupling.width, step), gate.coupling.width]
-        ranked = gate.norms().sort(dim=1).values.mean(dim=0)
+        ranked = gate.worth().sort(dim=1).values.mean(dim=0)
         found, price = [], 0.0
         for wide, narrow in zip(grid[:0:-1], grid[-2::-1], strict=True):
             saved = counted(gate.site, {name: wide}, what) - counted(gate.site, {name: narrow}, what)

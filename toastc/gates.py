@@ -27,11 +27,16 @@ class Gate:
     coupling: Coupling
     matrices: list[nn.Parameter]
     alive: Tensor
+    weight: Tensor | None = None  # [groups, width]: what a whole row is worth; None: all the same
 
     def norms(self) -> Tensor:
         """[groups, width]: how much of each channel is left, over all of its producers."""
         found = torch.stack([matrix.detach().square().sum(2) for matrix in self.matrices]).sum(0).sqrt()
         return found.to("cpu", torch.float64)
+
+    def worth(self) -> Tensor:
+        """What goes first: what is left of each channel, by what all of it is worth."""
+        return self.norms() if self.weight is None else self.norms() * self.weight
 
 
 class Compactor(nn.Module):

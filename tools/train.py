@@ -128,9 +128,8 @@ def tune(args: argparse.Namespace, team: Team) -> None:
             "ramp": args.ramp,
             "lr": args.compact_lr,
         }
-        module, groups, control = toastc.compact(
-            small.eval(), target, penalty=args.penalty, masked_penalty=args.masked_penalty, **options
-        )
+        pulls = {"penalty": args.penalty, "masked_penalty": args.masked_penalty, "begin": args.begin}
+        module, groups, control = toastc.compact(small.eval(), target, **pulls, **options)
     else:
         small = pruned_model(args, team, dense, plain)
         module = copy.deepcopy(dense) if args.masked else small
@@ -211,6 +210,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     say("--redraw", type=int, default=50, metavar="STEPS", help="masks of --compact are drawn anew (default 50)")
     say("--compact-after", type=int, default=100, metavar="STEPS", help="nothing is masked before (default 100)")
     say("--ramp", type=int, default=1, metavar="N", help="the target is reached with the n-th drawing (default 1)")
+    say("--begin", default="alike", metavar="HOW", help="alike, as published, or magnitude: the weights tell rows apart at first")
     say("--penalty", type=float, default=1e-4, metavar="X", help="pulls rows of compactors towards zero (default 1e-4)")
     say("--masked-penalty", type=float, metavar="X", help="masked rows lose so much of their norm a step (for short runs: 0.05)")
     say("--compact-lr", type=float, metavar="X", help="of the compactors, if not --lr")
