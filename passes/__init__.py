@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from toastc.deploy import Deploy
 from toastc.errors import ToastcError
 from toastc.pipeline import Pass
 
@@ -113,14 +114,14 @@ def recipe(name: str, data: bool = False, images: bool = False) -> tuple[Pass, .
     return RECIPES[name]
 
 
-def tuned(passes: tuple[Pass, ...], search: float | None, batch: int, round_to: int = 8) -> tuple[Pass, ...]:
-    """The passes with a search of so many minutes behind the allocation, blocks timed at that batch size, widths rounded so."""
+def tuned(passes: tuple[Pass, ...], search: float | None, batch: int, deploy: Deploy) -> tuple[Pass, ...]:
+    """The passes with a search of so many minutes behind the allocation, and blocks timed at that batch size, as deployed."""
     found: list[Pass] = []
     for step in passes:
         if isinstance(step, TimeBlocks):
-            step = replace(step, batch=batch)
-        if isinstance(step, AllocateWidths) and round_to > step.round_to:
-            step = replace(step, round_to=round_to)
+            step = replace(step, batch=batch, fused=deploy.fused, int8=deploy.quantize is not None)
+        if isinstance(step, AllocateWidths):
+            step = replace(step, round_to=max(deploy.widths, step.round_to))
         found.append(step)
         if search is not None and isinstance(step, AllocateWidths):
             found.append(SearchWidths(minutes=search))

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from .cost import saved_macs, saved_params
-from .deploy import deploy
+from .deploy_onnx import deploy
 from .driver import Request, begun, choose
 from .errors import NoChange, VerificationFailed
 from .graphs.onnx import OnnxGraph, embed_plan, file_bytes, is_external, load_model, staged, write_model

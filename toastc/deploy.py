@@ -1,29 +1,14 @@
-"""What a model becomes for the runtime it will live in: fused nodes, half floats, 8-bit numbers.
-
-A model that is proven is taken from its file, changed and written to another; what came out is run beside it, and how far the
-two are apart is told. Fused nodes have to say the same; fewer bits never do.
-"""
+"""What a file shall become for the runtime it will live in: fused nodes, half floats, 8-bit numbers."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-
-from .errors import ToastcError, VerificationFailed
-from .pipeline import State, run
-from .progress import Tell
+from .errors import ToastcError
 
 RUNTIMES = ("portable", "ort-cpu", "ort-cuda", "tensorrt")
 DTYPES = ("fp16", "bf16")
 QUANTIZED = ("int8",)
-WIDTHS_OF = {"int8": 16}  # widths in multiples of so many
-ALIKE = 1e-4  # of the outputs' scale: what fused nodes may differ by
-COMPARED = 16  # calibration inputs
 
 
 @dataclass(frozen=True)
@@ -49,91 +34,13 @@ class Deploy:
         return self != PORTABLE
 
     @property
+    def widths(self) -> int:
+        """Widths in multiples of so many at least: kernels for 8 bits like 16."""
+        return 16 if self.quantize else 1
+
+    @property
     def fused(self) -> bool:
         return self.runtime.startswith("ort")
 
 
 PORTABLE = Deploy()
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """`error`: the root mean square difference of the outputs by their own; `worst`: the largest, by their scale."""
-
-    runtime: str
-    dtype: str
-    attentions: int  # that are one node
-    error: float
-    worst: float
-    inputs: int
-    of: str  # the inputs that were compared
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, object]:
-        return asdict(self)
-
-
-def deploy(proven: Path, target: Path, wanted: Deploy, data: Any, external: bool | None, seed: int, tell: Tell) -> Deployed:
-    from .graphs.onnx import OnnxGraph, fuse_for_runtime, load_model, to_half, write_model
-    from .passes.fuse import fuse_attention
-    from .passes.quantize import Quantize
-
-    graph: Any = OnnxGraph(load_model(proven))
-    notes: list[str] = []
-    count = sum(op.attention is not None for op in graph.ops)
-    if wanted.fused:
-        tell("fuse")
-        graph, fused = fuse_attention(graph)
-        count = fused.count
-        notes += [f"not fused: {reason}" for reason in fused.left]
-    if wanted.quantize:
-        tell("quantize")
-        state = State(graph, data=data, seed=seed, tell=tell)
-        state, _ = run([Quantize(symmetric=wanted.runtime == "tensorrt")], state)
-        graph, notes = state.graph, [*notes, *state.notes]
-    model = fuse_for_runtime(graph) if wanted.fused else graph.model
-    if wanted.dtype:
-        tell("dtype")
-        kept = to_half(model, wanted.dtype)
-        notes.append(f"{wanted.dtype}: {kept} of {len(model.graph)} nodes stay float32" if kept else f"{wanted.dtype} throughout")
-    write_model(model, target, external)
-    tell("compare")
-    feeds, of = compared(load_model(proven), data, seed)
-    error, worst = apart(proven, target, feeds, wide=wanted.dtype == "bf16")
-    if not (wanted.dtype or wanted.quantize) and not worst <= ALIKE:
-        raise VerificationFailed(
-            f"fused nodes differ by {worst:.1e} of the outputs' scale, allowed {ALIKE:.0e}; nothing was written"
-        )
-    if not np.isfinite(error):
-        raise VerificationFailed(f"{wanted.dtype or wanted.quantize}: the outputs are not numbers any more; nothing was written")
-    inputs = sum(len(next(iter(feed.values()))) for feed in feeds)
-    return Deployed(wanted.runtime, wanted.quantize or wanted.dtype or "fp32", count, error, worst, inputs, of, tuple(notes))
-
-
-def compared(model: Any, data: Any, seed: int) -> tuple[list[Mapping[str, np.ndarray]], str]:
-    """Calibration inputs, or random ones of two sizes."""
-    from .graphs.onnx import sample_inputs, sizes_for
-
-    if data is None:
-        sizes = [sizes_for(model, large) for large in sorted({False, bool(sizes_for(model))})]
-        return [sample_inputs(model, s, seed) for s in sizes], "random inputs"
-    batch = next(iter(data))
-    return [{name: array[:COMPARED] for name, array in batch.items()}], "calibration inputs"
-
-
-def apart(proven: Path, made: Path, feeds: list[Mapping[str, np.ndarray]], wide: bool) -> tuple[float, float]:
-    from .graphs.onnx import load_model, upcast, write_model
-    from .passes.verify import difference
-    from .runtimes import ort
-
-    with tempfile.TemporaryDirectory(prefix="toastc-") as folder:
-        if wide:  # kernels on the CPU know no bfloat16: its numbers, in float32 arithmetic
-            model = upcast.upcast(load_model(made))
-            made = Path(folder) / "wide.onnx"
-            write_model(model, made)
-        pairs = [
-            pair for a, b in zip(ort.run(proven, feeds), ort.run(made, feeds), strict=True) for pair in zip(a, b, strict=True)
-        ]
-    floats = [(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs if a.dtype.kind == "f"]
-    off = sum(float(np.square(a - b).sum()) for a, b in floats)
-    return (off / max(sum(float(np.square(a).sum()) for a, _ in floats), 1e-30)) ** 0.5, max(difference(a, b) for a, b in pairs)

@@ -8,7 +8,7 @@ from typing import Any
 
 from .calibration import Moments, Synthetic, open_data
 from .cost import Target, uniform_ratios
-from .deploy import PORTABLE, WIDTHS_OF, Deploy
+from .deploy import PORTABLE, Deploy
 from .errors import CannotShrink, NothingToPrune, ToastcError
 from .graphs import Graph
 from .pipeline import Pass, State, run
@@ -127,11 +127,8 @@ def steps_of(request: Request, graph: Graph) -> tuple[Pass, ...]:
 
     data = request.data is not None or request.moments is not None
     fits = Synthetic.fits(graph.input_sizes())
-    return tuned(request.passes or recipe(request.recipe, data, fits), request.search, request.batch, round_to(request))
-
-
-def round_to(request: Request) -> int:
-    return WIDTHS_OF.get(request.deploy.quantize or "", 8)
+    passes = request.passes or recipe(request.recipe, data, fits)
+    return tuned(passes, request.search, request.batch, request.deploy)
 
 
 def opened(state: State, request: Request, tell: Tell) -> tuple[State, tuple[Pass, ...]]:
@@ -158,7 +155,8 @@ def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[Stat
         return replace(state, plan=Plan(merges=request.merges)), seconds
     if request.target is not None and not any(step.name == "allocate-widths" for step in rest):
         chosen = any(step.name == "plan-selections" for step in rest)
-        state = replace(state, ratios=uniform_ratios(state.sites, total, request.target, round_to(request), chosen=chosen))
+        ratios = uniform_ratios(state.sites, total, request.target, max(8, request.deploy.widths), chosen=chosen)
+        state = replace(state, ratios=ratios)
     for step in rest:
         tell(step.name)
         state, took = run([step], state)

@@ -25,6 +25,8 @@ class Block:
     vo: int = 0
     hidden: int = 0
     gated: bool = False
+    fused: bool = False  # attention is one node of the runtime's
+    int8: bool = False
 
 
 Stopwatch = Callable[[Block], float]

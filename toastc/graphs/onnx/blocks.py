@@ -12,7 +12,8 @@ OPSET = 20
 
 
 class Writer:
-    def __init__(self) -> None:
+    def __init__(self, int8: bool = False) -> None:
+        self.int8 = int8
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.rng = np.random.default_rng(0)
@@ -27,8 +28,14 @@ class Writer:
         return names
 
     def linear(self, value: str, into: int, out: int) -> str:
-        weight = (self.rng.standard_normal((into, out)) / np.sqrt(into)).astype(np.float32)
-        (product,) = self.op("MatMul", value, self.constant(weight))
+        if self.int8:
+            grid = [self.constant(np.float32(0.03)), self.constant(np.uint8(128))]
+            held = [self.rng.integers(-127, 128, (into, out), np.int8), np.full(out, 1e-3, np.float32), np.zeros(out, np.int8)]
+            (value,) = self.op("DequantizeLinear", *self.op("QuantizeLinear", value, *grid), *grid)
+            (weight,) = self.op("DequantizeLinear", *map(self.constant, held), axis=1)
+        else:
+            weight = self.constant((self.rng.standard_normal((into, out)) / np.sqrt(into)).astype(np.float32))
+        (product,) = self.op("MatMul", value, weight)
         return self.op("Add", product, self.constant(np.zeros(out, np.float32)))[0]
 
     def model(self, result: str) -> bytes:
@@ -37,17 +44,22 @@ class Writer:
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], self.weights,
         )  # fmt: skip
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10).SerializeToString()
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
 
 
 def block_model(block: Block) -> tuple[bytes, np.ndarray]:
     """The model and an input for it."""
-    w = Writer()
+    w = Writer(block.int8)
     shape = (block.rows // block.tokens, block.tokens, block.dim)
     given = w.rng.standard_normal(shape).astype(np.float32)
     if block.heads:
         wide = [block.heads * block.qk, block.heads * block.qk, block.heads * block.vo]
         parts = w.op("Split", w.linear("x", block.dim, sum(wide)), w.constant(np.array(wide)), outputs=3, axis=2)
+        if block.fused:
+            how = {"num_heads": block.heads, "scale": 0.125, "domain": "com.microsoft"}
+            (mixed,) = w.op("MultiHeadAttention", *parts, **how)
+            return w.model(w.linear(mixed, wide[2], block.out)), given
         sides = []
         perms = [0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]
         for part, width, perm in zip(parts, (block.qk, block.qk, block.vo), perms, strict=True):
