@@ -121,7 +121,7 @@ def tuned(passes: tuple[Pass, ...], search: float | None, batch: int, deploy: De
         if isinstance(step, TimeBlocks):
             step = replace(step, batch=batch, fused=deploy.fused, int8=deploy.quantize is not None)
         if isinstance(step, AllocateWidths):
-            step = replace(step, round_to=max(deploy.widths, step.round_to))
+            step = replace(step, round_to=max(deploy.widths, step.round_to), equal=step.equal or deploy.equal)
         found.append(step)
         if search is not None and isinstance(step, AllocateWidths):
             found.append(SearchWidths(minutes=search))

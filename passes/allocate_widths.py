@@ -45,6 +45,7 @@ class AllocateWidths:
 
     round_to: int = 8
     heads: bool = True
+    equal: bool = False  # d_qk = d_v, which the fastest kernels for half floats ask for
     uniform: bool = False  # one ratio for all, as recipes do that know no losses
     name = "allocate-widths"
 
@@ -74,11 +75,14 @@ class AllocateWidths:
         known = [c for c in site.couplings if f"{site.name}.{c.name}" in state.losses]
         heads = self.heads and site.heads is not None and site.heads.prunable and len(known) == 2
         heads = heads and all(c.groups == site.heads.width for c in known)  # type: ignore[union-attr]
-        if heads or (site.name in state.times and len(known) > 1):
+        equal = self.equal and len(known) == 2 and site.head_dim == site.v_head_dim and known[0].width == known[1].width
+        if heads or equal or (site.name in state.times and len(known) > 1):
             grid: list[list[tuple[str, int]]] = [[(c.name, w) for w in self.steps(c.width)] for c in known]
             if heads:
                 grid.append([("heads", h) for h in range(1, site.heads.width + 1)])  # type: ignore[union-attr]
             options: list[Widths] = [dict(each) for each in itertools.product(*grid)]
+            if equal:
+                options = [o for o in options if o[known[0].name] == o[known[1].name]]
             yield Item.of(site, options, [loss_of(state, site, o) for o in options], [cost_of(state, site, o) for o in options])
             return
         for coupling in known:

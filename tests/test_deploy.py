@@ -13,10 +13,15 @@ from zoo_models import FAMILIES
 
 import toastc
 from toastc import api
+from toastc.calibration import Synthetic
+from toastc.cost import Target
 from toastc.errors import ToastcError, VerificationFailed
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.graphs.onnx.precision import finite
+from toastc.kernels import Attention, better, kernel
+from toastc.passes import AllocateWidths, AnalyseLosses, CollectMoments, MatchSites, TimeBlocks
 from toastc.passes.fuse import fuse_attention
+from toastc.pipeline import State, run
 
 RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 1}
 EXPORTERS = ("dynamo18", "dynamo20-dyn", "dynamo23-dyn", "dynamo24", "ts17", "ts17-dyn", "onnxsim", "onnxslim-dyn", "ort-dyn")
@@ -177,3 +182,74 @@ def test_a_module_is_not_deployed(tmp_path: Path) -> None:
         model = FAMILIES["deit_tiny"].small()
     with pytest.raises(ToastcError, match="of ONNX files"):
         toastc.prune(model, 0.5, dtype="fp16")
+
+
+def attention(**sizes: int | bool) -> Attention:
+    return Attention(**{"name": "a", "heads": 6, "queries": 197, "keys": 197, "d_qk": 64, "d_v": 64, "biased": False,
+                        "qk_macs": 1000, "v_macs": 1000} | sizes)  # type: ignore[arg-type]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sizes", "setting", "name", "why"),
+    [
+        ({}, "ort-cuda fp16", "flash", ""),
+        ({"biased": True}, "ort-cuda fp16", "memory-efficient", "added to its scores"),
+        ({"d_v": 48}, "torch fp16", "memory-efficient", "differ"),
+        ({"d_qk": 6}, "ort-cuda fp16", "unfused", "d_qk 6 is no multiple of 8"),
+        ({"d_v": 12}, "torch fp32", "memory-efficient", "half floats"),
+        ({"d_v": 6}, "torch fp32", "math", "d_v 6"),
+        ({}, "ort-cuda fp32", "unfused", "256 tokens"),
+        ({"keys": 577, "queries": 577}, "ort-cuda fp32", "memory-efficient", "half floats"),
+        ({"d_qk": 8}, "tensorrt fp16", "unfused", "16..256"),
+        ({}, "tensorrt fp16", "fused", ""),
+    ],
+    ids=str,
+)
+def test_which_kernel_an_attention_gets(sizes: dict[str, int], setting: str, name: str, why: str) -> None:
+    found, reason = kernel(attention(**sizes), setting)
+    assert found == name and why in reason and bool(reason) == bool(why)
+
+
+def test_the_next_faster_kernel_and_its_price() -> None:
+    hint = better(attention(d_qk=6), "ort-cuda fp16", 100_000)
+    assert hint == "unfused, because d_qk 6 is no multiple of 8; d_qk 8 and d_v 64 cost +2.0 % MACs and are memory-efficient"
+    assert better(attention(), "ort-cuda fp16", 100_000) == ""
+
+
+def test_kernels_before_and_after(deit: Path) -> None:
+    report = toastc.prune(deit, {"attention": {"qk": 0.8, "vo": 0.5}, "round_to": 1}, recipe="magnitude", dry_run=True).report
+    rows = [r for r in report.kernels if r["setting"] == "ort-cuda fp16"]
+    assert [(r["before"], r["after"]) for r in rows] == [("flash", "unfused")] * 2
+    assert all("no multiple of 8" in str(r["hint"]) for r in rows)
+
+
+def test_queries_and_values_are_as_wide_where_flash_needs_it(deit: Path, tmp_path: Path) -> None:
+    report = toastc.prune(deit, target=0.7, dtype="fp16", runtime="ort-cuda", output=tmp_path / "o.onnx").report
+    widths = {(r.site, r.coupling): r.kept for r in report.couplings}
+    sites = {site for site, name in widths if name == "qk"}
+    assert sites and all(widths[s, "qk"] == widths[s, "vo"] for s in sites)
+    assert {r["after"] for r in report.kernels if r["setting"] == "ort-cuda fp16"} == {"flash"}
+
+
+def test_unequal_widths_are_no_choice_where_flash_needs_equal_ones(deit: Path) -> None:
+    graph = OnnxGraph(load_model(deit))
+    data = Synthetic(graph.input_sizes(), 8, 0)
+    state, _ = run([MatchSites(), CollectMoments(), AnalyseLosses()], State(graph, target=Target("macs", 0.7), data=data))
+    for equal in (True, False):
+        items = [i for s in state.sites if s.kind == "attention" for i in AllocateWidths(round_to=4, equal=equal).items(state, s)]
+        assert items and all(w["qk"] == w["vo"] for i in items for w in i.widths) == equal
+
+
+def test_a_latency_is_of_what_is_deployed(deit: Path) -> None:
+    """What int8 gains need not be gained by width: the same share of the float model's time keeps more."""
+    graph = OnnxGraph(load_model(deit))
+    state = State(graph, target=Target("latency", 0.5), data=Synthetic(graph.input_sizes(), 8, 0))
+    state, _ = run([MatchSites()], state)
+    clock = {False: 4.0, True: 1.0}
+    graph.stopwatch = lambda block: clock[block.int8] * (block.heads * (block.qk + block.vo) or block.hidden)  # type: ignore[method-assign]
+    plain, small = (TimeBlocks(int8=int8)(state) for int8 in (False, True))
+    assert plain.target == Target("latency", 0.5)
+    gain = plain.total_time - small.total_time
+    assert small.target is not None
+    assert small.target.keep * small.total_time == pytest.approx(0.5 * plain.total_time) or small.target.keep == 1.0
+    assert gain == pytest.approx(sum(t({}) for t in plain.times.values()) - sum(t({}) for t in small.times.values()))

@@ -152,6 +152,7 @@ def read_ratios(ratios: Any) -> ratio_file.Ratios:
 
 def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[str, Any]:
     """What can be shrunk and what not, as the data of `toastc inspect --json`."""
+    from .driver import kernels_of
     from .passes.match import match
 
     graph, name = open_graph(model, example_inputs)
@@ -163,6 +164,7 @@ def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
         "rejects": reject_dicts(sites, rejects),
         "macs": macs,
         "params": params,
+        "kernels": kernels_of(graph, sites, Plan()),
     }
 
 

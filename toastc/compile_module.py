@@ -15,7 +15,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from .calibration import Preprocess
 from .cost import saved_macs, saved_params
-from .driver import Request, begun, choose
+from .driver import Request, begun, choose, kernels_of
 from .errors import ToastcError, VerificationFailed
 from .graphs.fx import FxGraph, drop_unused
 from .pipeline import run
@@ -92,10 +92,12 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
     seconds = {"export": exporting} | seconds
     sites, plan, rows, rejects = state.sites, state.plan, coupling_rows(state.sites, state.plan), state.rejects
     after = state.graph.totals()[0] - saved_macs(sites, plan)
+    called = [s for s in sites if s.kind == "attention" and s.wiring.mix.attention is not None]  # type: ignore[attr-defined]
+    kernels = kernels_of(state.graph, called, plan)
     name, settings = type(model).__name__, {"seed": request.seed, "recipe": request.recipe}
     if request.dry_run or not plan:
         small = Size(after, before.params - saved_params(sites, plan), None) if plan else before
-        report = Report(name, request.recipe, before, small, rows, rejects, seconds, None, state.notes, settings)
+        report = Report(name, request.recipe, before, small, rows, rejects, seconds, None, state.notes, settings, kernels=kernels)
         return Result(gm, plan, report, state.moments)
     from .passes import Shrink
 
@@ -114,7 +116,9 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
             raise VerificationFailed(f"{name}: verification failed: {result.reason}")
     gm.toastc_plan = plan  # type: ignore[assignment]
     size = size_of(gm, after)
-    report = Report(name, request.recipe, before, size, rows, rejects, seconds | took, verified, state.notes, settings)
+    report = Report(
+        name, request.recipe, before, size, rows, rejects, seconds | took, verified, state.notes, settings, kernels=kernels
+    )
     return Result(gm, plan, report, state.moments)
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from .cost import saved_macs, saved_params
 from .deploy_onnx import deploy
-from .driver import Request, begun, choose
+from .driver import Request, begun, choose, kernels_of
 from .errors import NoChange, VerificationFailed
 from .graphs.onnx import OnnxGraph, embed_plan, file_bytes, is_external, load_model, staged, write_model
 from .pipeline import run
@@ -32,6 +32,7 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
     state, seconds = choose(state, request, macs, tell)
     sites, plan = state.sites, state.plan
     rows, rejects = coupling_rows(sites, plan), state.rejects
+    kernels = kernels_of(state.graph, sites, plan)
     before = Size(macs, params, file_bytes(model, dense))
     if not plan and not request.deploy:
         raise NoChange(Report(name, request.recipe, before, before, rows, rejects))
@@ -41,7 +42,7 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
     if request.dry_run:
         after = Size(after_macs, params - saved_params(sites, plan), None)
         notes = (*state.notes, "dry run: nothing was written")
-        report = Report(name, request.recipe, before, after, rows, rejects, seconds, None, notes, settings)
+        report = Report(name, request.recipe, before, after, rows, rejects, seconds, None, notes, settings, kernels=kernels)
         return Result(model, plan, report, state.moments)
     from .passes import Shrink
 
@@ -82,5 +83,5 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
                 if isinstance(value.const_value, ir.ExternalTensor):
                     value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
     after = Size(after_macs, after_params, size)
-    report = Report(name, request.recipe, before, after, rows, rejects, seconds, verified, notes, settings, deployed)
+    report = Report(name, request.recipe, before, after, rows, rejects, seconds, verified, notes, settings, deployed, kernels)
     return Result(model, plan, report, state.moments)

@@ -39,6 +39,11 @@ class Deploy:
         return 16 if self.quantize else 1
 
     @property
+    def equal(self) -> bool:
+        """Are queries and values as wide as each other? The fastest kernels for half floats ask for that."""
+        return self.runtime == "ort-cuda" and self.dtype is not None
+
+    @property
     def fused(self) -> bool:
         return self.runtime.startswith("ort")
 

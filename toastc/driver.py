@@ -15,7 +15,7 @@ from .pipeline import Pass, State, run
 from .plan import Plan, check_plan
 from .progress import Tell
 from .ratios import Ratios, narrowed
-from .sites import Reject
+from .sites import Reject, Site
 from .tokens import UNREAD, Merge
 
 HELD_OUT = 4  # batches that a search is judged by
@@ -162,6 +162,14 @@ def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[Stat
         state, took = run([step], state)
         seconds |= took
     return replace(state, plan=replace(state.plan, merges=request.merges)), seconds
+
+
+def kernels_of(graph: Graph, sites: Sequence[Site], plan: Plan) -> tuple[dict[str, object], ...]:
+    """Which kernels the attentions get, before and after."""
+    from .kernels import table
+    from .passes.attentions import attentions
+
+    return tuple(table(attentions(graph, sites), attentions(graph, sites, plan), graph.totals()[0]))
 
 
 def nothing_found(rejects: Sequence[Reject]) -> str:

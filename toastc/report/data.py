@@ -41,6 +41,7 @@ class Report:
     notes: Sequence[str] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     deployed: Mapping[str, object] | None = None
+    kernels: Sequence[Mapping[str, object]] = ()
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -39,6 +40,7 @@ def print_report(report: Report, console: Console) -> None:
         unit = "B" if name == "bytes" else ""
         sizes.add_row("MACs" if name == "macs" else name, human(a, unit), human(b, unit), change(a, b))
     console.print(sizes)
+    print_kernels(report.kernels, console)
     for reject in report.rejects:
         console.print(f"not cut: {reject.node}: {reject.reason}", markup=False, highlight=False)
     for note in report.notes:
@@ -54,6 +56,19 @@ def print_report(report: Report, console: Console) -> None:
             f"{d['worst']:.1e} of the output scale at most, on {d['inputs']} {d['of']}", highlight=False,
         )  # fmt: skip
     console.print("seconds: " + ", ".join(f"{k} {s:.2f}" for k, s in report.seconds.items()), highlight=False)
+
+
+def print_kernels(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Of half floats: how many attentions get which kernel, and what would help those that lost theirs."""
+    for setting in dict.fromkeys(r["setting"] for r in rows if r["setting"].endswith("fp16")):
+        own = [r for r in rows if r["setting"] == setting]
+        before, after = (Counter(r[when] for r in own) for when in ("before", "after"))
+        words = " -> ".join(", ".join(f"{n} {name}" for name, n in some.items()) for some in (before, after))
+        console.print(f"kernels, {setting}: {words if before != after else words.split(' -> ')[0]}", highlight=False)
+        hints = [r for r in own if r["hint"] and r["before"] != r["after"]]
+        if hints:
+            more = f" (and {len(hints) - 1} more)" if len(hints) > 1 else ""
+            console.print(f"  {hints[0]['site']}: {hints[0]['hint']}{more}", markup=False, highlight=False)
 
 
 def by_site(report: Report) -> dict[str, dict[str, str]]:
@@ -79,6 +94,7 @@ def print_sites(data: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     for reject in data["rejects"]:
         console.print(f"rejected: {reject['node']}: {reject['reason']}", markup=False, highlight=False)
+    print_kernels(data["kernels"], console)
     console.print(f"model: {human(data['macs'])} MACs, {human(data['params'])} params; (n) can not be cut", highlight=False)
 
 
