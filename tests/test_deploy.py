@@ -253,3 +253,27 @@ def test_a_latency_is_of_what_is_deployed(deit: Path) -> None:
     assert small.target is not None
     assert small.target.keep * small.total_time == pytest.approx(0.5 * plain.total_time) or small.target.keep == 1.0
     assert gain == pytest.approx(sum(t({}) for t in plain.times.values()) - sum(t({}) for t in small.times.values()))
+
+
+def test_bench_counts_what_can_not_be_counted_any_more(deit: Path, tmp_path: Path) -> None:
+    small = tmp_path / "o.onnx"
+    report = toastc.prune(deit, RATIOS, quantize="int8", recipe="magnitude", output=small).report
+    data = toastc.bench(deit, small, batches=(2,), seconds=0.01, threads=1, memory=False)
+    assert data["ideal"] == pytest.approx(report.before.macs / report.after.macs)
+    assert "peak_mb" not in data["rows"][0]["dense"]
+
+
+def test_bench_of_modules(tmp_path: Path) -> None:
+    with quiet():
+        model = FAMILIES["deit_tiny"].small().eval()
+        inputs = tuple(FAMILIES["deit_tiny"].inputs(False, 2).values())
+        small = toastc.prune(model, 0.5, recipe="magnitude", example_inputs=inputs).model
+        data = toastc.bench(model, small, example_inputs=inputs, batches=(1, 3), seconds=0.01)
+    assert [(r["batch"], r["mode"]) for r in data["rows"]] == [(1, "eager"), (3, "eager")]
+    assert data["ideal"] > 1.2
+
+
+def test_no_gain_is_said(deit: Path) -> None:
+    data = toastc.bench(deit, deit, batches=(1,), seconds=0.01, threads=1, memory=False)
+    assert data["ideal"] == 1.0
+    assert data["rows"][0]["speedup"] > 1.02 or any("same MACs" in note for note in data["notes"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -220,19 +220,32 @@ def verify(dense: str | Path, pruned: str | Path, *, seed: int = 0) -> dict[str,
 
 
 def bench(
-    dense: str | Path,
-    pruned: str | Path,
+    dense: Any,
+    pruned: Any,
     *,
     provider: str = "cpu",
     batches: Sequence[int] = (1, 8),
     threads: int = 0,
     seconds: float = 3.0,
+    options: Mapping[str, str] | None = None,
+    memory: bool = True,
+    example_inputs: Sequence[Any] | None = None,
+    compiled: bool = False,
     tell: Tell = silent,
 ) -> dict[str, Any]:
-    """Time both files in turns: medians, spread, and the gain against what the MACs promise."""
+    """Time both models in turns: medians, spread, throughput, peak memory, and the gain against what the MACs promise.
+
+    Two ONNX files, on ONNX Runtime (`provider` cpu, cuda or tensorrt, with the provider's own `options`); or two torch modules,
+    where they are, on `example_inputs`, eagerly or, `compiled`, through inductor.
+    """
+    if is_torch(dense):
+        from .timing_modules import bench_modules
+
+        macs = tuple(open_graph(m, example_inputs)[0].totals()[0] for m in (dense, pruned))
+        return bench_modules(dense, pruned, example_inputs, macs, batches, threads, seconds, compiled, tell)
     from .timing import bench_files
 
-    return bench_files(Path(dense), Path(pruned), provider, batches, threads, seconds, tell)
+    return bench_files(Path(dense), Path(pruned), provider, batches, threads, seconds, tell, options, memory)
 
 
 __all__ = ["Result", "bench", "inspect", "measure", "prune", "verify"]

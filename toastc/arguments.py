@@ -131,7 +131,15 @@ def parser_for(command: str) -> Parser:
         )
         p.add_argument("dense", type=Path, metavar="DENSE.onnx")
         p.add_argument("pruned", type=Path, metavar="PRUNED.onnx")
-        p.add_argument("--provider", choices=("cpu", "cuda"), default="cpu")
+        p.add_argument("--provider", choices=("cpu", "cuda", "tensorrt"), default="cpu")
+        p.add_argument(
+            "--option",
+            type=option,
+            action="append",
+            metavar="K=V",
+            help="of the provider: trt_fp16_enable=1, ...",
+        )
+        p.add_argument("--no-memory", action="store_true", help="do not measure peak memory, which takes processes of their own")
         p.add_argument("--batch", type=batch_sizes, default=(1, 8), metavar="1,8,64")
         p.add_argument("--threads", type=whole, default=0, help="0: as many as ONNX Runtime likes")
         p.add_argument("--seconds", type=duration, default=3.0, help="time spent on each batch size")
@@ -147,6 +155,13 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     if not sizes or min(sizes) < 1:
         raise ValueError(text)
     return sizes
+
+
+def option(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise ValueError(text)
+    return key, value
 
 
 def whole(text: str) -> int:
@@ -183,6 +198,6 @@ def duration(text: str) -> float:
 
 for kind, word in {
     whole: "whole number", counted: "whole number from 1", share: "number in (0, 1]", numbers: "list of numbers",
-    duration: "number of seconds", batch_sizes: "list of batch sizes",
+    duration: "number of seconds", batch_sizes: "list of batch sizes", option: "option, which is key=value:",
 }.items():  # fmt: skip
     kind.__name__ = word  # argparse says "invalid whole number value"

@@ -156,6 +156,8 @@ def run_bench(args: argparse.Namespace) -> int:
             batches=args.batch,
             threads=args.threads,
             seconds=args.seconds,
+            options=dict(args.option or ()),
+            memory=not args.no_memory,
             tell=tell,
         )
     show(data, args.json, args.quiet, lambda console: print_bench(data, console))

@@ -114,6 +114,8 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
         verified = result.to_dict()
         if not result.ok:
             raise VerificationFailed(f"{name}: verification failed: {result.reason}")
+    for part in gm.modules():
+        part.training = False  # as it was exported
     gm.toastc_plan = plan  # type: ignore[assignment]
     size = size_of(gm, after)
     report = Report(

@@ -49,7 +49,7 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
     tell("shrink")
     state, took = run([Shrink()], state)
     seconds |= took
-    embed_plan(model, plan)
+    embed_plan(model, plan, after_macs)
     after_params = OnnxGraph.count_parameters(model)
     verified: dict[str, Any] | None = None
     deployed, notes = None, state.notes

@@ -100,17 +100,22 @@ def print_sites(data: Mapping[str, Any], console: Console) -> None:
 
 def print_bench(data: Mapping[str, Any], console: Console) -> None:
     table = Table()
-    for heading in ("batch", "provider", "dense ms", "pruned ms", "speed-up"):
-        table.add_column(heading, justify="right")
+    for heading in ("", "dense ms", "pruned ms", "speed-up", "inputs/s", "peak MB"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in data["rows"]:
-        dense, pruned = row["dense"], row["pruned"]
+        models = row["dense"], row["pruned"]
+        low, high = row["speedup_iqr"]
         table.add_row(
-            str(row["batch"]), str(row["provider"]),
-            f"{dense['median_ms']:.2f} +- {dense['iqr_ms'] / 2:.2f}",  # type: ignore[index]
-            f"{pruned['median_ms']:.2f} +- {pruned['iqr_ms'] / 2:.2f}",  # type: ignore[index]
-            f"{row['speedup']:.2f}x",
-        )  # fmt: skip
+            str(row["batch"]),
+            *(f"{m['median_ms']:.4g} +- {m['iqr_ms'] / 2:.2g}" for m in models),
+            f"{row['speedup']:.2f} ({low:.2f}-{high:.2f})",
+            " > ".join(f"{m['per_second']:.0f}" for m in models),
+            " > ".join(f"{m['peak_mb']:.0f}" if m.get("peak_mb") is not None else "?" for m in models),
+        )
     console.print(table)
-    console.print(f"the MACs promise {data['ideal']:.2f}x", highlight=False)
+    promise = "the MACs are not known" if data["ideal"] is None else f"the MACs promise {data['ideal']:.2f}"
+    threads = f"{data['threads']} threads" if data["threads"] else "threads as the runtime likes"
+    where = ", ".join(dict.fromkeys(f"{r['provider']} {r.get('mode', '')}".strip() for r in data["rows"]))
+    console.print(f"{promise}; {where}, {threads}; medians, +- half the interquartile range", highlight=False)
     for note in data["notes"]:
         console.print(f"note: {note}", highlight=False)

@@ -15,8 +15,10 @@ from ..errors import ToastcError
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
-def session(path: Path, provider: str = "cpu", threads: int = 0, frugal: bool = False) -> ort.InferenceSession:
-    """`frugal` keeps one copy of the weights in memory instead of a second, rearranged one."""
+def session(
+    path: Path, provider: str = "cpu", threads: int = 0, frugal: bool = False, given: Mapping[str, str] | None = None
+) -> ort.InferenceSession:
+    """`frugal` keeps one copy of the weights in memory, not a second, rearranged one; `given` are the provider's options."""
     name = PROVIDERS[provider]
     if name not in ort.get_available_providers():
         raise ToastcError(f"ONNX Runtime here has no {name}; install the matching extra (toastc[gpu])")
@@ -28,7 +30,7 @@ def session(path: Path, provider: str = "cpu", threads: int = 0, frugal: bool = 
         options.enable_mem_pattern = False
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
-        return ort.InferenceSession(str(path), options, providers=[name])
+        return ort.InferenceSession(str(path), options, providers=[(name, dict(given or {}))])
     except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base
         raise ToastcError(f"{path}: ONNX Runtime can not load it ({' '.join(str(error).split())[:200]})") from None
 
@@ -72,10 +74,16 @@ def milliseconds(model: bytes, given: np.ndarray, provider: str = "cpu", times: 
 
 
 def time_interleaved(
-    paths: Sequence[Path], feeds: Mapping[str, np.ndarray], provider: str, threads: int, seconds: float, warmup: int = 3
+    paths: Sequence[Path],
+    feeds: Mapping[str, np.ndarray],
+    provider: str,
+    threads: int,
+    seconds: float,
+    warmup: int = 3,
+    options: Mapping[str, str] | None = None,
 ) -> list[list[float]]:
     """Milliseconds of each run of each file, taking turns, so that noise falls on all alike."""
-    sessions = [session(p, provider, threads) for p in paths]
+    sessions = [session(p, provider, threads, given=options) for p in paths]
     for made, path in zip(sessions, paths, strict=True):
         for _ in range(warmup):
             run_session(made, path, feeds)

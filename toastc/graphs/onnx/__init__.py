@@ -11,10 +11,11 @@ from .adapter import OnnxGraph
 from .facts import sizes_for
 from .files import embed_plan, external_files, file_bytes, is_external, load_model, plan_of, prepare, staged, write_model
 from .inputs import sample_inputs
+from .macs import macs_of
 from .precision import to_half
 from .runtime_nodes import fuse_for_runtime
 
 __all__ = [
-    "OnnxGraph", "embed_plan", "external_files", "file_bytes", "fuse_for_runtime", "is_external", "load_model", "plan_of",
-    "prepare", "sample_inputs", "sizes_for", "staged", "to_half", "upcast", "write_model",
+    "OnnxGraph", "embed_plan", "external_files", "file_bytes", "fuse_for_runtime", "is_external", "load_model", "macs_of",
+    "plan_of", "prepare", "sample_inputs", "sizes_for", "staged", "to_half", "upcast", "write_model",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from ...plan import Plan, from_dict
 from .unpack import unpack_attention
 
 PLAN_KEY = "toastc.plan"
+MACS_KEY = "toastc.macs"  # a file with 8-bit linears can not be counted any more
 SINGLE_FILE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
 IN_FLIGHT = 256 * 2**20  # bytes of weights computed and not yet written
 OLDEST_OPSET = 13
@@ -219,8 +220,10 @@ def plan_of(model: ir.Model, what: str) -> Plan:
         raise ToastcError(f"{what}: its plan can not be read ({one_line(error)})") from None
 
 
-def embed_plan(model: ir.Model, plan: Plan) -> None:
+def embed_plan(model: ir.Model, plan: Plan, macs: int | None = None) -> None:
     model.metadata_props[PLAN_KEY] = json.dumps(plan.to_dict())
+    if macs is not None:
+        model.metadata_props[MACS_KEY] = str(macs)
 
 
 def file_bytes(model: ir.Model, path: Path) -> int:
