@@ -13,6 +13,9 @@ from zoo_exports import quiet
 from zoo_models import FAMILIES, ROWS
 
 import toastc
+from toastc.dynamo import is_weight, unpacked
+from toastc.graphs.fx import FxGraph
+from toastc.passes.fuse import fuse_attention
 
 torch.set_num_threads(1)
 RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
@@ -142,3 +145,49 @@ def test_what_is_written_in_place_is_not_dropped_as_dead() -> None:
             torch._dynamo.reset()
             found.append(torch.compile(each, backend=toastc.backend, options=options)(x))
     assert (found[0] - found[1]).abs().max() < 1e-5 * found[0].abs().max()
+
+
+@pytest.mark.parametrize("name", ["swinv2_tiny", "swin_tiny", "xcit_tiny", "torch_encoder"])
+def test_attention_that_is_spelt_out_becomes_one_call(name: str) -> None:
+    """On from the captured graph: what is compiled then calls scaled_dot_product_attention, and says the same."""
+    with quiet(), torch.no_grad():
+        model, args = FAMILIES[name].small().eval(), tuple(FAMILIES[name].inputs(False, 2).values())
+        dense = leaf(model(*args))
+        options = {"ratios": 0.0, "then": "eager"}
+        got = leaf(torch.compile(model, backend=toastc.backend, options=options)(*args))
+        seen: list[int] = []
+
+        def count(gm: torch.fx.GraphModule, inputs: Any) -> Any:
+            right, gm = gm.forward, unpacked(gm)
+            given = [n for n in gm.graph.nodes if n.op == "placeholder"]
+            bound = {n: v for n, v in zip(given, inputs, strict=True) if is_weight(v)}
+            graph, fused = fuse_attention(FxGraph(gm, bound))
+            names = [str(n.target) for n in graph.gm.graph.nodes]  # type: ignore[attr-defined]
+            assert not [n for n in names if "softmax" in n], fused.left
+            seen.append(sum("scaled_dot_product_attention" in n for n in names))
+            return lambda *given: right(*given)
+
+        torch._dynamo.reset()
+        torch.compile(model, backend=count)(*args)
+    assert (dense - got).abs().max() <= 1e-4 * dense.abs().max()
+    assert sum(seen) >= 2
+
+
+def test_modes_of_inductor_are_handed_on(tiny: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import compile_fx
+
+    seen: list[Any] = []
+    right = compile_fx.compile_fx
+
+    def spy(*args: Any, **words: Any) -> Any:
+        seen.append(words["config_patches"])
+        return right(*args, **{**words, "config_patches": None})
+
+    monkeypatch.setattr(compile_fx, "compile_fx", spy)
+    with torch.no_grad():
+        torch.compile(tiny, backend="toastc", mode="max-autotune")(images())
+        torch._dynamo.reset()
+        torch.compile(tiny, backend="toastc", options={"mode": "reduce-overhead"})(images())
+    assert seen[0]["max_autotune"] and seen[1] == {"triton.cudagraphs": True}
+    with pytest.raises(Exception, match="mode is one of"):
+        torch.compile(tiny, backend="toastc", options={"mode": "fast"})(images(4))

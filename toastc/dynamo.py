@@ -1,6 +1,7 @@
 """`torch.compile(model, backend="toastc")`: shrink the graph Dynamo captured, and hand it on.
 
-    options={"ratios": {...} | "r.json", "plan": "plan.safetensors", "recipe": "magnitude", "then": "inductor" | "eager"}
+    options={"ratios": {...} | "r.json", "plan": "plan.safetensors", "recipe": "magnitude", "then": "inductor" | "eager",
+             "mode": "max-autotune", "fuse": True}
 
 Without options every width loses an eighth (`DEFAULT_RATIOS`). Weights are read when the graph is compiled and are
 frozen from then on: if they change later the graph is compiled again. Inference only: asking the output for a
@@ -23,26 +24,31 @@ from . import ratios as ratio_file
 from .errors import ToastcError
 from .graphs.fx import FxGraph
 from .passes import Shrink, recipe
+from .passes.fuse import fuse_attention
 from .passes.merge_tokens import merge_tokens
 from .pipeline import State, run
 from .plan import Plan, check_plan
 
 log = logging.getLogger("toastc")
 DEFAULT_RATIOS = {"attention": 0.125, "ffn": 0.125}
-OPTIONS = ("ratios", "plan", "recipe", "then")
+OPTIONS = ("ratios", "plan", "recipe", "then", "mode", "fuse")
 THEN = ("inductor", "eager")
 
 Runner = Callable[..., Any]
 
 
-def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None) -> Runner:
-    """One stable callable: Dynamo guards on a backend's identity."""
-    chosen = dict(options or {})
+def backend(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None, mode: str | None = None
+) -> Runner:
+    """One stable callable: Dynamo guards on a backend's identity. `mode` is inductor's, as torch.compile hands it on."""
+    chosen = ({} if mode is None else {"mode": mode}) | (options or {})
     unknown = [k for k in chosen if k not in OPTIONS]
     if unknown or chosen.get("then", "inductor") not in THEN:
         raise ToastcError(
             f"toastc backend: unknown option {unknown or chosen['then']}; known: {', '.join(OPTIONS)}; then: {', '.join(THEN)}"
         )
+    if "mode" in chosen and chosen["mode"] not in (known := list(torch._inductor.list_mode_options())):
+        raise ToastcError(f"toastc backend: mode is one of {', '.join(known)}; got {chosen['mode']}")
     return Compiled(gm, example_inputs, chosen)
 
 
@@ -101,6 +107,8 @@ def shrunken(gm: fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any])
     placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
     bound = {n: v for n, v in zip(placeholders, inputs, strict=True) if is_weight(v)}
     graph = FxGraph(gm, bound)
+    if options.get("fuse", True):
+        graph = fuse_attention(graph)[0]  # type: ignore[assignment]
     plan = cut(graph, options)
     if plan is not None:
         log.info("toastc: %d couplings made narrower", len(plan.choices))
@@ -112,9 +120,10 @@ def shrunken(gm: fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any])
     kept = [inputs[i] for i in used]
     if options.get("then", "inductor") == "eager":
         return gm.forward, used
+    from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
 
-    return cast(Runner, compile_fx(gm, kept)), used
+    return cast(Runner, compile_fx(gm, kept, config_patches=list_mode_options(options.get("mode", "default")))), used
 
 
 def unpacked(gm: fx.GraphModule) -> fx.GraphModule:

@@ -47,9 +47,10 @@ class Writer:
         q3, k3, v3 = self.parts([q, k, v], mix)
         if found.by_head is not None:
             q3 = graph.pen(mix, operands[0]).math("mul", q3, np.repeat(found.by_head, q.width // heads)[None, None])
-        whole = graph.attend((q3, k3, v3), bias, heads, found.factor * q.factor * k.factor, mix)
-        if v.factor != 1:
-            whole = graph.pen(mix, mix.inputs[1 - found.slot]).math("mul", whole, np.array(v.factor))
+        scale, after = found.factor * q.factor * k.factor * (scores.factor or 1.0), v.factor * (mix.factor or 1.0)
+        whole = graph.attend((q3, k3, v3), bias, heads, scale, mix)
+        if after != 1:
+            whole = graph.pen(mix, mix.inputs[1 - found.slot]).math("mul", whole, np.array(after))
         self.hand_on(mix.outputs[0], made, heads, whole, mix)
 
     def write_whole(self, op: Op) -> None:

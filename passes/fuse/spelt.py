@@ -9,7 +9,8 @@ import numpy as np
 
 from toastc.graphs import Graph, Kind, Op, Value
 
-SAME = ("Identity", "Cast", "Dropout")
+SAME = ("identity", "cast", "dropout", "to", "_to_copy", "clone", "contiguous", "alias", "float")
+CASTS = ("cast", "to", "_to_copy", "float")
 
 
 class Unfusable(Exception):
@@ -42,13 +43,18 @@ def through(graph: Graph, value: Value | None) -> tuple[Op | None, bool]:
     """The op that makes a value, casts and the like aside, and whether what is not a number was replaced on the way."""
     op, guarded = (None if value is None else graph.producer(value)), False
     while op is not None:
-        if op.type == "Where" and (test := graph.producer(op.inputs[0])) is not None and test.type == "IsNaN":
+        if word(op) == "where" and (test := graph.producer(op.inputs[0])) is not None and word(test) == "isnan":
             op, guarded = graph.producer(op.inputs[2]), True
-        elif op.type in SAME:
+        elif word(op) in SAME:
             op = graph.producer(op.inputs[0])
         else:
             break
     return op, guarded
+
+
+def word(op: Op) -> str:
+    """The same in both frameworks."""
+    return op.type.lower().rstrip("_")
 
 
 def scalar(graph: Graph, value: Value | None) -> float | None:
@@ -59,10 +65,12 @@ def scalar(graph: Graph, value: Value | None) -> float | None:
 
 def scaled(graph: Graph, op: Op) -> tuple[int, float] | None:
     """If an op multiplies one operand with a number: which one, and the number."""
-    for slot in (0, 1) if op.type in ("Mul", "Div") else ():
+    if op.factor is not None and op.kind is Kind.ELEMENTWISE:
+        return 0, op.factor
+    for slot in (0, 1) if word(op) in ("mul", "div") else ():
         number = scalar(graph, op.inputs[1 - slot])
-        if number is not None and (slot == 0 or op.type == "Mul"):
-            return slot, number if op.type == "Mul" else 1 / number
+        if number is not None and (slot == 0 or word(op) == "mul"):
+            return slot, number if word(op) == "mul" else 1 / number
     return None
 
 
@@ -78,15 +86,17 @@ def spelt(graph: Graph, mix: Op, slot: int, softmax: Op) -> Spelt:
         if op is None or (op.kind is not Kind.PRODUCT and op.outputs[0] in graph.outputs):
             raise Unfusable("its scores are not a product of queries and keys")
         if op.kind is Kind.PRODUCT:
+            if len(op.inputs) > 2:
+                raise Unfusable("its scores are a sum and a product in one")
             return Spelt(op, mix, slot, factor, tuple(added), cast, by_head)
         by = scaled(graph, op)
         if by is not None:
             factor, value = factor * by[1], op.inputs[by[0]]
         elif (numbers := head_by_head(graph, op)) is not None and by_head is None:
             value, by_head = op.inputs[numbers[0]], numbers[1]
-        elif op.type in SAME:
-            value, cast = op.inputs[0], cast or op.type == "Cast"
-        elif op.type == "Add" and by_head is None:
+        elif word(op) in SAME:
+            value, cast = op.inputs[0], cast or word(op) in CASTS
+        elif word(op) == "add" and by_head is None:
             own = next((i for i in (0, 1) if reaches_product(graph, op.inputs[i])), None)
             if own is None:
                 raise Unfusable("its scores are not a product of queries and keys")
@@ -100,7 +110,7 @@ def spelt(graph: Graph, mix: Op, slot: int, softmax: Op) -> Spelt:
 
 def head_by_head(graph: Graph, op: Op) -> tuple[int, np.ndarray] | None:
     """If an op multiplies the scores of each head with a number: which operand they are, and the numbers."""
-    for slot in (0, 1) if op.type == "Mul" and len(graph.shape(op.outputs[0])) == 4 else ():
+    for slot in (0, 1) if word(op) == "mul" and len(graph.shape(op.outputs[0])) == 4 else ():
         other, heads = op.inputs[1 - slot], graph.shape(op.outputs[0])[1]
         if other is not None and graph.is_constant(other) and graph.shape(other)[-3:] == (heads, 1, 1):
             return slot, graph.constant(other).reshape(heads).astype(np.float64)
@@ -130,8 +140,8 @@ def reaches_product(graph: Graph, value: Value | None) -> bool:
     op = None if value is None else graph.producer(value)
     while op is not None and op.kind is not Kind.PRODUCT:
         by = scaled(graph, op) or head_by_head(graph, op)
-        if by is None and op.type not in SAME and op.kind is not Kind.SHAPE:
-            return op.type == "Add" and any(reaches_product(graph, v) for v in op.inputs[:2])
+        if by is None and word(op) not in SAME and op.kind is not Kind.SHAPE:
+            return word(op) == "add" and any(reaches_product(graph, v) for v in op.inputs[:2])
         op = graph.producer(op.inputs[by[0] if by else 0])
     return op is not None
 

@@ -76,6 +76,7 @@ class Op:
     inputs: list[Value | None]
     outputs: list[Value | None]
     node: Any
+    factor: float | None = None  # multiplies by this number, which is no operand; an ELEMENTWISE does nothing else
     effect: str = "nonlinear"  # ELEMENTWISE: "linear", "affine" or "nonlinear"
     axes: tuple[int, ...] = ()  # REDUCE, of the first input; empty means all
     spec: tuple[str, str, str] = ("", "", "")  # PRODUCT

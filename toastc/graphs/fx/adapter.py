@@ -19,6 +19,7 @@ from .classify import (
     SOFTMAX,
     argument,
     effect_of,
+    factor_of,
     is_getitem_of_tuple,
     kind_of,
     meta,
@@ -188,7 +189,7 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
         if kind is Kind.LINEAR:
             op.weight_axes = (1, 0) if name == "linear" else (0, 1)
         elif kind is Kind.ELEMENTWISE:
-            op.effect = effect_of(node, name)
+            op.effect, op.factor = effect_of(node, name), factor_of(node, name)
         elif kind is Kind.REDUCE:
             op.axes = reduced_axes(node, name, len(self.shape(above[0])))
             if name in SOFTMAX | NORMS:

@@ -113,6 +113,14 @@ def effect_of(node: fx.Node, name: str) -> str:
     return "affine" if name in AFFINE_EFFECT else "nonlinear"
 
 
+def factor_of(node: fx.Node, name: str) -> float | None:
+    """Of a multiplication of one tensor and one number."""
+    number = node.args[1] if len(node.args) == 2 else None
+    if name not in ("mul", "div") or isinstance(number, bool) or not isinstance(number, int | float) or not number:
+        return None
+    return float(number) if name == "mul" else 1 / number
+
+
 def reduced_axes(node: fx.Node, name: str, rank: int) -> tuple[int, ...]:
     if name in NORMS:
         shape = argument(node, 1, "normalized_shape")

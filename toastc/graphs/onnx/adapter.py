@@ -205,6 +205,7 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
         elif kind is Kind.PRODUCT:
             spec = product_spec(node, shapes)
             op.kind, op.spec = (Kind.PRODUCT, spec) if spec else (Kind.OPAQUE, op.spec)
+            op.factor = attribute(node, "alpha")  # type: ignore[assignment]
         elif kind is Kind.REDUCE:
             axes = self._axes_input(node)
             op.axes = reduced_axes(node, len(shapes[0] or ()), axes)
