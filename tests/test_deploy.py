@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from zoo_exports import make_variant, quiet
 from zoo_models import FAMILIES
 
@@ -277,3 +281,27 @@ def test_no_gain_is_said(deit: Path) -> None:
     data = toastc.bench(deit, deit, batches=(1,), seconds=0.01, threads=1, memory=False)
     assert data["ideal"] == 1.0
     assert data["rows"][0]["speedup"] > 1.02 or any("same MACs" in note for note in data["notes"])
+
+
+def test_not_verified_is_not_compared(deit: Path, tmp_path: Path) -> None:
+    report = toastc.prune(deit, runtime="ort-cpu", verify=False, output=tmp_path / "o.onnx").report
+    assert report.verified is None and report.deployed is not None and report.deployed["error"] is None
+    assert kinds(tmp_path / "o.onnx")["MultiHeadAttention"] == 2
+
+
+def test_the_gpu_bench_runs_without_a_gpu(tmp_path: Path) -> None:
+    """What it measures is nothing here; that every step of it works is."""
+    given = ["--device", "cpu", "--models", "deit_tiny_patch16_224", "--batches", "1", "--size", "64", "--seconds", "0.01"]
+    tool = [sys.executable, "tools/gpu_bench.py", *given, "--runtimes", "onnxruntime,eager", "--out", str(tmp_path / "g.json")]
+    made = subprocess.run(tool, capture_output=True, text=True, timeout=600, check=False)
+    assert made.returncode == 0, made.stderr[-2000:]
+    rows = json.loads((tmp_path / "g.json").read_text())["rows"]
+    assert {r["variant"] for r in rows} == {"dense", "toast 0.76", "macs=0.6", "tokens"}
+    assert {r["runtime"] for r in rows} == {"onnxruntime", "eager"}
+    assert len({r["fused_attentions"] for r in rows}) == 1
+    assert all(r["ideal"] > 1.2 for r in rows if r["variant"] != "dense")
+
+
+def test_the_gpu_bench_says_that_there_is_none() -> None:
+    made = subprocess.run([sys.executable, "tools/gpu_bench.py"], capture_output=True, text=True, timeout=600, check=False)
+    assert torch.cuda.is_available() or (made.returncode == 2 and "no CUDA device" in made.stderr)

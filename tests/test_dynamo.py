@@ -191,3 +191,19 @@ def test_modes_of_inductor_are_handed_on(tiny: nn.Module, monkeypatch: pytest.Mo
     assert seen[0]["max_autotune"] and seen[1] == {"triton.cudagraphs": True}
     with pytest.raises(Exception, match="mode is one of"):
         torch.compile(tiny, backend="toastc", options={"mode": "fast"})(images(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_goes_through(tiny: nn.Module, dtype: torch.dtype) -> None:
+    """Half floats by autocast, on the CPU: the same graph for every batch size, and near what float32 says."""
+    compiled = torch.compile(tiny, backend="toastc", options={"ratios": RATIOS, "then": "eager"}, dynamic=True)
+    with torch.no_grad():
+        expected = compiled(images(5))
+        torch._dynamo.reset()
+        with torch.autocast("cpu", dtype):
+            torch._dynamo.utils.counters.clear()
+            for batch in (2, 3, 5):
+                got = compiled(images(batch))
+            assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert got.dtype is dtype
+    assert (got.float() - expected).abs().max() < 0.1 * expected.abs().max()

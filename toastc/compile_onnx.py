@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from .cost import saved_macs, saved_params
-from .deploy_onnx import deploy
+from .deploy_onnx import compare, deploy
 from .driver import Request, begun, choose, kernels_of
 from .errors import NoChange, VerificationFailed
 from .graphs.onnx import OnnxGraph, embed_plan, file_bytes, is_external, load_model, staged, write_model
@@ -74,6 +74,9 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
             if request.deploy:
                 clock = time.perf_counter()
                 made = deploy(proven, file, request.deploy, state.data, external, request.seed, tell)
+                if request.verify:
+                    tell("compare")
+                    made = compare(proven, file, made, state.data, request.seed)
                 seconds["deploy"] = time.perf_counter() - clock
                 deployed, notes = made.to_dict(), (*notes, *made.notes)
             size = sum(part.stat().st_size for part in file.parent.iterdir())

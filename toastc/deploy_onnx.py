@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from .deploy import Deploy
 from .errors import VerificationFailed
+from .graphs.onnx import OnnxGraph, fuse_for_runtime, load_model, sample_inputs, sizes_for, to_half, upcast, write_model
 from .pipeline import State, run
 from .progress import Tell
 
@@ -30,18 +31,18 @@ class Deployed:
     runtime: str
     dtype: str
     attentions: int  # that are one node
-    error: float
-    worst: float
-    inputs: int
-    of: str  # the inputs that were compared
     notes: tuple[str, ...] = ()
+    error: float | None = None  # None: not compared
+    worst: float | None = None
+    inputs: int = 0
+    of: str = ""  # the inputs that were compared
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
 def deploy(proven: Path, target: Path, wanted: Deploy, data: Any, external: bool | None, seed: int, tell: Tell) -> Deployed:
-    from .graphs.onnx import OnnxGraph, fuse_for_runtime, load_model, to_half, write_model
+    """Writes the file; what it says is for `compare` to find out."""
     from .passes.fuse import fuse_attention
     from .passes.quantize import Quantize
 
@@ -64,23 +65,24 @@ def deploy(proven: Path, target: Path, wanted: Deploy, data: Any, external: bool
         kept = to_half(model, wanted.dtype)
         notes.append(f"{wanted.dtype}: {kept} of {len(model.graph)} nodes stay float32" if kept else f"{wanted.dtype} throughout")
     write_model(model, target, external)
-    tell("compare")
-    feeds, of = compared(load_model(proven), data, seed)
-    error, worst = apart(proven, target, feeds, wide=wanted.dtype == "bf16")
-    if not (wanted.dtype or wanted.quantize) and not worst <= ALIKE:
-        raise VerificationFailed(
-            f"fused nodes differ by {worst:.1e} of the outputs' scale, allowed {ALIKE:.0e}; nothing was written"
-        )
+    return Deployed(wanted.runtime, wanted.quantize or wanted.dtype or "fp32", count, tuple(notes))
+
+
+def compare(proven: Path, made: Path, what: Deployed, data: Any, seed: int) -> Deployed:
+    """Run both; fused nodes that say something else are an error, and so is what is no number any more."""
+    feeds, of = inputs_for(load_model(proven), data, seed)
+    error, worst = apart(proven, made, feeds, wide=what.dtype == "bf16")
+    if what.dtype == "fp32" and not worst <= ALIKE:
+        far = f"fused nodes differ by {worst:.1e} of the outputs' scale, allowed {ALIKE:.0e}"
+        raise VerificationFailed(f"{far}; nothing was written")
     if not np.isfinite(error):
-        raise VerificationFailed(f"{wanted.dtype or wanted.quantize}: the outputs are not numbers any more; nothing was written")
+        raise VerificationFailed(f"{what.dtype}: the outputs are not numbers any more; nothing was written")
     inputs = sum(len(next(iter(feed.values()))) for feed in feeds)
-    return Deployed(wanted.runtime, wanted.quantize or wanted.dtype or "fp32", count, error, worst, inputs, of, tuple(notes))
+    return replace(what, error=error, worst=worst, inputs=inputs, of=of)
 
 
-def compared(model: Any, data: Any, seed: int) -> tuple[list[Mapping[str, np.ndarray]], str]:
+def inputs_for(model: Any, data: Any, seed: int) -> tuple[list[Mapping[str, np.ndarray]], str]:
     """Calibration inputs, or random ones of two sizes."""
-    from .graphs.onnx import sample_inputs, sizes_for
-
     if data is None:
         sizes = [sizes_for(model, large) for large in sorted({False, bool(sizes_for(model))})]
         return [sample_inputs(model, s, seed) for s in sizes], "random inputs"
@@ -89,7 +91,6 @@ def compared(model: Any, data: Any, seed: int) -> tuple[list[Mapping[str, np.nda
 
 
 def apart(proven: Path, made: Path, feeds: list[Mapping[str, np.ndarray]], wide: bool) -> tuple[float, float]:
-    from .graphs.onnx import load_model, upcast, write_model
     from .passes.verify import difference
     from .runtimes import ort
 

@@ -51,10 +51,10 @@ def print_report(report: Report, console: Console) -> None:
         console.print(f"{word}: error {v['error']:.1e} of the output scale (allowed {v['tolerance']:.0e})", highlight=False)
     if report.deployed is not None:
         d = report.deployed
-        console.print(
-            f"for {d['runtime']}, {d['dtype']}: {d['attentions']} attentions are one node; error {d['error']:.1e} rms, "
-            f"{d['worst']:.1e} of the output scale at most, on {d['inputs']} {d['of']}", highlight=False,
-        )  # fmt: skip
+        far = "not compared"
+        if d["error"] is not None:
+            far = f"error {d['error']:.1e} rms, {d['worst']:.1e} of the output scale at most, on {d['inputs']} {d['of']}"
+        console.print(f"for {d['runtime']}, {d['dtype']}: {d['attentions']} attentions are one node; {far}", highlight=False)
     console.print("seconds: " + ", ".join(f"{k} {s:.2f}" for k, s in report.seconds.items()), highlight=False)
 
 
