@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from toastc.calibration.data import as_array
+from toastc.calibration.data import as_array, fixed_batch
 from toastc.calibration.synthetic import Synthetic
 from toastc.errors import NothingToPrune
 from toastc.graphs import Graph, Kind, Op, Value, bias_of
@@ -122,6 +122,7 @@ class Quantize:
     def sensitive(self, state: State, made: list[Quantized], total: int) -> list[str]:
         graph = state.graph
         images = int(np.clip(SPENT / (len(made) * total), 1, 8))
+        images = fixed_batch(graph.input_sizes()) or images
         batches = [{k: a[:images] for k, a in batch.items()} for batch in first(state.data, 1)[:1]]
         reads: list[Any] = list(dict.fromkeys(one.op.inputs[0] for one in made))
         outs: list[Any] = [one.op.outputs[0] for one in made]

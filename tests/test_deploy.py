@@ -305,3 +305,19 @@ def test_the_gpu_bench_runs_without_a_gpu(tmp_path: Path) -> None:
 def test_the_gpu_bench_says_that_there_is_none() -> None:
     made = subprocess.run([sys.executable, "tools/gpu_bench.py"], capture_output=True, text=True, timeout=600, check=False)
     assert torch.cuda.is_available() or (made.returncode == 2 and "no CUDA device" in made.stderr)
+
+
+def test_int8_of_a_fixed_batch(deit: Path, tmp_path: Path) -> None:
+    model = onnx.load(deit)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 20
+    onnx.save(model, tmp_path / "fixed.onnx")
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    data = np.random.default_rng(0).standard_normal((50, *shape[1:])).astype(np.float32)
+    report = toastc.prune(tmp_path / "fixed.onnx", quantize="int8", data=data, output=tmp_path / "o.onnx").report
+    assert report.deployed is not None and report.deployed["inputs"] == 20
+
+
+def test_int8_of_half_floats_is_refused(deit: Path, tmp_path: Path) -> None:
+    toastc.prune(deit, dtype="fp16", output=tmp_path / "half.onnx")
+    with pytest.raises(ToastcError, match="computes in float16"):
+        toastc.prune(tmp_path / "half.onnx", quantize="int8", output=tmp_path / "o.onnx")

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from .calibration.data import fixed_batch
 from .deploy import Deploy
-from .errors import VerificationFailed
+from .errors import ToastcError, VerificationFailed
 from .graphs.onnx import OnnxGraph, fuse_for_runtime, load_model, sample_inputs, sizes_for, to_half, upcast, write_model
 from .pipeline import State, run
 from .progress import Tell
@@ -55,6 +56,8 @@ def deploy(proven: Path, target: Path, wanted: Deploy, data: Any, external: bool
         count = fused.count
         notes += [f"not fused: {reason}" for reason in fused.left]
     if wanted.quantize:
+        if half := graph.float_types() & {"float16", "bfloat16"}:
+            raise ToastcError(f"quantize: the model computes in {half.pop()}; give the float32 one")
         tell("quantize")
         state = State(graph, data=data, seed=seed, tell=tell)
         state, _ = run([Quantize(symmetric=wanted.runtime == "tensorrt")], state)
@@ -86,8 +89,8 @@ def inputs_for(model: Any, data: Any, seed: int) -> tuple[list[Mapping[str, np.n
     if data is None:
         sizes = [sizes_for(model, large) for large in sorted({False, bool(sizes_for(model))})]
         return [sample_inputs(model, s, seed) for s in sizes], "random inputs"
-    batch = next(iter(data))
-    return [{name: array[:COMPARED] for name, array in batch.items()}], "calibration inputs"
+    batch, fixed = next(iter(data)), fixed_batch(data.inputs)
+    return [{name: array[: fixed or COMPARED] for name, array in batch.items()}], "calibration inputs"
 
 
 def apart(proven: Path, made: Path, feeds: list[Mapping[str, np.ndarray]], wide: bool) -> tuple[float, float]:
