@@ -29,7 +29,7 @@ class Fused:
 def fuse_attention(graph: Graph) -> tuple[Graph, Fused]:
     graph = graph.without_idle_masks()
     whole = [op for op in graph.ops if op.kind is Kind.ATTENTION]
-    fused, left = 0, list[str]()
+    fused, rewritten, left = 0, 0, list[str]()
     writer = Writer(graph)
     for op in graph.ops:
         for slot in (0, 1) if op.kind is Kind.PRODUCT else ():
@@ -44,10 +44,15 @@ def fuse_attention(graph: Graph) -> tuple[Graph, Fused]:
                 fused += 1
             except Unfusable as error:
                 left.append(f"{op}: {error}")
-    foreign = [op for op in whole if op.type == "Attention" and op.attention is not None and op.attention.plain]
-    for op in foreign:
-        writer.write_whole(op)
-    if fused or foreign:
+    for op in whole:
+        if op.type != "Attention":
+            continue
+        try:
+            writer.write_whole(op)
+            rewritten += 1
+        except Unfusable as error:
+            left.append(f"{op}: {error}")
+    if fused or rewritten:
         graph.finish()
         graph = graph.reopened()
     return graph, Fused(len(whole) + fused, len(whole), tuple(left))

@@ -57,6 +57,8 @@ class Writer:
         """An attention that is one node already, but another runtime's."""
         graph, spec = self.graph, op.attention
         assert spec is not None
+        if not spec.plain:
+            raise Unfusable("it has a mask of booleans, caps its scores, or shares keys between heads")
         found = []
         for value, layout in zip(op.inputs[:3], spec.layouts, strict=False):
             assert value is not None
