@@ -13,6 +13,7 @@ digits    the project's own ViT on handwritten digits
 
 Every recipe gets the same model, the same calibration images and the same MACs. `torch-pruning` is Torch-Pruning with head
 dims and FFNs pruned, the softmax scale kept, by whichever of its importances does best on 1,000 other training images.
+`int8` is default with 8-bit linears, `int8-alone` the whole model so.
 `default` leaves out tokens that nobody reads, which is exact; `channels` does not, `channels+tokens` may merge others as well.
 Prints accuracy with the paired standard error of its difference to the dense model, agreement with the dense model, the
 relative error of the outputs, MACs, parameters, and the measured speed-up (ONNX Runtime, CPU, batch 8, taking turns).
@@ -46,6 +47,7 @@ from toastc.runtimes.ort import time_interleaved
 
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 SIDE = 84
+INT8 = ("int8", "int8-alone")
 NO_DATA = ("synthetic", "svd", "magnitude", "magnitude-l1", "geometric-median", "toast-image", "toast-batch")
 ALLOW = {"channels": "channels", "channels+tokens": "channels,tokens"}  # the default recipe, otherwise allowed
 ALL = ("default", "channels", "channels+tokens", "corp", "vbp", "toast", "synthetic", "svd", "magnitude", "geometric-median")
@@ -245,14 +247,18 @@ def measured(task: Task, recipe: str, keep: float, dense: np.ndarray, folder: Pa
     about: dict[str, Any] = {}
     if recipe == "torch-pruning":
         about["importance"] = by_torch_pruning(task, keep, small)
+        sizes = [now / before for now, before in zip(size_of(small), size_of(task.model), strict=True)]
     else:
         data = None if recipe in NO_DATA else folder / "calibration.npy"
         how = {"allow": ALLOW[recipe]} if recipe in ALLOW else {"recipe": recipe}
-        report = toastc.prune(task.model, target=f"macs={keep}", data=data, output=small, **how).report
+        if recipe in INT8:
+            how = {"runtime": "ort-cpu", "quantize": "int8"}
+        target = None if recipe == "int8-alone" else f"macs={keep}"
+        report = toastc.prune(task.model, target=target, data=data, output=small, **how).report
+        sizes = [report.after.macs / report.before.macs, report.after.params / report.before.params]
         about["notes"] = [note for note in report.notes if "token" in note]
         about["stages"] = {k: round(v, 2) for k, v in report.seconds.items()}
     seconds = time.perf_counter() - start
-    sizes = [now / before for now, before in zip(size_of(small), size_of(task.model), strict=True)]
     found = row(dense, outputs(small, task.test), task.labels)
     about |= {"seconds": seconds, "speed_up": speed_up(task.model, small, task.test)}
     return {"recipe": recipe, "target": keep, "macs": sizes[0], "params": sizes[1], **found, **about}
