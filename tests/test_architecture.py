@@ -17,6 +17,7 @@ TORCH_ROOMS = (
     "toastc/compactors.py",
     "toastc/gates.py",
     "toastc/compile_module.py",
+    "toastc/timing_modules.py",
     "toastc/finetune.py",
     "toastc/masks.py",
     "passes/verify_module.py",

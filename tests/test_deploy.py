@@ -227,6 +227,16 @@ def test_kernels_before_and_after(deit: Path) -> None:
     assert all("no multiple of 8" in str(r["hint"]) for r in rows)
 
 
+def test_kernels_of_a_file(deit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from toastc.cli import main
+
+    assert main(["kernels", str(deit), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert {r["setting"] for r in data["kernels"]} >= {"ort-cuda fp16", "torch fp16", "tensorrt fp16"}
+    assert main(["kernels", str(deit)]) == 0
+    assert "ort-cuda fp16: 2 flash" in capsys.readouterr().out
+
+
 def test_queries_and_values_are_as_wide_where_flash_needs_it(deit: Path, tmp_path: Path) -> None:
     report = toastc.prune(deit, target=0.7, dtype="fp16", runtime="ort-cuda", output=tmp_path / "o.onnx").report
     widths = {(r.site, r.coupling): r.kept for r in report.couplings}

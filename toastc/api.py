@@ -152,7 +152,6 @@ def read_ratios(ratios: Any) -> ratio_file.Ratios:
 
 def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[str, Any]:
     """What can be shrunk and what not, as the data of `toastc inspect --json`."""
-    from .driver import kernels_of
     from .passes.match import match
 
     graph, name = open_graph(model, example_inputs)
@@ -164,8 +163,16 @@ def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
         "rejects": reject_dicts(sites, rejects),
         "macs": macs,
         "params": params,
-        "kernels": kernels_of(graph, sites, Plan()),
     }
+
+
+def kernels(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[str, Any]:
+    """Which kernel every attention gets on a GPU, as the data of `toastc kernels --json`."""
+    from .driver import kernels_of
+    from .passes.match import match
+
+    graph, name = open_graph(model, example_inputs)
+    return {"model": name, "kernels": list(kernels_of(graph, match(graph)[1], Plan()))}
 
 
 def open_graph(model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu") -> tuple[Any, str]:
@@ -248,4 +255,4 @@ def bench(
     return bench_files(Path(dense), Path(pruned), provider, batches, threads, seconds, tell, options, memory)
 
 
-__all__ = ["Result", "bench", "inspect", "measure", "prune", "verify"]
+__all__ = ["Result", "bench", "inspect", "kernels", "measure", "prune", "verify"]

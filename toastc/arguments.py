@@ -18,6 +18,7 @@ PRUNE_HELP = """Make a Vision Transformer smaller without retraining.
   toastc inspect MODEL.onnx                         what can be shrunk, and why the rest can not
   toastc verify DENSE.onnx PRUNED.onnx              pad the pruned weights back and compare
   toastc bench DENSE.onnx PRUNED.onnx --batch 1,8   time both, taking turns
+  toastc kernels MODEL.onnx                         which kernels its attentions get on a GPU
 """
 
 RATIOS_HELP = """example ratio file (every number is the fraction removed):
@@ -111,6 +112,14 @@ def parser_for(command: str) -> Parser:
             description="Show every attention and FFN, and what can be cut.",
             formatter_class=raw,
             epilog="example: toastc inspect model.onnx --json",
+        )
+        p.add_argument("model", type=Path, metavar="MODEL.onnx")
+    elif command == "kernels":
+        p = Parser(
+            "toastc kernels",
+            description="Which kernel every attention gets on a GPU, by its sizes: ONNX Runtime CUDA, torch, TensorRT.",
+            formatter_class=raw,
+            epilog="example: toastc kernels pruned.onnx --json      (also what the next faster one would cost)",
         )
         p.add_argument("model", type=Path, metavar="MODEL.onnx")
     elif command == "verify":

@@ -125,6 +125,15 @@ def run_inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_kernels(args: argparse.Namespace) -> int:
+    from .api import kernels
+    from .report.terminal import print_kernels
+
+    data = kernels(args.model)
+    show(data, args.json, args.quiet, lambda console: print_kernels(data["kernels"], console))
+    return 0
+
+
 def run_verify(args: argparse.Namespace) -> int:
     from .api import verify
     from .progress import progress
@@ -165,5 +174,6 @@ def run_bench(args: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "prune": run_prune, "calibrate": run_calibrate, "inspect": run_inspect, "verify": run_verify, "bench": run_bench,
+    "prune": run_prune, "calibrate": run_calibrate, "inspect": run_inspect, "kernels": run_kernels, "verify": run_verify,
+    "bench": run_bench,
 }  # fmt: skip

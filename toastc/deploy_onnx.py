@@ -89,7 +89,7 @@ def inputs_for(model: Any, data: Any, seed: int) -> tuple[list[Mapping[str, np.n
     if data is None:
         sizes = [sizes_for(model, large) for large in sorted({False, bool(sizes_for(model))})]
         return [sample_inputs(model, s, seed) for s in sizes], "random inputs"
-    batch, fixed = next(iter(data)), fixed_batch(data.inputs)
+    batch, fixed = next(iter(data)), fixed_batch(OnnxGraph(model).input_sizes())
     return [{name: array[: fixed or COMPARED] for name, array in batch.items()}], "calibration inputs"
 
 

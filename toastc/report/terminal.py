@@ -94,7 +94,6 @@ def print_sites(data: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     for reject in data["rejects"]:
         console.print(f"rejected: {reject['node']}: {reject['reason']}", markup=False, highlight=False)
-    print_kernels(data["kernels"], console)
     console.print(f"model: {human(data['macs'])} MACs, {human(data['params'])} params; (n) can not be cut", highlight=False)
 
 
