@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,9 @@ from . import ratios as ratio_file
 from .calibration import Moments, Preprocess
 from .cost import Target
 from .deploy import Deploy
-from .errors import NoChange, NothingToPrune, ToastcError
+from .errors import NothingToPrune, ToastcError
 from .files import check_targets, write_beside
-from .forms import as_ir, from_ir, is_torch
+from .forms import is_torch, open_graph
 from .plan import Plan
 from .progress import Tell, silent
 from .report.data import reject_dicts, site_dict, widths_by_site
@@ -96,7 +94,9 @@ def prune(
 
         result = compile_module(model, example_inputs, request, tell)
     else:
-        result = prune_onnx(model, None if output is None else Path(output), targets, request, tell)
+        from .compile_onnx import compile_any
+
+        result = compile_any(model, None if output is None else Path(output), targets, request, tell)
     if plan_out is not None:
         result.plan.save(Path(plan_out))
     if moments_out is not None:
@@ -111,39 +111,6 @@ def prune(
 
         write_page(result.report, Path(report_out))
     return result
-
-
-def prune_onnx(model: Any, output: Path | None, targets: Sequence[Path], request: Any, tell: Tell) -> Result:
-    import onnx_ir as ir
-
-    from .compile_onnx import compile_onnx
-    from .graphs.onnx import external_files, load_model, prepare, write_model
-
-    if isinstance(model, str | Path):
-        path = Path(model)
-        tell("read")
-        loaded = load_model(path)
-        check_targets(targets, external_files(loaded))
-        try:
-            made = compile_onnx(loaded, path, output, request, str(path), tell)
-        except NoChange as same:
-            if output is not None:
-                raise
-            import onnx
-
-            return Result(onnx.load(path), Plan(), same.report)
-        return replace(made, model=None if output is not None or request.dry_run else ir.to_proto(made.model))
-    kind, source = as_ir(model)
-    with tempfile.TemporaryDirectory(prefix="toastc-") as folder:
-        dense = Path(folder) / "dense.onnx"
-        write_model(prepare(source, "model"), dense)
-        try:
-            made = compile_onnx(load_model(dense), dense, output, request, source.graph.name or "model", tell)
-        except NoChange as same:
-            if output is not None:
-                raise
-            return Result(model, Plan(), same.report)
-        return replace(made, model=from_ir(kind, made.model))
 
 
 def read_ratios(ratios: Any) -> ratio_file.Ratios:
@@ -173,18 +140,6 @@ def kernels(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
 
     graph, name = open_graph(model, example_inputs)
     return {"model": name, "kernels": list(kernels_of(graph, match(graph)[1], Plan()))}
-
-
-def open_graph(model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu") -> tuple[Any, str]:
-    """A model of any kind as the compiler sees it, and what to call it."""
-    if is_torch(model):
-        from .compile_module import open_module
-
-        return open_module(model, example_inputs), type(model).__name__
-    from .graphs.onnx import OnnxGraph, load_model, prepare
-
-    loaded = load_model(Path(model)) if isinstance(model, str | Path) else prepare(as_ir(model)[1], "model")
-    return OnnxGraph(loaded, provider), str(model) if isinstance(model, str | Path) else "model"
 
 
 def measure(

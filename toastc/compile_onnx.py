@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,21 @@ from .cost import saved_macs, saved_params
 from .deploy_onnx import compare, deploy
 from .driver import Request, begun, choose, kernels_of
 from .errors import NoChange, VerificationFailed
-from .graphs.onnx import OnnxGraph, embed_plan, file_bytes, is_external, load_model, staged, write_model
+from .files import check_targets
+from .forms import as_ir, from_ir
+from .graphs.onnx import (
+    OnnxGraph,
+    embed_plan,
+    external_files,
+    file_bytes,
+    is_external,
+    load_model,
+    prepare,
+    staged,
+    write_model,
+)  # fmt: skip
 from .pipeline import run
+from .plan import Plan
 from .progress import Tell
 from .report.data import Report, Size, coupling_rows
 from .result import Result
@@ -88,3 +103,32 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
     after = Size(after_macs, after_params, size)
     report = Report(name, request.recipe, before, after, rows, rejects, seconds, verified, notes, settings, deployed, kernels)
     return Result(model, plan, report, state.moments)
+
+
+def compile_any(model: Any, output: Path | None, targets: Sequence[Path], request: Request, tell: Tell) -> Result:
+    """A file, or a model in memory, which becomes a file for the while. `targets` are what the caller will write."""
+    if isinstance(model, str | Path):
+        path = Path(model)
+        tell("read")
+        loaded = load_model(path)
+        check_targets(targets, external_files(loaded))
+        try:
+            made = compile_onnx(loaded, path, output, request, str(path), tell)
+        except NoChange as same:
+            if output is not None:
+                raise
+            import onnx
+
+            return Result(onnx.load(path), Plan(), same.report)
+        return replace(made, model=None if output is not None or request.dry_run else ir.to_proto(made.model))
+    kind, source = as_ir(model)
+    with tempfile.TemporaryDirectory(prefix="toastc-") as folder:
+        dense = Path(folder) / "dense.onnx"
+        write_model(prepare(source, "model"), dense)
+        try:
+            made = compile_onnx(load_model(dense), dense, output, request, source.graph.name or "model", tell)
+        except NoChange as same:
+            if output is not None:
+                raise
+            return Result(model, Plan(), same.report)
+        return replace(made, model=from_ir(kind, made.model))

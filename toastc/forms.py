@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from .errors import ToastcError
@@ -35,3 +37,15 @@ def from_ir(kind: str, model: Any) -> Any:
 def is_torch(model: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and (isinstance(model, torch.nn.Module) or type(model).__name__ == "ExportedProgram")
+
+
+def open_graph(model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu") -> tuple[Any, str]:
+    """A model of any kind as the compiler sees it, and what to call it."""
+    if is_torch(model):
+        from .compile_module import open_module
+
+        return open_module(model, example_inputs), type(model).__name__
+    from .graphs.onnx import OnnxGraph, load_model, prepare
+
+    loaded = load_model(Path(model)) if isinstance(model, str | Path) else prepare(as_ir(model)[1], "model")
+    return OnnxGraph(loaded, provider), str(model) if isinstance(model, str | Path) else "model"

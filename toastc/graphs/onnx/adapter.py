@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -111,15 +110,6 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
         given = facts_of.runtime_inputs(self.model)
         return {str(v.name): tuple(d if isinstance(d, int) else None for d in v.shape or ()) for v in given}
 
-    def annotated(self) -> ir.Model:
-        """The model, with what is known of shapes and types written to it: sizes known at run time alone get a name each."""
-        for value, shape in self.facts.shapes.items():
-            if value.producer() is not None and not value.is_graph_output():
-                known = zip(shape, self._other.shapes.get(value, shape), strict=False)
-                value.shape = ir.Shape([a if a == b else f"size_{a}_{b}" for a, b in known])
-                value.type = ir.TensorType(ir.DataType(self.facts.dtypes[value])) if value in self.facts.dtypes else value.type
-        return self.model
-
     def totals(self) -> tuple[int, int]:
         """MACs of one sample and the number of parameters."""
         return sum(op.macs for op in self.ops), self.count_parameters(self.model)
@@ -212,15 +202,9 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
         elif (kind is Kind.LINEAR and node.op_type == "Gemm") or (kind is Kind.LINEAR and node.op_type == "FusedMatMul"):
             op.weight_axes = (1, 0) if node.attributes.get("transB") and node.attributes["transB"].as_int() else (0, 1)
         elif kind is Kind.ATTENTION:
-            op.attention = replace(attention_spec(node, shapes), plain=self._is_plain(node))  # type: ignore[type-var]
+            op.attention = attention_spec(node, shapes, [self.facts.dtypes.get(v) == ir.DataType.BOOL for v in node.inputs])  # type: ignore[call-overload]
         op.macs = self._macs(op, shapes)
         return op
-
-    def _is_plain(self, node: ir.Node) -> bool:
-        mask = node.inputs[3] if node.op_type == "Attention" and len(node.inputs) > 3 else None
-        special = any(attribute(node, name, 0) for name in ("is_causal", "softcap", "unidirectional"))
-        shared = attribute(node, "q_num_heads", 0) != attribute(node, "kv_num_heads", 0)
-        return not special and not shared and (mask is None or self.facts.dtypes.get(mask) != ir.DataType.BOOL)
 
     def _axes_input(self, node: ir.Node) -> list[int] | None:
         if len(node.inputs) > 1 and node.inputs[1] in self.facts.data and node.op_type.startswith("Reduce"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -90,7 +91,7 @@ def einsum_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> tuple[st
     return left, right, out
 
 
-def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> AttentionSpec | None:
+def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None], truths: Sequence[bool] = ()) -> AttentionSpec | None:
     """Layouts and heads of ONNX `Attention` and `com.microsoft.MultiHeadAttention`; None if it is neither."""
     if len(shapes) < 3 or any(s is None for s in shapes[:3]):
         return None
@@ -107,7 +108,9 @@ def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> Atten
             layouts, width = ("bn(hd)",) * 4, shapes[0][2] // heads  # type: ignore[index]
         else:
             return None
-        return AttentionSpec(heads, kv, layouts, float(scale or 1 / math.sqrt(width)), masks=(3,))  # type: ignore[arg-type]
+        plain = heads == kv and not any(truths) and not any(attribute(node, name, 0) for name in ("is_causal", "softcap"))
+        own = float(scale or 1 / math.sqrt(width))  # type: ignore[arg-type]
+        return AttentionSpec(heads, kv, layouts, own, masks=(3,), plain=plain)  # type: ignore[arg-type]
     if node.op_type == "MultiHeadAttention" and node.domain == "com.microsoft":
         heads = int(attribute(node, "num_heads", 0))  # type: ignore[call-overload]
         if ranks[0] != 3 or ranks[1] not in (3, 4) or ranks[2] not in (3, 4) or len(node.outputs) > 1:
