@@ -35,6 +35,20 @@ CALIBRATE_HELP = """Measure a model on calibration data once, for any number of 
   torchrun --nproc-per-node 4 -m toastc.calibrate MODEL.onnx photos/ -o m.safetensors    the same, shared by 4 processes
   toastc MODEL.onnx -o OUT.onnx --target macs=0.6 --moments m.safetensors
 """
+LOOKING = {  # commands that look at files: what for, an example, the files
+    "inspect": ("Show every attention and FFN, and what can be cut.", "model.onnx --json", ("model",)),
+    "kernels": (
+        "Which kernel every attention gets on a GPU, by its sizes: ONNX Runtime CUDA, torch, TensorRT.",
+        "pruned.onnx --json      (also what the next faster one would cost)",
+        ("model",),
+    ),
+    "verify": (
+        "Zero-fill the pruned weights to their original shapes, run them in the dense graph, compare.",
+        "dense.onnx pruned.onnx",
+        ("dense", "pruned"),
+    ),
+    "bench": ("Time two models on ONNX Runtime, taking turns.", "dense.onnx pruned.onnx --batch 1,8,64", ("dense", "pruned")),
+}
 DATA_HELP = "a folder of images, or .npy, .npz, .safetensors of ready inputs"
 
 
@@ -106,40 +120,14 @@ def parser_for(command: str) -> Parser:
             "-o", "--output", type=Path, metavar="M.safetensors", required=True, help="where to save what was measured"
         )
         add_data_options(p)
-    elif command == "inspect":
-        p = Parser(
-            "toastc inspect",
-            description="Show every attention and FFN, and what can be cut.",
-            formatter_class=raw,
-            epilog="example: toastc inspect model.onnx --json",
-        )
-        p.add_argument("model", type=Path, metavar="MODEL.onnx")
-    elif command == "kernels":
-        p = Parser(
-            "toastc kernels",
-            description="Which kernel every attention gets on a GPU, by its sizes: ONNX Runtime CUDA, torch, TensorRT.",
-            formatter_class=raw,
-            epilog="example: toastc kernels pruned.onnx --json      (also what the next faster one would cost)",
-        )
-        p.add_argument("model", type=Path, metavar="MODEL.onnx")
-    elif command == "verify":
-        p = Parser(
-            "toastc verify",
-            description="Zero-fill the pruned weights to their original shapes, run them in the dense graph, compare.",
-            formatter_class=raw,
-            epilog="example: toastc verify dense.onnx pruned.onnx",
-        )
-        p.add_argument("dense", type=Path, metavar="DENSE.onnx")
-        p.add_argument("pruned", type=Path, metavar="PRUNED.onnx")
     else:
+        description, example, files = LOOKING[command]
         p = Parser(
-            "toastc bench",
-            description="Time two models on ONNX Runtime, taking turns.",
-            formatter_class=raw,
-            epilog="example: toastc bench dense.onnx pruned.onnx --batch 1,8,64",
+            f"toastc {command}", description=description, formatter_class=raw, epilog=f"example: toastc {command} {example}"
         )
-        p.add_argument("dense", type=Path, metavar="DENSE.onnx")
-        p.add_argument("pruned", type=Path, metavar="PRUNED.onnx")
+        for name in files:
+            p.add_argument(name, type=Path, metavar=f"{name.upper()}.onnx")
+    if command == "bench":
         p.add_argument("--provider", choices=("cpu", "cuda", "tensorrt"), default="cpu")
         p.add_argument(
             "--option",

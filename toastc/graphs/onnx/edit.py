@@ -65,21 +65,35 @@ class OnnxEdits:
         self.graph.register_initializer(value)
         op.node.replace_input_with(slot, value)
 
-    def _constant_input(self, numbers: Sequence[int], stem: str) -> ir.Value:
-        tensor = ir.tensor(np.array(numbers, np.int64), name=self._name(stem))
-        value = ir.Value(
-            name=tensor.name, shape=ir.Shape([len(numbers)]), type=ir.TensorType(ir.DataType.INT64), const_value=tensor
+    def _held(self, array: np.ndarray, stem: str, dtype: ir.DataType | None = None) -> ir.Value:
+        """Numbers that the file carries, under a fresh name."""
+        tensor = ir.tensor(
+            array if dtype is None else np.ascontiguousarray(array, dtype.numpy()), dtype=dtype, name=self._name(stem)
         )
+        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
+    def _constant_input(self, numbers: Sequence[int], stem: str) -> ir.Value:
+        return self._held(np.array(numbers, np.int64), stem)
+
     def _insert(
-        self, kind: str, inputs: list[ir.Value], like: Op, outputs: int = 1, of: ir.DataType | None = None, **attributes: object
+        self,
+        kind: str,
+        inputs: Sequence[ir.Value | None],
+        like: Op,
+        outputs: int = 1,
+        of: ir.DataType | None = None,
+        domain: str = "",
+        **attributes: object,
     ) -> list[ir.Value]:
         stem = self._name(f"{like.path or like.name or 'graph'}/{kind}")
-        made = [ir.Value(name=f"{stem}_{i}", type=ir.TensorType(of) if of else inputs[0].type) for i in range(outputs)]
+        made = [
+            ir.Value(name=f"{stem}_{i}", type=ir.TensorType(of) if of else inputs[0].type)  # type: ignore[union-attr]
+            for i in range(outputs)
+        ]
         node = ir.Node(
-            "", kind, inputs, ir.convenience.convert_attributes(attributes), outputs=made, name=stem,
+            domain, kind, inputs, ir.convenience.convert_attributes(attributes), outputs=made, name=stem,
             metadata_props=dict(like.node.metadata_props),
         )  # fmt: skip
         self.graph.insert_before(like.node, node)
@@ -138,14 +152,10 @@ class OnnxEdits:
         """Gemm takes one as an input; behind a MatMul it is an Add."""
         out: ir.Value = op.outputs[0]  # type: ignore[assignment]
         dtype = ir.DataType(self.facts.dtypes[out])
-        tensor = ir.tensor(
-            np.zeros(self.facts.shapes[out][-1:], dtype.numpy()), dtype=dtype, name=self._name(f"{op.path or op.name}.bias")
-        )
-        bias = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
-        self.graph.register_initializer(bias)
+        bias = self._held(np.zeros(self.facts.shapes[out][-1:]), f"{op.path or op.name}.bias", dtype)
         self.facts.shapes[bias], self.facts.dtypes[bias] = self.facts.shapes[out][-1:], int(dtype)
         self._constants.add(bias)
-        self._tensors[bias] = tensor
+        self._tensors[bias] = bias.const_value  # type: ignore[assignment]
         if op.type == "Gemm":
             op.node.resize_inputs(3)
             op.node.replace_input_with(2, bias)
@@ -185,33 +195,19 @@ class OnnxEdits:
         axis = op.weight_axes[1]
         op.node.replace_input_with(1, self._insert("DequantizeLinear", held, op, of=ir.DataType.FLOAT, axis=axis)[0])
 
-    def _held(self, array: np.ndarray, stem: str) -> ir.Value:
-        tensor = ir.tensor(array, name=self._name(stem))
-        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
-
     def attend(self, qkv: Sequence[Value], bias: Value | None, heads: int, scale: float, like: Op) -> Value:
         """One node, before an op: rows [batch, tokens, heads * width] to rows; `bias` is [images|1, heads|1, queries, keys]."""
         self.graph.opset_imports.setdefault("com.microsoft", 1)
-        inputs: list[ir.Value | None] = [*qkv, None, None, bias] if bias is not None else [*qkv]  # type: ignore[list-item]
-        stem = self._name(f"{like.path or like.name or 'graph'}/MultiHeadAttention")
-        attributes = ir.convenience.convert_attributes({"num_heads": heads, "scale": float(scale)})
-        made = ir.Value(name=f"{stem}_0", type=inputs[0].type)  # type: ignore[union-attr]
-        props = dict(like.node.metadata_props)
-        node = ir.Node("com.microsoft", "MultiHeadAttention", inputs, attributes, outputs=[made], name=stem, metadata_props=props)
-        self.graph.insert_before(like.node, node)
-        return made
+        inputs = [*qkv] if bias is None else [*qkv, None, None, bias]
+        return self._insert(  # type: ignore[arg-type]
+            "MultiHeadAttention", inputs, like, domain="com.microsoft", num_heads=heads, scale=float(scale)
+        )[0]
 
     def finish(self) -> None:
         """Fold what is known, drop what is dead, forget the shapes that are no longer true."""
         for value, array in self._folded.items():
             if value.uses() and value.producer() is not None:
-                name = self._name(str(value.name))
-                tensor = ir.tensor(array, name=name)
-                new = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-                self.graph.register_initializer(new)
-                ir.convenience.replace_all_uses_with(value, new)
+                ir.convenience.replace_all_uses_with(value, self._held(array, str(value.name)))
         RemoveUnusedNodesPass()(self.model)
         outputs = set(self.graph.outputs)
         for node in self.graph:

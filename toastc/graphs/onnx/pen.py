@@ -28,10 +28,7 @@ class OnnxPen:
 
     def number(self, numbers: np.ndarray) -> ir.Value:
         dtype = ir.DataType.INT64 if numbers.dtype.kind in "iu" else self.real
-        tensor = ir.tensor(np.ascontiguousarray(numbers, dtype.numpy()), dtype=dtype, name=self.graph._name("numbers"))
-        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
-        self.graph.graph.register_initializer(value)
-        return value
+        return self.graph._held(numbers, "numbers", dtype)  # type: ignore[no-any-return]
 
     def math(self, kind: str, a: Value, b: Value | np.ndarray) -> ir.Value:
         return self._emit(kind.capitalize(), [a, self.number(b) if isinstance(b, np.ndarray) else b])  # type: ignore[no-any-return]

@@ -38,7 +38,8 @@ def to_half(model: ir.Model, dtype: str) -> int:
         raise ToastcError(f"dtype: the model has branches or loops; {dtype} is for models without")
     if ir.DataType.FLOAT not in types.values():
         raise ToastcError(f"dtype: the model computes nothing in float32 that could be {dtype}")
-    wide = [node for node in graph.graph if touches(node, types) and stays(node, graph, half)]
+    wide = {node for node in graph.graph if touches(node, types) and stays(node, graph, half)}
+    held = set(graph.graph.initializers.values()) - set(graph.graph.inputs)
     of: dict[ir.Value, ir.DataType] = {v: FLOAT for v in graph.graph.inputs if types.get(v) == FLOAT}
     of |= {v: FLOAT if node in wide else half for node in graph.graph for v in node.outputs if types.get(v) == FLOAT}
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
@@ -50,7 +51,7 @@ def to_half(model: ir.Model, dtype: str) -> int:
         for slot, value in enumerate(node.inputs):
             if value is None or types.get(value) != FLOAT:
                 continue
-            if value in graph.graph.initializers.values() and not value.is_graph_input():
+            if value in held:
                 if wanted is half:
                     node.replace_input_with(slot, narrowed(graph, value, half, weights))
             elif of[value] is not wanted:
