@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
 
-.PHONY: demo test check install clean
+.PHONY: demo test check install browser clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -20,7 +20,12 @@ check: install
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 
-test: check
+browser:
+	@command -v chromedriver >/dev/null && { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver >/dev/null; } \
+	|| { echo "the report's page is tested in Chromium; on Debian: apt install chromium chromium-driver"; exit 1; }
+
+test: check browser
 	$(RUN)/python -m pytest -n 2
 
 clean:

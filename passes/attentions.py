@@ -19,15 +19,11 @@ def attentions(graph: Graph, sites: Sequence[Site], plan: Plan | None = None) ->
     for site in (s for s in sites if s.kind == "attention"):
         share = {c.name: 1.0 if c.reason else kept_of(plan, site, c) / c.width for c in site.every}
         heads = round(site.head_count * share.get("heads", 1.0))
-        macs = [c.channel_macs * heads * c.width // size for c, size in zip(site.couplings, sizes(site), strict=True)]
-        d_qk, d_v = (round(size * share[c.name]) for c, size in zip(site.couplings, sizes(site), strict=True))
+        sizes = (site.head_dim, site.v_head_dim)  # a coupling may hold two channels at a time
+        macs = [c.channel_macs * heads * c.width // size for c, size in zip(site.couplings, sizes, strict=True)]
+        d_qk, d_v = (round(size * share[c.name]) for c, size in zip(site.couplings, sizes, strict=True))
         found.append(Attention(site.name, heads, *site.tokens, d_qk, d_v, is_biased(graph, site.wiring), *macs))
     return found
-
-
-def sizes(site: Site) -> tuple[int, int]:
-    """Of qk and vo: channels of a head, of which a coupling may hold two at a time."""
-    return site.head_dim, site.v_head_dim
 
 
 def kept_of(plan: Plan | None, site: Site, coupling: Coupling) -> int:

@@ -31,7 +31,7 @@ def merge_tokens(graph: Graph, merges: Sequence[Merge], held: bool = False) -> t
     """The graph with its tokens merged, looked at afresh. `held`: what is chosen at run time becomes an input instead."""
     graph = graph.without_idle_masks()
     known = [m for m in merges if m.merge != "unread"]
-    graph, merged = write_merges(graph, known, held) if known else (graph, Merged([], []))
+    graph, merged = write_merges(graph, known, held) if known else (graph, Merged([], [], []))
     if len(known) < len(merges) and not held:  # the dense graph of a proof keeps them: its outputs must be the same
         graph, note = drop_unread(graph)
         merged.notes.extend([note] if note else [])
@@ -59,10 +59,11 @@ def write_merges(graph: Graph, merges: Sequence[Merge], held: bool) -> tuple[Gra
 
 @dataclass(frozen=True)
 class Merged:
-    """What is worth knowing, and what the choices made at run time are called."""
+    """What is worth knowing, what the choices made at run time are called, and each merge with what stood before and after."""
 
     notes: list[str]
     choices: list[str]
+    steps: list[tuple[Merge, Layout, Layout]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +179,8 @@ class Merging:
         for step, (stream, own) in self.streams.items():
             graph.rewire(step.value, stream, own)
         graph.finish()
-        return graph.reopened(), Merged(list(dict.fromkeys(flow.notes)), self.choices)
+        steps = [(s.merge, s.before, s.layout) for s in self.steps]
+        return graph.reopened(), Merged(list(dict.fromkeys(flow.notes)), self.choices, steps)
 
     def drawn(self) -> dict[Step, Drawn]:
         """The merged streams. What is only known at run time is given back: from the first choice on, that is all there is."""

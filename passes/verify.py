@@ -9,10 +9,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from toastc.calibration.data import as_array, fixed_batch
 from toastc.errors import ToastcError, VerificationFailed
+from toastc.graphs import Graph
 from toastc.padding import pad_back
 from toastc.plan import check_plan
 
@@ -22,6 +25,7 @@ from .shrink.selections import hold_selections
 
 TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}  # bfloat16 in torch; files are computed in float32
 DEFAULT_TOLERANCE = 1e-4
+COMPARED = 16  # calibration inputs
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,26 @@ class Verification:
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
+
+
+def output_error(dense: Graph, pruned: Graph, data: Any) -> dict[str, object] | None:
+    """How far the pruned model's outputs are from the dense one's, on a few of the calibration inputs."""
+    if data is None:
+        return None
+    some = fixed_batch(dense.input_sizes()) or COMPARED
+    feed = {name: array[:some] for name, array in next(iter(data)).items()}
+    expected, got = (
+        [as_array(out.float() if hasattr(out, "float") else out) for out in graph.probe([])(feed)[0]] for graph in (dense, pruned)
+    )
+    error = rms_apart(list(zip(expected, got, strict=True)))
+    return {"error": error, "inputs": len(next(iter(feed.values()))), "of": "calibration inputs"}
+
+
+def rms_apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """How far outputs are from others, relative to those."""
+    floats = [(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs if a.dtype.kind == "f"]
+    off, of = (sum(float(np.square(x).sum()) for x in some) for some in ((a - b for a, b in floats), (a for a, _ in floats)))
+    return float((off / max(of, 1e-30)) ** 0.5)
 
 
 def difference(expected: np.ndarray, got: np.ndarray) -> float:

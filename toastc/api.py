@@ -50,6 +50,7 @@ def prune(
     seed: int = 0,
     verify: bool = True,
     dry_run: bool = False,
+    command: str | None = None,
     tell: Tell = silent,
 ) -> Result:
     """Make a model smaller: `ratios` (a dict, a number, a path) say how much of every coupling is removed.
@@ -63,10 +64,13 @@ def prune(
     `latency=0.6`: of the time of one batch of `batch` on this machine.
     `runtime` (ort-cpu, ort-cuda, tensorrt), `dtype` (fp16, bf16) and `quantize` (int8) say what the file becomes at the end.
     `output`, `plan_out` and `report_out` are files to write the model, the plan and the report's page to.
+    The report says how it was asked for: `command`, or this call.
     """
+    given = dict(locals())
     from .driver import Request, allowed
     from .passes import parse_passes
     from .passes import recipe as check_recipe
+    from .report.evidence import as_called
 
     check_recipe(recipe)
     deploy = Deploy(runtime, dtype, quantize)
@@ -81,7 +85,7 @@ def prune(
         passes or recipe, parse_passes(passes) if passes else None,
         seed, verify, dry_run, data, {"limit": images, "preprocess": preprocess},
         Moments.load(Path(moments)) if isinstance(moments, str | Path) else moments, search, batch, provider,
-        parse_merges(tokens) if tokens is not None else (), deploy, allowed(allow),
+        parse_merges(tokens) if tokens is not None else (), deploy, command or as_called(prune, given), allowed(allow),
     )  # fmt: skip
     by_products = [Path(p) for p in (plan_out, report_out, moments_out, ratios_out) if p is not None]
     targets = by_products if output is None else [Path(output), Path(f"{output}.data"), *by_products]
@@ -109,7 +113,7 @@ def prune(
     if report_out is not None:
         from .report.page import write_page
 
-        write_page(result.report, Path(report_out))
+        write_page(result.report.to_dict(), Path(report_out))
     return result
 
 

@@ -35,6 +35,17 @@ CALIBRATE_HELP = """Measure a model on calibration data once, for any number of 
   torchrun --nproc-per-node 4 -m toastc.calibrate MODEL.onnx photos/ -o m.safetensors    the same, shared by 4 processes
   toastc MODEL.onnx -o OUT.onnx --target macs=0.6 --moments m.safetensors
 """
+REPORT_HELP = """Make a page of a saved report, a plan or a model, with speed and accuracy where they were measured.
+
+  toastc MODEL.onnx -o OUT.onnx --target macs=0.6 --calibrate photos/ --json > r.json
+  toastc bench MODEL.onnx OUT.onnx --json > b.json
+  toastc report r.json --bench b.json -o r.html
+  toastc report OUT.onnx -o out.html                      what a file says of itself
+"""
+COMPARE_HELP = """Put saved reports on one page: MACs, parameters and time against the error of the outputs, or accuracy.
+
+  toastc compare r60.json r50.json vbp.html -o pareto.html
+"""
 LOOKING = {  # commands that look at files: what for, an example, the files
     "inspect": ("Show every attention and FFN, and what can be cut.", "model.onnx --json", ("model",)),
     "kernels": (
@@ -120,6 +131,16 @@ def parser_for(command: str) -> Parser:
             "-o", "--output", type=Path, metavar="M.safetensors", required=True, help="where to save what was measured"
         )
         add_data_options(p)
+    elif command == "report":
+        p = Parser("toastc report", description=REPORT_HELP, formatter_class=raw)
+        p.add_argument("source", type=Path, metavar="SOURCE", help="r.json, r.html, plan.safetensors or model.onnx")
+        p.add_argument("--bench", type=Path, metavar="B.json", help="also show what `toastc bench --json` printed")
+        p.add_argument("--accuracy", type=Path, metavar="A.json", help="also show what tools/eval_imagenet.py --json printed")
+        p.add_argument("-o", "--output", type=Path, metavar="OUT.html", required=True, help="where to write the page")
+    elif command == "compare":
+        p = Parser("toastc compare", description=COMPARE_HELP, formatter_class=raw)
+        p.add_argument("sources", type=Path, nargs="+", metavar="R.json", help="reports: JSON or pages")
+        p.add_argument("-o", "--output", type=Path, metavar="OUT.html", required=True, help="where to write the page")
     else:
         description, example, files = LOOKING[command]
         p = Parser(

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     command = given.pop(0) if given and given[0] in COMMANDS else "prune"
     args = parser_for(command).parse_args(given)
+    args.asked = shlex.join(["toastc", *(sys.argv[1:] if argv is None else argv)])
     try:
         from .files import stop_cleanly
 
@@ -87,7 +89,7 @@ def run_prune(args: argparse.Namespace) -> int:
             dry_run=args.dry_run, tell=tell, data=args.calibrate, images=args.images, preprocess=preprocess_of(args),
             moments=args.moments, moments_out=args.moments_out, ratios_out=args.ratios_out, provider=args.provider,
             search=args.search, batch=args.batch, tokens=args.tokens, allow=args.allow, runtime=args.runtime, dtype=args.dtype,
-            quantize=args.quantize,
+            quantize=args.quantize, command=args.asked,
         )  # fmt: skip
     from .report.terminal import print_report
 
@@ -173,7 +175,35 @@ def run_bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_report(args: argparse.Namespace) -> int:
+    from .files import check_targets
+    from .report.page import write_page
+    from .report.reading import read_json, read_report
+
+    check_targets([args.output], [p for p in (args.source, args.bench, args.accuracy) if p is not None])
+    data = read_report(args.source)
+    if args.bench is not None:
+        data["bench"] = read_json(args.bench, {"rows", "ideal"}, "toastc bench --json")
+    if args.accuracy is not None:
+        data["accuracy"] = read_json(args.accuracy, {"models", "images"}, "tools/eval_imagenet.py --json")
+    write_page(data, args.output)
+    show(data, args.json, args.quiet, lambda console: console.print(str(args.output), markup=False, highlight=False))
+    return 0
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    from .files import check_targets
+    from .report.pareto import compared, write_comparison
+    from .report.reading import read_report
+
+    check_targets([args.output], args.sources)
+    rows = compared([(path.stem, read_report(path)) for path in args.sources])
+    write_comparison(rows, args.output)
+    show({"reports": rows}, args.json, args.quiet, lambda console: console.print(str(args.output), markup=False, highlight=False))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "prune": run_prune, "calibrate": run_calibrate, "inspect": run_inspect, "kernels": run_kernels, "verify": run_verify,
-    "bench": run_bench,
+    "bench": run_bench, "report": run_report, "compare": run_compare,
 }  # fmt: skip

@@ -14,13 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from .calibration import Preprocess
-from .cost import saved_macs, saved_params
-from .driver import Request, begun, choose, kernels_of
+from .driver import Request, begun, choose, planned
 from .errors import ToastcError, VerificationFailed
 from .graphs.fx import FxGraph, drop_unused
 from .pipeline import run
 from .progress import Tell
-from .report.data import Report, Size, coupling_rows
+from .report import Size
 from .result import Result
 
 
@@ -90,25 +89,23 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
     gm = state.graph.gm  # type: ignore[attr-defined]
     state, seconds = choose(state, request, macs, tell)
     seconds = {"export": exporting} | seconds
-    sites, plan, rows, rejects = state.sites, state.plan, coupling_rows(state.sites, state.plan), state.rejects
-    after = state.graph.totals()[0] - saved_macs(sites, plan)
-    called = [s for s in sites if s.kind == "attention" and s.wiring.mix.attention is not None]  # type: ignore[attr-defined]
-    kernels = kernels_of(state.graph, called, plan)
-    name, settings = type(model).__name__, {"seed": request.seed, "recipe": request.recipe}
+    plan, name = state.plan, type(model).__name__
+    called = [s for s in state.sites if s.kind == "attention" and s.wiring.mix.attention is not None]  # type: ignore[attr-defined]
+    report = planned(name, request, state, before, seconds, called)
     if request.dry_run or not plan:
-        small = Size(after, before.params - saved_params(sites, plan), None) if plan else before
-        report = Report(name, request.recipe, before, small, rows, rejects, seconds, None, state.notes, settings, kernels=kernels)
-        return Result(gm, plan, report, state.moments)
+        return Result(gm, plan, report if plan else replace(report, after=before), state.moments)
     from .passes import Shrink
 
     tell("shrink")
     state, took = run([Shrink()], state)
-    verified = None
+    verified = measured = None
     if request.verify and dense is not None:
+        from .passes.verify import output_error
         from .passes.verify_module import verify_modules
 
         tell("verify")
         clock = time.perf_counter()
+        measured = output_error(FxGraph(dense), with_shapes(copy.deepcopy(gm), args), state.data)
         result = verify_modules(dense, gm, plan, args, request.seed)
         took["verify"] = time.perf_counter() - clock
         verified = result.to_dict()
@@ -117,10 +114,8 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
     for part in gm.modules():
         part.training = False  # as it was exported
     gm.toastc_plan = plan  # type: ignore[assignment]
-    size = size_of(gm, after)
-    report = Report(
-        name, request.recipe, before, size, rows, rejects, seconds | took, verified, state.notes, settings, kernels=kernels
-    )
+    size = size_of(gm, report.after.macs)
+    report = replace(report, after=size, seconds=seconds | took, verified=verified, notes=state.notes, measured=measured)
     return Result(gm, plan, report, state.moments)
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from .cost import saved_macs, saved_params
 from .deploy_onnx import compare, deploy
-from .driver import Request, begun, choose, kernels_of
+from .driver import Request, begun, choose, planned
 from .errors import NoChange, VerificationFailed
 from .files import check_targets
 from .forms import as_ir, from_ir
@@ -31,7 +30,7 @@ from .graphs.onnx import (
 from .pipeline import run
 from .plan import Plan
 from .progress import Tell
-from .report.data import Report, Size, coupling_rows
+from .report import Size
 from .result import Result
 
 
@@ -45,29 +44,23 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
     state, request = begun(graph, request, macs, lambda: OnnxGraph(load_model(dense), request.provider), tell)
     model = state.graph.model  # type: ignore[attr-defined]
     state, seconds = choose(state, request, macs, tell)
-    sites, plan = state.sites, state.plan
-    rows, rejects = coupling_rows(sites, plan), state.rejects
-    kernels = kernels_of(state.graph, sites, plan)
+    plan, seconds = state.plan, {"read": reading} | seconds
     before = Size(macs, params, file_bytes(model, dense))
+    report = planned(name, request, state, before, seconds, state.sites)
     if not plan and not request.deploy:
-        raise NoChange(Report(name, request.recipe, before, before, rows, rejects))
-    after_macs = state.graph.totals()[0] - saved_macs(sites, plan)
-    seconds = {"read": reading} | seconds
-    settings = {"seed": request.seed, "recipe": request.recipe}
+        raise NoChange(replace(report, after=before))
     if request.dry_run:
-        after = Size(after_macs, params - saved_params(sites, plan), None)
-        notes = (*state.notes, "dry run: nothing was written")
-        report = Report(name, request.recipe, before, after, rows, rejects, seconds, None, notes, settings, kernels=kernels)
+        report = replace(report, notes=(*report.notes, "dry run: nothing was written"))
         return Result(model, plan, report, state.moments)
     from .passes import Shrink
 
     tell("shrink")
     state, took = run([Shrink()], state)
     seconds |= took
-    embed_plan(model, plan, after_macs)
+    embed_plan(model, plan, report.after.macs)
     after_params = OnnxGraph.count_parameters(model)
     verified: dict[str, Any] | None = None
-    deployed, notes = None, state.notes
+    deployed, measured, notes = None, None, state.notes
     with tempfile.TemporaryDirectory(prefix="toastc-") as scratch:
         target = output if output is not None else Path(scratch) / "pruned.onnx"
         with staged(target) as file:
@@ -77,7 +70,7 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
             write_model(model, proven, external)
             seconds["write"] = time.perf_counter() - clock
             if request.verify:
-                from .passes.verify import verify_files
+                from .passes.verify import output_error, verify_files
 
                 tell("verify")
                 clock = time.perf_counter()
@@ -86,6 +79,7 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
                 verified = result.to_dict()
                 if not result.ok:
                     raise VerificationFailed(f"{name}: verification failed: {result.reason}; nothing was written")
+                measured = output_error(*(OnnxGraph(load_model(f), request.provider) for f in (dense, proven)), state.data)
             if request.deploy:
                 clock = time.perf_counter()
                 made = deploy(proven, file, request.deploy, state.data, external, request.seed, tell)
@@ -100,8 +94,10 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
             for value in model.graph.initializers.values():
                 if isinstance(value.const_value, ir.ExternalTensor):
                     value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
-    after = Size(after_macs, after_params, size)
-    report = Report(name, request.recipe, before, after, rows, rejects, seconds, verified, notes, settings, deployed, kernels)
+    report = replace(
+        report, after=Size(report.after.macs, after_params, size), seconds=seconds, verified=verified, notes=notes,
+        deployed=deployed, measured=measured,
+    )  # fmt: skip
     return Result(model, plan, report, state.moments)
 
 

@@ -94,7 +94,7 @@ def inputs_for(model: Any, data: Any, seed: int) -> tuple[list[Mapping[str, np.n
 
 
 def apart(proven: Path, made: Path, feeds: list[Mapping[str, np.ndarray]], wide: bool) -> tuple[float, float]:
-    from .passes.verify import difference
+    from .passes.verify import difference, rms_apart
     from .runtimes import ort
 
     with tempfile.TemporaryDirectory(prefix="toastc-") as folder:
@@ -105,6 +105,4 @@ def apart(proven: Path, made: Path, feeds: list[Mapping[str, np.ndarray]], wide:
         pairs = [
             pair for a, b in zip(ort.run(proven, feeds), ort.run(made, feeds), strict=True) for pair in zip(a, b, strict=True)
         ]
-    floats = [(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs if a.dtype.kind == "f"]
-    off = sum(float(np.square(a - b).sum()) for a, b in floats)
-    return (off / max(sum(float(np.square(a).sum()) for a, _ in floats), 1e-30)) ** 0.5, max(difference(a, b) for a, b in pairs)
+    return rms_apart(pairs), max(difference(a, b) for a, b in pairs)

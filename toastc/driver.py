@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .calibration import Moments, Synthetic, open_data
-from .cost import Target, uniform_ratios
+from .cost import Target, saved_macs, saved_params, uniform_ratios
 from .deploy import PORTABLE, Deploy
 from .errors import CannotShrink, NothingToPrune, ToastcError
 from .graphs import Graph
@@ -15,6 +15,9 @@ from .pipeline import Pass, State, run
 from .plan import Plan, check_plan
 from .progress import Tell
 from .ratios import Ratios, narrowed
+from .report import Report, Size
+from .report.data import coupling_rows, site_rows, token_rows
+from .report.evidence import curves, photo, surroundings
 from .sites import Reject, Site
 from .tokens import UNREAD, Merge
 
@@ -41,6 +44,7 @@ class Request:
     provider: str = "cpu"  # where an ONNX model is watched
     tokens: tuple[Merge, ...] = ()
     deploy: Deploy = PORTABLE
+    command: str = ""  # how it was asked for, in full
     allow: tuple[str, ...] | None = None  # what a target may be met by: channels, tokens; None: channels, and what is free
 
     @property
@@ -62,12 +66,14 @@ def allowed(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 def begun(graph: Graph, request: Request, macs: int, fresh: Callable[[], Graph], tell: Tell) -> tuple[State, Request]:
     """The graph with its tokens merged, and what is left to do: a budget in MACs is of the dense model's."""
+    from .passes.match import match
     from .passes.merge_tokens import merge_tokens
 
     request, notes = with_tokens(request, graph, fresh, tell)
     if not request.merges:
         return State(graph, request.ratios, notes=tuple(notes)), request
     free = request.tokens == (UNREAD,) and request.allow is None
+    unmerged = {site.name: site.macs for site in match(graph)[1]}
     try:
         graph, merged = merge_tokens(graph, request.merges)
     except CannotShrink:
@@ -88,7 +94,7 @@ def begun(graph: Graph, request: Request, macs: int, fresh: Callable[[], Graph],
         else:
             target, request = None, replace(request, ratios=Ratios())
         request = replace(request, target=target)
-    return State(graph, request.ratios, notes=tuple(notes)), request
+    return State(graph, request.ratios, notes=tuple(notes), merges=tuple(merged.steps), unmerged=unmerged), request
 
 
 def with_tokens(request: Request, graph: Graph, fresh: Callable[[], Graph], tell: Tell) -> tuple[Request, list[str]]:
@@ -162,6 +168,22 @@ def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[Stat
         state, took = run([step], state)
         seconds |= took
     return replace(state, plan=replace(state.plan, merges=request.merges)), seconds
+
+
+def planned(
+    name: str, request: Request, state: State, before: Size, seconds: Mapping[str, float], called: Sequence[Site]
+) -> Report:
+    """What there is to say before anything is cut; the bytes are not known yet, and nothing is proven. Kernels are told of
+    attentions that are `called` as one."""
+    sites, plan = state.sites, state.plan
+    macs = state.graph.totals()[0] - saved_macs(sites, plan)
+    after = Size(macs, before.params - saved_params(sites, plan), None)
+    settings = {"command": request.command, "seed": request.seed, "recipe": request.recipe, **surroundings()}
+    return Report(
+        name, request.recipe, before, after, coupling_rows(sites, plan), state.rejects, seconds, notes=state.notes,
+        settings=settings, kernels=kernels_of(state.graph, called, plan), sites=site_rows(sites, plan, state.unmerged),
+        tokens=token_rows(state.merges), curves=curves(state), photo=photo(state.data) if state.merges else None,
+    )  # fmt: skip
 
 
 def kernels_of(graph: Graph, sites: Sequence[Site], plan: Plan) -> tuple[dict[str, object], ...]:

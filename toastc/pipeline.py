@@ -52,6 +52,8 @@ class State:
     times: Mapping[str, Times] = field(default_factory=dict)  # by site, where the target is a latency
     total_time: float = 0.0
     plan: Plan = field(default_factory=Plan)
+    merges: tuple[Any, ...] = ()  # (merge, layout before, layout after), of the tokens that were merged at the beginning
+    unmerged: Mapping[str, int] = field(default_factory=dict)  # MACs of the sites before that
     notes: tuple[str, ...] = ()
     seed: int = 0
     tell: Tell = silent

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +11,7 @@ import torch
 from .compile_module import example_inputs_of
 from .progress import Tell
 from .timing import compared, finished
-
-WARMUP = 3
+from .turns import turns
 
 
 def bench_modules(
@@ -30,7 +29,9 @@ def bench_modules(
             tell(f"batch {batch}")
             feed = [repeated(x, batch).to(device) if isinstance(x, torch.Tensor) else x for x in inputs]
             runs = [torch.compile(m) if compiled else m for m in (dense, pruned)]
-            row = compared(turns(runs, feed, device, seconds), batch) | {"provider": f"torch {device.type}"}
+            with torch.inference_mode():
+                times = turns([partial(run_once, run, feed, device) for run in runs], seconds)
+            row = compared(times, batch) | {"provider": f"torch {device.type}"}
             row["mode"] = "inductor" if compiled else "eager"
             for name, run in zip(("dense", "pruned"), runs, strict=True):
                 row[name]["peak_mb"] = peak(run, feed, device)
@@ -44,24 +45,8 @@ def repeated(x: torch.Tensor, batch: int) -> torch.Tensor:
     return torch.cat([x] * -(-batch // len(x)))[:batch]
 
 
-def turns(runs: Sequence[Callable[..., Any]], feed: list[Any], device: torch.device, seconds: float) -> list[list[float]]:
-    times: list[list[float]] = [[] for _ in runs]
-    with torch.inference_mode():
-        for run in runs:
-            for _ in range(WARMUP):
-                run(*feed)
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(times[0]) < 5:
-            for run, own in zip(runs, times, strict=True):
-                wait(device)
-                start = time.perf_counter()
-                run(*feed)
-                wait(device)
-                own.append((time.perf_counter() - start) * 1e3)
-    return times
-
-
-def wait(device: torch.device) -> None:
+def run_once(run: Callable[..., Any], feed: list[Any], device: torch.device) -> None:
+    run(*feed)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -37,6 +37,7 @@ import toastc
 from toastc.errors import ToastcError
 from toastc.runtimes import ort
 from toastc.schedules import schedules
+from toastc.turns import turns
 
 MODELS = (
     "vit_base_patch16_224.mae", "vit_large_patch16_224.mae", "deit_small_patch16_224", "swin_base_patch4_window7_224",
@@ -102,20 +103,6 @@ def on_inductor(model: torch.nn.Module, device: str, compiled: bool) -> Callable
     return bound
 
 
-def turns(runs: dict[str, Callable[[], None]], seconds: float) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for go in runs.values():
-        for _ in range(3):
-            go()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
-        for name, go in runs.items():
-            start = time.perf_counter()
-            go()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return times
-
-
 def measured(name: str, args: argparse.Namespace, folder: Path, left: Callable[[], float]) -> Iterator[Row]:
     size = args.size
     model = timm.create_model(name.partition(".")[0], img_size=size).eval()
@@ -148,7 +135,7 @@ def measured(name: str, args: argparse.Namespace, folder: Path, left: Callable[[
             for label in files
         }
         for batch in args.batches:
-            times = turns({label: make(batch, size) for label, make in bound.items()}, args.seconds)
+            times = dict(zip(bound, turns([make(batch, size) for make in bound.values()], args.seconds), strict=True))
             for label, own in times.items():
                 ratios = [a / b for a, b in zip(times["dense"], own, strict=True)]
                 low, middle, high = statistics.quantiles(ratios, n=4)

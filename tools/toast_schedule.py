@@ -3,12 +3,15 @@
     python tools/toast_schedule.py deit_small_patch16_224 2.7 > r.json     a ratio file for `toastc --ratios r.json`
     python tools/toast_schedule.py --list                                  models and points, with what the paper reports
     python tools/toast_schedule.py --table [--models deit_tiny_patch16_224,...]
+    python tools/toast_schedule.py --prove [--models ...]                  the toast recipe on all of them
     python tools/toast_schedule.py --speed deit_small_patch16_224 2.7      measured here, beside the paper's H100 figure
 
 `--table` builds every model in timm with random weights, finds its sites and counts. "chosen at run time" is the paper's
 form, in which fc1 and fc2 read fewer channels and no FFN weight goes; "static" is what toastc cuts with the same numbers:
-a channel that fc2 does not read is not computed by fc1 either. `--speed` compiles the model (random weights, speed does not
-depend on them) in both forms and times all three in ONNX Runtime on the CPU, taking turns.
+a channel that fc2 does not read is not computed by fc1 either. `--prove` runs the static recipe on every model, at its smallest
+point, and compares what comes out with the padded weights in the dense model. `--speed` compiles the model (random weights,
+speed does not depend on them) in all three forms and times them in ONNX Runtime on the CPU, taking turns: ratios to
+neighbouring runs of the dense model, median and quartiles.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from toastc.errors import ToastcError
 from toastc.plan import Choice, Keep, Plan, Select
 from toastc.ratios import narrowed, parse
 from toastc.schedules import Schedule, schedule, schedules
+from toastc.timing import compared
 
 
 def build(name: str) -> Any:
@@ -101,8 +105,32 @@ def table(names: list[str], as_json: bool) -> int:
     return 1 if off else 0
 
 
-def speed(own: Schedule, batch: int) -> dict[str, Any]:
-    """Dense, chosen at run time, and static, in turns; medians of the ratios with their range."""
+def prove(names: list[str], as_json: bool) -> int:
+    """The static recipe, really run: its GMACs are those of the table, and the proof says how far the outputs are apart."""
+    import torch
+
+    rows = []
+    for name in names:
+        own = list(schedules()[name].values())[-1]
+        images = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        report = toastc.prune(build(name), own.ratios(), recipe="toast", data=images, example_inputs=(images[:2],)).report
+        wanted = next(row["static"] for row in counted(name) if row["point"] == own.point)
+        assert report.verified is not None
+        same = f"{report.after.macs / 1e9:.3g}" == f"{wanted:.3g}"
+        rows.append({"model": name, "point": own.point, "gmacs": report.after.macs / 1e9, "table": wanted, "same": same,
+                     "error": report.verified["error"], "tolerance": report.verified["tolerance"],
+                     "proven": report.verified["ok"], "seconds": round(sum(report.seconds.values()), 1)})  # fmt: skip
+        if not as_json:
+            word = "proven" if report.verified["ok"] else "NOT EQUAL"
+            print(f"{name} {own.point}: {rows[-1]['gmacs']:.3f} GMACs (table: {wanted:.3f}), {word}, "
+                  f"error {rows[-1]['error']:.1e}, {rows[-1]['seconds']} s", flush=True)  # fmt: skip
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    return 0 if all(row["proven"] and row["same"] for row in rows) else 1
+
+
+def speed(own: Schedule, batch: int, seconds: float) -> dict[str, Any]:
+    """Dense, chosen at run time, and static, in turns."""
     import torch
 
     from toastc.runtimes.ort import time_interleaved
@@ -125,18 +153,14 @@ def speed(own: Schedule, batch: int) -> dict[str, Any]:
             print(f"{form}: proven, error {made[form].report.verified['error']:.1e}", file=sys.stderr, flush=True)  # type: ignore[index]
         paths = [folder / "dense.onnx", *(folder / f"{form}.onnx" for form in forms)]
         feed = {"image": rng.standard_normal((batch, 3, 224, 224)).astype(np.float32)}
-        rounds = [time_interleaved(paths, feed, "cpu", 0, 10.0) for _ in range(3)]
-    found: dict[str, Any] = {
-        "model": own.model,
-        "point": own.point,
-        "batch": batch,
-        "paper": own.given["images_per_s"] / own.dense["images_per_s"],
-    }
-    for number, form in enumerate(forms, 1):
-        ratios = sorted(float(np.median(times[0]) / np.median(times[number])) for times in rounds)
-        report = made[form].report
-        found[form] = {"speed_up": ratios, "ideal": report.before.macs / report.after.macs}
-    return found
+        times = time_interleaved(paths, feed, "cpu", 0, seconds)
+    found = {}
+    for form, own_times in zip(forms, times[1:], strict=True):
+        row, report = compared([times[0], own_times], batch), made[form].report
+        found[form] = {"speedup": row["speedup"], "speedup_iqr": row["speedup_iqr"], "runs": row["dense"]["runs"],
+                       "ideal": report.before.macs / report.after.macs}  # fmt: skip
+    paper = own.given["images_per_s"] / own.dense["images_per_s"]
+    return {"model": own.model, "point": own.point, "batch": batch, "paper": paper, "forms": found}
 
 
 def main() -> int:
@@ -145,14 +169,18 @@ def main() -> int:
     parser.add_argument("point", nargs="?")
     parser.add_argument("--list", action="store_true", help="models and points")
     parser.add_argument("--table", action="store_true", help="count every point of every model")
-    parser.add_argument("--models", type=lambda t: t.split(","), help="with --table: only these")
+    parser.add_argument("--prove", action="store_true", help="run the recipe on every model")
+    parser.add_argument("--models", type=lambda t: t.split(","), help="with --table or --prove: only these")
     parser.add_argument("--speed", action="store_true", help="time a point here")
     parser.add_argument("--batch", type=int, default=8, help="with --speed (default 8)")
+    parser.add_argument("--seconds", type=float, default=40.0, help="with --speed: time for all four together (40)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     try:
         if args.table:
             return table(args.models or list(schedules()), args.json)
+        if args.prove:
+            return prove(args.models or list(schedules()), args.json)
         if args.list:
             for model, points in schedules().items():
                 for point, own in points.items():
@@ -169,7 +197,7 @@ def main() -> int:
     if not args.speed:
         print(json.dumps(own.ratios(), indent=1))
         return 0
-    found = speed(own, args.batch)
+    found = speed(own, args.batch, args.seconds)
     if args.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -177,8 +205,9 @@ def main() -> int:
         f"{own.model} {own.point}, ONNX Runtime on the CPU, batch {args.batch}; the paper on an H100: {found['paper']:.2f} times"
     )
     for form in ("static", "image", "batch"):
-        low, middle, high = found[form]["speed_up"]
-        print(f"  {form:7} {middle:.2f} ({low:.2f}-{high:.2f}) times as fast as dense, by MACs {found[form]['ideal']:.2f}")
+        of = found["forms"][form]
+        low, high = of["speedup_iqr"]
+        print(f"  {form:7} {of['speedup']:.2f} ({low:.2f}-{high:.2f}) times as fast as dense, by MACs {of['ideal']:.2f}")
     return 0
 
 

@@ -22,7 +22,6 @@ class Fused:
     """How many attentions are one node now, those that were so before included, and why others are not."""
 
     count: int
-    before: int
     left: tuple[str, ...]
 
 
@@ -55,4 +54,4 @@ def fuse_attention(graph: Graph) -> tuple[Graph, Fused]:
     if fused or rewritten:
         graph.finish()
         graph = graph.reopened()
-    return graph, Fused(len(whole) + fused, len(whole), tuple(left))
+    return graph, Fused(len(whole) + fused, tuple(left))

@@ -44,14 +44,8 @@ class Writer:
             raise Unfusable("an output of the model reads it head by head")
         q, k, v = (self.rows(value, perm, heads, mix) for value, perm in zip(operands, perms, strict=True))
         bias = self.bias(found, heads, q)
-        q3, k3, v3 = self.parts([q, k, v], mix)
-        if found.by_head is not None:
-            q3 = graph.pen(mix, operands[0]).math("mul", q3, np.repeat(found.by_head, q.width // heads)[None, None])
-        scale, after = found.factor * q.factor * k.factor * (scores.factor or 1.0), v.factor * (mix.factor or 1.0)
-        whole = graph.attend((q3, k3, v3), bias, heads, scale, mix)
-        if after != 1:
-            whole = graph.pen(mix, mix.inputs[1 - found.slot]).math("mul", whole, np.array(after))
-        self.hand_on(mix.outputs[0], made, heads, whole, mix)
+        scale, after = found.factor * (scores.factor or 1.0), mix.factor or 1.0
+        self.hand_on(mix.outputs[0], made, heads, self.attended((q, k, v), bias, heads, scale, mix, after, found.by_head), mix)
 
     def write_whole(self, op: Op) -> None:
         """An attention that is one node already, but another runtime's."""
@@ -59,25 +53,34 @@ class Writer:
         assert spec is not None
         if not spec.plain:
             raise Unfusable("it has a mask of booleans, caps its scores, or shares keys between heads")
-        found = []
-        for value, layout in zip(op.inputs[:3], spec.layouts, strict=False):
-            assert value is not None
-            width = graph.shape(value)[-1]
-            rows = Rows(value, 0, width, width) if layout == "bn(hd)" else self.rows(value, (0, 1, 2, 3), spec.heads, op)
-            found.append(rows)
-        q, k, v = found
+        q, k, v = (
+            self.rows(value, (0, 1, 2, 3), spec.heads, op) if layout != "bn(hd)" else whole_rows(graph, value)
+            for value, layout in zip(op.inputs[:3], spec.layouts, strict=False)
+        )
         bias = None
         mask = op.inputs[spec.masks[0]] if len(op.inputs) > spec.masks[0] else None
         if mask is not None:
             tokens = graph.shape(q.value)[1], graph.shape(k.value)[1]
             bias = self.four_axes(graph.pen(op, op.inputs[0]), mask, graph.shape(mask), spec.heads, tokens)
-        whole = graph.attend(self.parts(found, op), bias, spec.heads, spec.scale * q.factor * k.factor, op)
-        if v.factor != 1:
-            whole = graph.pen(op, op.inputs[2]).math("mul", whole, np.array(v.factor))
+        whole = self.attended((q, k, v), bias, spec.heads, spec.scale, op)
         if spec.layouts[3] == "bn(hd)":
             graph.replace(op.outputs[0], whole)
         else:
             self.hand_on(op.outputs[0], (0, 1, 2, 3), spec.heads, whole, op)
+
+    def attended(
+        self, rows: tuple[Rows, Rows, Rows], bias: Value | None, heads: int, scale: float, like: Op, after: float = 1.0,
+        by_head: np.ndarray | None = None,
+    ) -> Value:  # fmt: skip
+        """The node itself, with the factors that stood on the way to it."""
+        q, k, v = rows
+        queries, keys, values = self.parts(rows, like)
+        pen = self.graph.pen(like, like.outputs[0])  # type: ignore[arg-type]
+        if by_head is not None:
+            queries = pen.math("mul", queries, np.repeat(by_head, q.width // heads)[None, None])
+        whole = self.graph.attend((queries, keys, values), bias, heads, scale * q.factor * k.factor, like)
+        after *= v.factor
+        return whole if after == 1 else pen.math("mul", whole, np.array(after))
 
     def rows(self, value: Value | None, perm: Sequence[int], heads: int, like: Op) -> Rows:
         """Where an operand stands as rows of tokens: as near to it as there is such a place."""
@@ -202,6 +205,12 @@ class Writer:
             turned = [perm[i] for i in (0, 2, 1, 3)]
         order = np.argsort(turned).tolist()
         graph.replace(value, graph.transpose(back, order, like) if order != list(range(len(order))) else back)
+
+
+def whole_rows(graph: Graph, value: Value | None) -> Rows:
+    assert value is not None
+    width = graph.shape(value)[-1]
+    return Rows(value, 0, width, width)
 
 
 def turned_shape(shape: Sequence[int], perm: Sequence[int]) -> tuple[int, ...]:

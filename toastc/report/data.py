@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from ..plan import Plan
+from ..cost import saved_macs, saved_params
+from ..plan import Keep, Plan
 from ..sites import Reject, Site
+from ..tokens import Layout, Merge
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Size:
 
 @dataclass(frozen=True)
 class CouplingRow:
-    """Widths of one coupling, a head each where it has groups."""
+    """Widths of one coupling, a head each where it has groups. `which` heads stay, where some go whole."""
 
     site: str
     coupling: str
@@ -26,6 +28,41 @@ class CouplingRow:
     original: int
     kept: int
     reason: str = ""
+    which: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """What one attention or FFN costs, before and after."""
+
+    site: str
+    kind: str
+    macs: tuple[int, int]
+    params: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One merge. `grid` and `cells` (the token that each patch has become part of) where they are known beforehand."""
+
+    before: str
+    merge: str
+    tokens: tuple[int, int]
+    patches: tuple[int, int]
+    grid: tuple[int, int] | None
+    cells: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Why a width was chosen: the `loss` when so many channels stay, or what each channel is worth, the best first:
+    its singular value (`spectrum`) or its `score`."""
+
+    coupling: str
+    kind: str
+    at: tuple[int, ...]
+    values: tuple[float, ...]
+    chosen: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +79,11 @@ class Report:
     settings: Mapping[str, object] = field(default_factory=dict)
     deployed: Mapping[str, object] | None = None
     kernels: Sequence[Mapping[str, object]] = ()
+    sites: tuple[SiteRow, ...] = ()
+    tokens: tuple[TokenRow, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    photo: str | None = None  # one of the calibration inputs, to draw tokens on
+    measured: Mapping[str, object] | None = None  # how far the outputs are from the dense model's
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -55,7 +97,29 @@ def coupling_rows(sites: Sequence[Site], plan: Plan) -> tuple[CouplingRow, ...]:
             kept = coupling.width if choice is None else choice.width
             if choice is None and (coupling.name == "inputs" or (coupling.name == "heads" and coupling.reason)):
                 continue
-            rows.append(CouplingRow(site.name, coupling.name, coupling.groups, coupling.width, kept, coupling.reason))
+            heads = coupling.name == "heads" and isinstance(choice, Keep)
+            which = tuple(choice.index[0].tolist()) if heads else ()  # type: ignore[union-attr]
+            rows.append(CouplingRow(site.name, coupling.name, coupling.groups, coupling.width, kept, coupling.reason, which))
+    return tuple(rows)
+
+
+def site_rows(sites: Sequence[Site], plan: Plan, dense: Mapping[str, int]) -> tuple[SiteRow, ...]:
+    """`dense`: MACs before tokens were merged, where any were."""
+    rows = []
+    for site in sites:
+        macs = dense.get(site.name, site.macs), site.macs - saved_macs([site], plan)
+        rows.append(SiteRow(site.name, site.kind, macs, (site.params, site.params - saved_params([site], plan))))
+    return tuple(rows)
+
+
+def token_rows(steps: Sequence[tuple[Merge, Layout, Layout]]) -> tuple[TokenRow, ...]:
+    """Of merges with what stood before and after each."""
+    rows = []
+    for merge, before, after in steps:
+        first = steps[0][1]
+        cells = None if after.of_patch is None else tuple((after.of_patch[first.leading :] - after.leading).tolist())
+        grid = (after.height, after.width) if after.grid else None
+        rows.append(TokenRow(merge.before, merge.merge, (before.count, after.count), (first.height, first.width), grid, cells))
     return tuple(rows)
 
 

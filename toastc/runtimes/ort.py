@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime as ort
 
 from ..errors import ToastcError
+from ..turns import turns
 
-PAUSE = 0.02  # seconds between runs that are timed: each finds an idle machine
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -64,15 +64,10 @@ def run_session(
         raise ToastcError(f"{path}: ONNX Runtime can not run it ({' '.join(str(error).split())[:200]})") from None
 
 
-def milliseconds(model: bytes, given: np.ndarray, provider: str = "cpu", times: int = 5) -> float:
+def milliseconds(model: bytes, given: np.ndarray, provider: str = "cpu") -> float:
     """The median of a few runs of a model with one input, after a warm-up."""
     made = session_of(model, None, provider)
-    found = []
-    for _ in range(times + 2):
-        start = time.perf_counter()
-        made.run(None, {made.get_inputs()[0].name: given})
-        found.append((time.perf_counter() - start) * 1e3)
-    return float(np.median(found[2:]))
+    return float(np.median(turns([partial(made.run, None, {made.get_inputs()[0].name: given})], 0.0)[0]))
 
 
 def time_interleaved(
@@ -81,20 +76,8 @@ def time_interleaved(
     provider: str,
     threads: int,
     seconds: float,
-    warmup: int = 3,
     options: Mapping[str, str] | None = None,
 ) -> list[list[float]]:
-    """Milliseconds of each run of each file, taking turns, so that noise falls on all alike."""
+    """Milliseconds of each run of each file, taking turns."""
     sessions = [session(p, provider, threads, given=options) for p in paths]
-    for made, path in zip(sessions, paths, strict=True):
-        for _ in range(warmup):
-            run_session(made, path, feeds)
-    times: list[list[float]] = [[] for _ in sessions]
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 5:
-        for made, own in zip(sessions, times, strict=True):
-            time.sleep(PAUSE)
-            start = time.perf_counter()
-            made.run(None, dict(feeds))
-            own.append((time.perf_counter() - start) * 1e3)
-    return times
+    return turns([partial(run_session, s, p, feeds) for s, p in zip(sessions, paths, strict=True)], seconds)

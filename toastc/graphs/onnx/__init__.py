@@ -9,13 +9,24 @@ from __future__ import annotations
 from . import upcast
 from .adapter import OnnxGraph
 from .facts import sizes_for
-from .files import embed_plan, external_files, file_bytes, is_external, load_model, plan_of, prepare, staged, write_model
+from .files import (
+    carries_plan,
+    embed_plan,
+    external_files,
+    file_bytes,
+    is_external,
+    load_model,
+    plan_of,
+    prepare,
+    staged,
+    write_model,
+)
 from .inputs import sample_inputs
 from .macs import macs_of
 from .precision import to_half
 from .runtime_nodes import fuse_for_runtime
 
 __all__ = [
-    "OnnxGraph", "embed_plan", "external_files", "file_bytes", "fuse_for_runtime", "is_external", "load_model", "macs_of",
-    "plan_of", "prepare", "sample_inputs", "sizes_for", "staged", "to_half", "upcast", "write_model",
+    "OnnxGraph", "carries_plan", "embed_plan", "external_files", "file_bytes", "fuse_for_runtime", "is_external", "load_model",
+    "macs_of", "plan_of", "prepare", "sample_inputs", "sizes_for", "staged", "to_half", "upcast", "write_model",
 ]  # fmt: skip

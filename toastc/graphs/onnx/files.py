@@ -220,6 +220,10 @@ def plan_of(model: ir.Model, what: str) -> Plan:
         raise ToastcError(f"{what}: its plan can not be read ({one_line(error)})") from None
 
 
+def carries_plan(model: ir.Model) -> bool:
+    return PLAN_KEY in model.metadata_props
+
+
 def embed_plan(model: ir.Model, plan: Plan, macs: int | None = None) -> None:
     model.metadata_props[PLAN_KEY] = json.dumps(plan.to_dict())
     if macs is not None:

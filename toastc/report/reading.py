@@ -1,0 +1,88 @@
+"""Reports that were saved: as JSON, as a page, or as the plan a model or a file carries."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ToastcError
+from ..plan import Plan
+
+DATA = re.compile(r'<script type="application/json" id="report">(.*?)</script>', re.DOTALL)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """What `--json` printed, a page that `--report` wrote, a plan, or a model."""
+    if path.suffix == ".safetensors":
+        return {"model": str(path), "couplings": [*planned(Plan.load(path))]}
+    if path.suffix == ".onnx":
+        return of_model(path)
+    text = read_text(path)
+    if path.suffix in (".html", ".htm"):
+        found = DATA.search(text)
+        if found is None:
+            raise ToastcError(f"{path}: is no page of toastc's")
+        text = found[1]
+    data = parsed(path, text)
+    if "couplings" not in data:
+        raise ToastcError(f"{path}: is no report; give what `toastc ... --json` printed, a page, a plan or a model")
+    return data
+
+
+def read_json(path: Path, keys: set[str], what: str) -> dict[str, Any]:
+    """Figures that another command wrote."""
+    data = parsed(path, read_text(path))
+    if not keys <= set(data):
+        raise ToastcError(f"{path}: is not what {what} writes: {', '.join(sorted(keys - set(data)))} is missing")
+    return data
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ToastcError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ToastcError(f"{path}: can not be read ({error})") from None
+
+
+def parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ToastcError(f"{path}: not JSON ({error})") from None
+    if not isinstance(data, Mapping):
+        raise ToastcError(f"{path}: is a {type(data).__name__} where an object belongs")
+    return dict(data)
+
+
+def planned(plan: Plan) -> list[dict[str, Any]]:
+    rows = []
+    for name, choice in plan.choices.items():
+        site, _, coupling = name.rpartition(".")
+        which = choice.index[0].tolist() if coupling == "heads" else []
+        rows.append({"site": site, "coupling": coupling, "groups": len(choice.index), "original": choice.of or choice.width,
+                     "kept": choice.width, "reason": "", "which": which})  # fmt: skip
+    return rows
+
+
+def of_model(path: Path) -> dict[str, Any]:
+    """A model as it is, with what was cut before if it carries a plan."""
+    from ..api import inspect
+    from ..graphs.onnx import carries_plan, file_bytes, load_model, plan_of
+
+    data, model = inspect(path), load_model(path)
+    plan = plan_of(model, str(path)) if carries_plan(model) else Plan()
+    cut = {(row["site"], row["coupling"]): row for row in planned(plan)}
+    rows = []
+    for site in data["sites"]:
+        for own in site["couplings"]:
+            row = {"site": site["name"], "coupling": own["name"], "groups": own["groups"], "original": own["width"],
+                   "kept": own["width"], "reason": "" if own["prunable"] else own["reason"]}  # fmt: skip
+            rows.append(row | cut.pop((site["name"], own["name"]), {}))
+    size = {"macs": data["macs"], "params": data["params"], "bytes": file_bytes(model, path)}
+    sites = [{"site": s["name"], "kind": s["kind"], **{k: [None, s[k]] for k in ("macs", "params")}} for s in data["sites"]]
+    return {"model": str(path), "after": size, "couplings": rows + list(cut.values()), "sites": sites, "rejects": data["rejects"]}
