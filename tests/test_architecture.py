@@ -17,6 +17,8 @@ TORCH_ROOMS = (
     "toastc/compactors.py",
     "toastc/gates.py",
     "toastc/compile_module.py",
+    "toastc/pretrained.py",
+    "toastc/sources.py",
     "toastc/timing_modules.py",
     "toastc/finetune.py",
     "toastc/masks.py",

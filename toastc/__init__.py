@@ -14,12 +14,15 @@ if (_checkout / "passes" / "match" / "flow.py").exists():  # a plain checkout: t
     __path__ = [*__path__, str(_checkout)]
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "Result", "backend", "bench", "compact", "inspect", "measure", "prune", "verify"]
-
 _HOMES = {
-    "Plan": "plan", "Result": "api", "backend": "dynamo", "bench": "api", "compact": "compactors", "inspect": "api",
-    "measure": "api", "prune": "api", "verify": "api",
+    "Plan": "plan", "Result": "api", "backend": "dynamo", "bench": "api", "compact": "compactors", "export": "api",
+    "from_pretrained": "pretrained", "inspect": "api", "measure": "api", "prune": "api", "save_pretrained": "pretrained",
+    "verify": "api",
 }  # fmt: skip
+__all__ = [
+    "Plan", "Result", "backend", "bench", "compact", "export", "from_pretrained", "inspect", "measure", "prune",
+    "save_pretrained", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> _Any:

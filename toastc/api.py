@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from .cost import Target
 from .deploy import Deploy
 from .errors import NothingToPrune, ToastcError
 from .files import check_targets, write_beside
-from .forms import is_torch, open_graph
+from .forms import is_named, is_torch, open_graph
 from .plan import Plan
 from .progress import Tell, silent
 from .report.data import reject_dicts, site_dict, widths_by_site
@@ -50,13 +51,16 @@ def prune(
     seed: int = 0,
     verify: bool = True,
     dry_run: bool = False,
+    weights: str | None = None,
     command: str | None = None,
     tell: Tell = silent,
 ) -> Result:
     """Make a model smaller: `ratios` (a dict, a number, a path) say how much of every coupling is removed.
 
     `model` is a path to an ONNX file, an onnx ModelProto, an onnx_ir Model, an onnx_graphsurgeon Graph, or a
-    torch nn.Module / ExportedProgram. Instead of ratios, `target="macs=0.6"` keeps that share of the MACs, and
+    torch nn.Module / ExportedProgram; or the name of a model, `timm:NAME` or `hf:NAME`, which
+    is built and exported (`weights`: a file, or "random"; else its own). Instead of ratios,
+    `target="macs=0.6"` keeps that share of the MACs, and
     `plan` replays a plan. `passes` spells a pipeline instead of a named recipe: `score-weights{by=l1},plan-ratios`.
     `tokens` merges tokens first, `"h4,v8"`: horizontally before block 4, vertically before block 8. With
     `allow="channels,tokens"` a target in MACs is met by both, as costs least; with `"channels"` by channels alone.
@@ -97,6 +101,16 @@ def prune(
             raise ToastcError("for, dtype and quantize are of ONNX files; a module is for torch.compile")
 
         result = compile_module(model, example_inputs, request, tell)
+    elif is_named(model):
+        from .compile_onnx import compile_any
+        from .sources import as_file
+
+        tell("export")
+        with as_file(str(model), weights) as (path, own):
+            if preprocess is None:
+                request = replace(request, options={**request.options, "preprocess": own})
+            result = compile_any(path, None if output is None else Path(output), targets, request, tell)
+        result = replace(result, report=replace(result.report, model=str(model)))
     else:
         from .compile_onnx import compile_any
 
@@ -117,6 +131,19 @@ def prune(
     return result
 
 
+def export(name: str, output: str | Path, weights: str | None = None) -> dict[str, Any]:
+    """A model that timm or transformers build, as an ONNX file: `timm:NAME` or `hf:NAME`."""
+    from .graphs.onnx import OnnxGraph, is_external, load_model, staged, write_model
+    from .sources import as_file
+
+    check_targets([Path(output), Path(f"{output}.data")])
+    with as_file(name, weights) as (path, _), staged(Path(output)) as file:
+        model = load_model(path)
+        macs, params = OnnxGraph(model).totals()
+        write_model(model, file, is_external(model) or None)
+    return {"model": name, "output": str(output), "macs": macs, "params": params}
+
+
 def read_ratios(ratios: Any) -> ratio_file.Ratios:
     return ratio_file.read(Path(ratios)) if isinstance(ratios, str | Path) else ratio_file.parse(ratios)
 
@@ -125,7 +152,7 @@ def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
     """What can be shrunk and what not, as the data of `toastc inspect --json`."""
     from .passes.match import match
 
-    graph, name = open_graph(model, example_inputs)
+    graph, name = open_graph(model, example_inputs, weights="random")
     _, sites, rejects = match(graph)
     macs, params = graph.totals()
     return {
@@ -142,7 +169,7 @@ def kernels(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
     from .driver import kernels_of
     from .passes.match import match
 
-    graph, name = open_graph(model, example_inputs)
+    graph, name = open_graph(model, example_inputs, weights="random")
     return {"model": name, "kernels": list(kernels_of(graph, match(graph)[1], Plan()))}
 
 
@@ -214,4 +241,4 @@ def bench(
     return bench_files(Path(dense), Path(pruned), provider, batches, threads, seconds, tell, options, memory)
 
 
-__all__ = ["Result", "bench", "inspect", "kernels", "measure", "prune", "verify"]
+__all__ = ["Result", "bench", "export", "inspect", "kernels", "measure", "prune", "verify"]

@@ -66,7 +66,7 @@ DATA_HELP = "a folder of images, or .npy, .npz, .safetensors of ready inputs"
 def add_data_options(group: Any) -> None:
     group.add_argument("--images", type=counted, metavar="N", help="use that many of them (default: all)")
     group.add_argument("--size", type=counted, help="images: pixels a side (default: the model's, else 224)")
-    group.add_argument("--crop", type=share, default=0.875, help="images: the middle share that is kept (0.875)")
+    group.add_argument("--crop", type=share, help="images: the middle share that is kept (0.875)")
     group.add_argument("--mean", type=numbers, metavar="R,G,B", help="images: ImageNet's by default")
     group.add_argument("--std", type=numbers, metavar="R,G,B")
     group.add_argument(
@@ -91,7 +91,8 @@ def parser_for(command: str) -> Parser:
     if command == "prune":
         p = Parser("toastc", description=PRUNE_HELP, epilog=RATIOS_HELP, formatter_class=raw)
         p.add_argument("--version", action="version", version=f"toastc {__version__}")
-        p.add_argument("model", type=Path, metavar="MODEL.onnx")
+        p.add_argument("model", type=Path, metavar="MODEL.onnx", help="or timm:NAME, hf:NAME, hf:FOLDER: exported first")
+        p.add_argument("--weights", metavar="W.safetensors", help="of a model given by name, instead of its own; or random")
         p.add_argument("-o", "--output", type=Path, metavar="OUT.onnx", help="where to write the smaller model")
         what = p.add_mutually_exclusive_group()
         what.add_argument("--ratios", type=Path, metavar="R.json", help="how much of every coupling to remove")

@@ -70,17 +70,21 @@ def finite(value: Any) -> Any:
 def preprocess_of(args: argparse.Namespace) -> Any:
     from .calibration import Preprocess
 
-    return Preprocess(**{k: getattr(args, k) for k in ("size", "crop", "mean", "std") if getattr(args, k) is not None})
+    given = {k: getattr(args, k) for k in ("size", "crop", "mean", "std") if getattr(args, k) is not None}
+    return Preprocess(**given) if given else None  # the model's own, if it has some
 
 
 def run_prune(args: argparse.Namespace) -> int:
     from .api import prune
+    from .forms import is_named
     from .progress import progress
 
     if args.output is None and not args.dry_run:
         raise ToastcError("give -o OUT.onnx, or --dry-run")
     deploy = args.runtime != "portable" or args.dtype or args.quantize
     if not any((args.ratios, args.target, args.plan, args.tokens, deploy)):
+        if is_named(args.model) and args.output is not None:
+            return run_export(args)
         raise ToastcError("one of the arguments --ratios --target --plan --tokens is required (see toastc --help)")
     with progress(args.quiet) as tell:
         result = prune(
@@ -89,11 +93,24 @@ def run_prune(args: argparse.Namespace) -> int:
             dry_run=args.dry_run, tell=tell, data=args.calibrate, images=args.images, preprocess=preprocess_of(args),
             moments=args.moments, moments_out=args.moments_out, ratios_out=args.ratios_out, provider=args.provider,
             search=args.search, batch=args.batch, tokens=args.tokens, allow=args.allow, runtime=args.runtime, dtype=args.dtype,
-            quantize=args.quantize, command=args.asked,
+            quantize=args.quantize, weights=args.weights, command=args.asked,
         )  # fmt: skip
     from .report.terminal import print_report
 
     show(result.report.to_dict(), args.json, args.quiet, lambda console: print_report(result.report, console))
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """A model by name, and nothing to be done to it: the dense file."""
+    from .api import export
+    from .progress import progress
+
+    with progress(args.quiet) as tell:
+        tell("export")
+        data = export(str(args.model), args.output, args.weights)
+    word = f"{args.output}: {args.model} as it is; --target macs=0.6 or --ratios make it smaller"
+    show(data, args.json, args.quiet, lambda console: console.print(word, markup=False, highlight=False))
     return 0
 
 

@@ -34,13 +34,24 @@ def from_ir(kind: str, model: Any) -> Any:
     return sys.modules["onnx_graphsurgeon"].import_onnx(proto) if kind == "gs" else proto
 
 
+def is_named(model: Any) -> bool:
+    """Is it the name of a model that timm or transformers build?"""
+    return isinstance(model, str | Path) and str(model).startswith(("timm:", "hf:"))
+
+
 def is_torch(model: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and (isinstance(model, torch.nn.Module) or type(model).__name__ == "ExportedProgram")
 
 
-def open_graph(model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu") -> tuple[Any, str]:
-    """A model of any kind as the compiler sees it, and what to call it."""
+def open_graph(
+    model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu", weights: str | None = None
+) -> tuple[Any, str]:
+    """A model of any kind as the compiler sees it, and what to call it; `weights` are for one that is given by name."""
+    if is_named(model):
+        from .sources import built
+
+        return open_graph(built(str(model), weights).module, example_inputs)[0], str(model)
     if is_torch(model):
         from .compile_module import open_module
 

@@ -1,0 +1,120 @@
+"""Models by name: built by timm or transformers, exported, and pruned like any file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import timm
+import torch
+import transformers
+from conftest import PLAIN, Command
+from safetensors.torch import save_file
+from zoo_exports import quiet
+
+import toastc
+from toastc.errors import ToastcError
+from toastc.sources import built
+
+SMALL = "timm:vit_tiny_patch16_224?img_size=32&depth=2&num_classes=10"
+
+
+def shrunk(here: Command, name: str, folder: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    return here(name, "-o", folder / "small.onnx", "--target", "macs=0.6", *PLAIN, *more, "--json")
+
+
+def outputs(path: Path, images: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(path)
+    return session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+def test_a_timm_model_comes_with_its_weights(here: Command, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=10).eval()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    made = here(SMALL, "-o", tmp_path / "dense.onnx", "--weights", tmp_path / "w.safetensors", "--json")
+    assert made.returncode == 0, made.stderr
+    images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(outputs(tmp_path / "dense.onnx", images), expected, atol=1e-4)
+    made = shrunk(here, SMALL, tmp_path, "--weights", tmp_path / "w.safetensors")
+    report = json.loads(made.stdout)
+    assert report["model"] == SMALL
+    assert report["after"]["macs"] <= 0.6 * report["before"]["macs"]
+    assert outputs(tmp_path / "small.onnx", images).shape == expected.shape
+
+
+def test_a_model_of_transformers_is_a_folder(here: Command, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    config = transformers.ViTConfig(image_size=32, patch_size=8, num_labels=7, **sizes)
+    torch.manual_seed(0)
+    with quiet():
+        model = transformers.ViTForImageClassification(config).eval()
+        model.save_pretrained(tmp_path / "vit")
+        transformers.ViTImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[1.0, 2.0, 3.0]).save_pretrained(tmp_path / "vit")
+    made = here(f"hf:{tmp_path / 'vit'}", "-o", tmp_path / "dense.onnx")
+    assert made.returncode == 0, made.stderr
+    images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).logits.numpy()
+    np.testing.assert_allclose(outputs(tmp_path / "dense.onnx", images), expected, atol=1e-4)
+    assert shrunk(here, f"hf:{tmp_path / 'vit'}", tmp_path).returncode == 0
+    source = built(f"hf:{tmp_path / 'vit'}")
+    assert source.preprocess is not None
+    assert source.preprocess.mean == (0.1, 0.2, 0.3)
+
+
+def test_calibration_uses_the_preprocessing_that_comes_with_the_model(here: Command, tmp_path: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    made = shrunk(here, SMALL, tmp_path, "--weights", "random", "--recipe", "vbp", "--calibrate", tmp_path / "photos")
+    assert made.returncode == 0, made.stderr
+    assert "mean (0.5, 0.5, 0.5)" in " ".join(json.loads(made.stdout)["notes"])
+
+
+def test_names_can_be_looked_at_without_weights(here: Command) -> None:
+    made = here("inspect", SMALL, "--json")
+    assert [s["name"] for s in json.loads(made.stdout)["sites"]][:2] == ["blocks.0.attn", "blocks.0.mlp"]
+    assert here("kernels", SMALL, "--json").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("timm:", "give a model's name"),
+        ("timm:no_such_model", "Unknown model"),
+        ("timm:vit_tiny_patch16_224?no_such_option=1", "can not be had"),
+        ("hf:no/such/folder", "can not be had"),
+    ],
+)
+def test_what_can_not_be_had_is_said_in_one_line(here: Command, tmp_path: Path, name: str, word: str) -> None:
+    made = here(name, "-o", tmp_path / "o.onnx", "--weights", "random", "--quiet")
+    assert made.returncode == 2
+    assert word in made.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pickle_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path(tmp_path / "ran").touch, ())  # type: ignore[return-value]
+
+    torch.save({"state_dict": Evil()}, tmp_path / "w.pth")
+    with pytest.raises(ToastcError, match="can not be had"):
+        built(SMALL, str(tmp_path / "w.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_python_takes_names_too(tmp_path: Path) -> None:
+    report = toastc.prune(SMALL, {"ffn": 0.5}, weights="random", recipe="magnitude", output=tmp_path / "s.onnx").report
+    assert report.after.params < report.before.params
+    assert (tmp_path / "s.onnx").exists()
