@@ -92,7 +92,7 @@ def skeleton(recipe: Mapping[str, Any]) -> nn.Module:
         return timm.create_model(name, pretrained=False, **options)  # type: ignore[no-any-return]
     import transformers
 
-    kind = getattr(transformers, name, None)
+    kind: Any = getattr(transformers, name, None)
     if recipe["library"] != "transformers" or not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ValueError(f"transformers has no model called {name}")
     config = transformers.AutoConfig.for_model(options.pop("model_type"), **options)

@@ -1,0 +1,63 @@
+"""toastc as a pass of Olive, Microsoft's chain of model optimisations.
+
+    python -m toastc.olive > olive_package.json        Olive's own passes, and this one
+    olive run --config c.json --package-config olive_package.json
+
+with `"passes": {"prune": {"type": "ToastcPrune", "target": "macs=0.6", "data": "photos/"}}` in c.json; or, in Python,
+`olive.run(config, package_config=toastc.olive.package())`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from olive.hardware.accelerator import AcceleratorSpec
+from olive.model import ONNXModelHandler
+from olive.model.utils import resolve_onnx_path
+from olive.package_config import OlivePackageConfig
+from olive.passes import Pass
+from olive.passes.pass_config import BasePassConfig, PassConfigParam
+
+from .api import prune
+
+OPTIONS: dict[str, tuple[Any, str]] = {
+    "target": (str, "what to keep: macs=0.6, params=0.5, latency=0.7"),
+    "ratios": (dict | str | float, "or how much of every coupling to remove: a ratio file, its content, or a number"),
+    "data": (str, "what to calibrate on: a folder of images, .npy, .npz or .safetensors"),
+    "images": (int, "how many of them (all)"),
+    "tokens": (str, "tokens to merge: h4,v8"),
+    "allow": (str, "what meets a target: channels, or channels,tokens"),
+    "recipe": (str, "default, magnitude, toast, ..."),
+    "seed": (int, "of what is random"),
+}
+
+
+class ToastcPrune(Pass):  # type: ignore[misc]
+    """Prune a Vision Transformer: smaller dense weights, proven equal to the masked model."""
+
+    @classmethod
+    def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
+        return {
+            name: PassConfigParam(type_=kind | None, default_value=None, description=help_)
+            for name, (kind, help_) in OPTIONS.items()
+        }
+
+    def _run_for_config(self, model: ONNXModelHandler, config: type[BasePassConfig], output_model_path: str) -> ONNXModelHandler:
+        target = resolve_onnx_path(output_model_path, Path(model.model_path).name)
+        given = {name: value for name in OPTIONS if (value := getattr(config, name)) is not None}
+        prune(model.model_path, given.pop("ratios", None), output=target, **given)
+        return ONNXModelHandler(model_path=target)
+
+
+def package() -> dict[str, Any]:
+    """Olive's package configuration with this pass in it."""
+    config = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text())
+    own: dict[str, Any] = {key: ["*"] for key in ("supported_providers", "supported_accelerators", "supported_precisions")}
+    config["passes"]["ToastcPrune"] = {"module_path": f"toastc.olive.{ToastcPrune.__name__}", **own}
+    return config  # type: ignore[no-any-return]
+
+
+if __name__ == "__main__":
+    print(json.dumps(package(), indent=1))
