@@ -45,3 +45,10 @@ def test_unknown_models_and_points_are_one_line() -> None:
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
         assert "there are" in done.stderr
+
+
+def test_the_recipe_gives_what_the_table_says_and_is_proven() -> None:
+    done = tool("toast_schedule.py", "--prove", "--models", "deit_tiny_patch16_224", "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert row["proven"] and row["same"] and row["error"] <= row["tolerance"]

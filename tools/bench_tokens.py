@@ -5,6 +5,7 @@
 
 cifar   accuracy of a timm ViT-S/14 on CIFAR-10 with the paired standard error of its difference to the dense model
         (tools/bench_accuracy.py says where weights and images come from)
+saliency  the map of a ViT-S/14 with an upsampling head (--model, --photos): its error relative to the dense model's map
 speed   ONNX Runtime on the CPU, dense and merged taking turns (random weights), and the share of the dense model's time that the
         inserted operators take by ONNX Runtime's own profile
 
@@ -35,6 +36,7 @@ from toastc.tokens import parse_merges
 CIFAR = ("unread", "h4", "v4", "h6", "v6", "h9", "h4:1", "h4:2", "h4,v8", "h4,v8 rule=weighted", "h4,v8 proportional=false",
          "h6,v9", "h3,v6", "t:1", "t:2", "t:3")  # fmt: skip
 Rows = Iterator[dict[str, Any]]  # what all have in common, then a row for each
+SALIENCY = ("h2", "h4", "h6", "h9", "h4,v8", "h6,v9", "h4,v8 rule=weighted", "h4,v8 proportional=false", "h4:2", "h4:4")
 SPEED = ("h4,v8", "h4,v8,unread", "h6,v9", "t:13")
 
 
@@ -50,10 +52,11 @@ def merges_of(words: str) -> list[dict[str, Any]]:
 
 def accuracy(args: argparse.Namespace, folder: Path) -> Rows:
     args.calibration = 1
-    task = bench_accuracy.cifar(args, folder)
+    task = bench_accuracy.TASKS[args.task](args, folder)
     dense, macs = bench_accuracy.outputs(task.model, task.test), toastc.inspect(task.model)["macs"]
-    yield {"about": f"{task.name}, {len(task.test)} test images", "dense": float((dense.argmax(1) == task.labels).mean())}
-    for words in args.tokens or CIFAR:
+    known = {} if task.labels is None else {"dense": float((dense.argmax(1) == task.labels).mean())}
+    yield {"about": f"{task.name}, {len(task.test)} test images", **known}
+    for words in args.tokens or (CIFAR if args.task == "cifar" else SALIENCY):
         report = toastc.prune(task.model, {"tokens": merges_of(words)}, output=folder / "small.onnx").report
         found = bench_accuracy.row(dense, bench_accuracy.outputs(folder / "small.onnx", task.test), task.labels)
         yield {"tokens": words, "macs": report.after.macs / macs, **found}
@@ -92,47 +95,52 @@ def inserted_ms(dense: Path, small: Path, images: np.ndarray, runs: int = 10) ->
     return sum(float(e["dur"]) for e in events if e["name"] in own) / runs / 1000
 
 
+def of_accuracy(r: dict[str, Any]) -> dict[str, str]:
+    score = f"{100 * r['accuracy']:.2f} ({100 * r['difference']:+.2f} +- {100 * r['paired_se']:.2f})"
+    return {"accuracy": score, "output error": f"{r['output_error']:.3f}"}
+
+
+def of_map(r: dict[str, Any]) -> dict[str, str]:
+    return {"error of the map": f"{r['output_error']:.3f}", "mean difference, of 1": f"{r['mean_absolute']:.3f}"}
+
+
+def of_speed(r: dict[str, Any]) -> dict[str, str]:
+    return {"ideal": f"{r['ideal']:.2f}", "measured": f"{r['speedup']:.2f}", "merging": f"{100 * r['merging']:.1f} %"}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("cifar", "speed"))
+    parser.add_argument("task", choices=("cifar", "saliency", "speed"))
     parser.add_argument("--tokens", action="append", metavar="h4,v8", help="may be given several times")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--test", type=int, default=5000)
-    parser.add_argument("--model", default="deit_small_patch16_224")
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--model", default="deit_small_patch16_224", help="speed: a timm model; saliency: the ONNX file")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--out", type=Path, help="default: benchmarks/tokens-TASK.json")
     args = parser.parse_args()
-    for name in ("weights", "cifar") if args.task == "cifar" else ():
+    for name in {"cifar": ("weights", "cifar"), "saliency": ("photos", "model"), "speed": ()}[args.task]:
         path = getattr(args, name)
-        if path is None or not path.exists():
+        if path is None or not Path(path).exists():
             print(f"--{name} {path or 'is missing'}: not here; see tools/bench_accuracy.py --help", file=sys.stderr)
             return 2
     out = args.out or Path(__file__).parents[1] / "benchmarks" / f"tokens-{args.task}.json"
     rows: dict[str, dict[str, Any]] = {r["tokens"]: r for r in json.loads(out.read_text())["rows"]} if out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        found = (accuracy if args.task == "cifar" else speed)(args, Path(folder))
+        found = (speed if args.task == "speed" else accuracy)(args, Path(folder))
         about = next(found) | {"on": platform.platform()}
         for row in found:
             print(row, file=sys.stderr, flush=True)
             rows[row["tokens"]] = row
             out.write_text(json.dumps(about | {"rows": list(rows.values())}, indent=1) + "\n")
+    show = {"cifar": of_accuracy, "saliency": of_map, "speed": of_speed}[args.task]
     table = Table(title=about["about"])
-    for heading in (
-        "tokens",
-        "MACs",
-        *(("accuracy", "output error") if args.task == "cifar" else ("ideal", "measured", "merging")),
-    ):
+    for heading in ("tokens", "MACs", *show(next(iter(rows.values())))):
         table.add_column(heading)
     for r in rows.values():
-        if args.task == "cifar":
-            score = f"{100 * r['accuracy']:.2f} ({100 * r['difference']:+.2f} +- {100 * r['paired_se']:.2f})"
-            table.add_row(r["tokens"], f"{r['macs']:.3f}", score, f"{r['output_error']:.3f}")
-        else:
-            table.add_row(
-                r["tokens"], f"{r['macs']:.3f}", f"{r['ideal']:.2f}", f"{r['speedup']:.2f}", f"{100 * r['merging']:.1f} %"
-            )
+        table.add_row(r["tokens"], f"{r['macs']:.3f}", *show(r).values())
     Console(width=120, highlight=False).print(table)
     return 0
 
