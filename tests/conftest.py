@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import models
 import pytest
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+ZooFile = Callable[..., Path]
 PLAIN = ("--recipe", "magnitude")  # the quickest, where it does not matter
 RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
 
@@ -28,6 +31,28 @@ def ratio_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ratios") / "r.json"
     path.write_text(json.dumps(RATIOS))
     return path
+
+
+@pytest.fixture(scope="session")
+def zoo_file(tmp_path_factory: pytest.TempPathFactory) -> ZooFile:
+    """`zoo_file(family, variant)`: a small model of the zoo, exported once for all tests of a run; not to be written to."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "zoo"
+    shared.mkdir(exist_ok=True)
+
+    def get(name: str, variant: str = "dynamo20-dyn") -> Path:
+        from zoo_exports import make_variant, quiet
+        from zoo_models import FAMILIES
+
+        path = shared / f"{name}.{variant}.onnx"
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=shared) as folder, quiet():
+                error = make_variant(FAMILIES[name], FAMILIES[name].small(), variant, Path(folder))
+                assert error < 1e-4, "the exporter broke the model"
+                os.replace(Path(folder) / path.name, path)
+        return path
+
+    return get
 
 
 @pytest.fixture(scope="session")

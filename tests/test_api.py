@@ -11,8 +11,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from conftest import ZooFile
 from onnx import TensorProto, helper, numpy_helper
-from zoo_exports import make_variant, quiet
+from zoo_exports import quiet
 from zoo_models import FAMILIES
 
 import toastc
@@ -23,11 +24,8 @@ RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dense")
-    with quiet():
-        make_variant(FAMILIES["deit_tiny"], FAMILIES["deit_tiny"].small(), "dynamo20-dyn", folder)
-    return folder / "deit_tiny.dynamo20-dyn.onnx"
+def dense(zoo_file: ZooFile) -> Path:
+    return zoo_file("deit_tiny")
 
 
 def run(model: object, batch: int = 2) -> np.ndarray:

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from zoo_exports import make_variant, quiet
+from conftest import ZooFile
+from zoo_exports import quiet
 from zoo_models import FAMILIES
 
 import toastc
@@ -37,24 +38,20 @@ CASES = [
 ]
 
 
-def exported(name: str, variant: str, folder: Path) -> Path:
-    with quiet():
-        make_variant(FAMILIES[name], FAMILIES[name].small(), variant, folder)
-    return folder / f"{name}.{variant}.onnx"
-
-
 def kinds(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
 @pytest.fixture(scope="module")
-def deit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported("deit_tiny", "dynamo20-dyn", tmp_path_factory.mktemp("deit"))
+def deit(zoo_file: ZooFile) -> Path:
+    return zoo_file("deit_tiny")
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES, ids=lambda x: x)
-def test_every_attention_becomes_one_node_before_and_after_pruning(name: str, variant: str, tmp_path: Path) -> None:
-    dense = exported(name, variant, tmp_path)
+def test_every_attention_becomes_one_node_before_and_after_pruning(
+    name: str, variant: str, zoo_file: ZooFile, tmp_path: Path
+) -> None:
+    dense = zoo_file(name, variant)
     whole, pruned = (tmp_path / f"{n}.onnx" for n in ("whole", "pruned"))
     before = toastc.prune(dense, runtime="ort-cuda", output=whole).report
     after = toastc.prune(dense, RATIOS, runtime="ort-cuda", output=pruned).report
@@ -96,16 +93,16 @@ def test_a_wrong_fusion_is_found_and_nothing_is_written(deit: Path, tmp_path: Pa
     assert not (tmp_path / "o.onnx").exists()
 
 
-def test_a_mask_of_booleans_is_left_alone_and_named(tmp_path: Path) -> None:
-    dense = exported("toy_mqa", "dynamo20-dyn", tmp_path)
+def test_a_mask_of_booleans_is_left_alone_and_named(zoo_file: ZooFile, tmp_path: Path) -> None:
+    dense = zoo_file("toy_mqa")
     report = toastc.prune(dense, runtime="ort-cpu", output=tmp_path / "o.onnx").report
     assert any("shared between queries and keys" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", ["deit_tiny", "swin_tiny", "eva02_tiny"])
-def test_half_floats(name: str, dtype: str, tmp_path: Path) -> None:
-    dense = exported(name, "dynamo20-dyn", tmp_path)
+def test_half_floats(name: str, dtype: str, zoo_file: ZooFile, tmp_path: Path) -> None:
+    dense = zoo_file(name)
     report = toastc.prune(dense, RATIOS, dtype=dtype, output=tmp_path / "o.onnx").report
     made = onnx.load(tmp_path / "o.onnx")
     onnx.checker.check_model(made, full_check=True)
@@ -118,8 +115,8 @@ def test_half_floats(name: str, dtype: str, tmp_path: Path) -> None:
     assert made.ByteSize() < 0.75 * dense.stat().st_size
 
 
-def test_what_sums_squares_stays_float32(tmp_path: Path) -> None:
-    dense = exported("deit_tiny", "ts17", tmp_path)
+def test_what_sums_squares_stays_float32(zoo_file: ZooFile, tmp_path: Path) -> None:
+    dense = zoo_file("deit_tiny", "ts17")
     toastc.prune(dense, dtype="fp16", output=tmp_path / "o.onnx")
     made = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "o.onnx"))
     types = {v.name: v.type.tensor_type.elem_type for v in made.graph.value_info}

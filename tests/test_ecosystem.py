@@ -12,11 +12,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from conftest import RATIOS
+from conftest import RATIOS, ZooFile
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from zoo_exports import make_variant, quiet
-from zoo_models import FAMILIES
 
 import toastc
 
@@ -25,11 +23,8 @@ IMAGES = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.floa
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dense")
-    with quiet():
-        make_variant(FAMILIES["deit_tiny"], FAMILIES["deit_tiny"].small(), "dynamo20-dyn", folder)
-    return folder / "deit_tiny.dynamo20-dyn.onnx"
+def dense(zoo_file: ZooFile) -> Path:
+    return zoo_file("deit_tiny")
 
 
 @pytest.fixture(scope="module")

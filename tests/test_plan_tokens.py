@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import ZooFile
 from test_tokens import file, images, model, run_file  # noqa: F401
 from torch import Tensor, nn
-from zoo_exports import make_variant, quiet
+from zoo_exports import quiet
 from zoo_models import FAMILIES
 
 import toastc
@@ -120,13 +121,10 @@ def test_refused_with_a_reason(name: str) -> None:
 
 @pytest.mark.parametrize("variant", ["dynamo18", "dynamo20-dyn", "ts17"])
 @pytest.mark.parametrize("name", ["hf_vit_eager", "hf_dinov2", "timm_vit_boxes"])
-def test_files_with_masks_that_forbid_nothing(name: str, variant: str, tmp_path: Path) -> None:
+def test_files_with_masks_that_forbid_nothing(name: str, variant: str, zoo_file: ZooFile) -> None:
     """Exporters write what transformers makes: zeros for every pair of tokens, computed or not."""
-    family = FAMILIES[name]
-    with quiet():
-        make_variant(family, family.small(0).eval(), variant, tmp_path)
     for tokens in ("h1", "h1:1,t:1"):
-        made = toastc.prune(tmp_path / f"{name}.{variant}.onnx", tokens=tokens)
+        made = toastc.prune(zoo_file(name, variant), tokens=tokens)
         assert made.report.verified is not None and made.report.verified["ok"]
         assert made.report.after.macs < made.report.before.macs
 

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import opened, visit
-from conftest import Command
+from conftest import Command, ZooFile
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
-from zoo_exports import make_variant, quiet
-from zoo_models import FAMILIES
 
 import toastc
 from toastc.report.page import write_page
@@ -30,11 +28,8 @@ ENDING = "</script><script>window.hit=1</script>\x00\u202e&amp;"
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dense")
-    with quiet():
-        make_variant(FAMILIES["deit_tiny"], FAMILIES["deit_tiny"].small(), "dynamo20-dyn", folder)
-    return folder / "deit_tiny.dynamo20-dyn.onnx"
+def dense(zoo_file: ZooFile) -> Path:
+    return zoo_file("deit_tiny")
 
 
 @pytest.fixture(scope="module")

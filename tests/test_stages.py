@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from zoo_exports import make_variant, quiet
+from conftest import ZooFile
+from zoo_exports import quiet
 from zoo_models import FAMILIES
 
 from toastc.calibration.data import as_array
@@ -39,11 +39,8 @@ ONNX = [("deit_tiny", "dynamo20-dyn"), ("swin_tiny", "ts17-dyn"), ("eva02_tiny",
 
 @pytest.mark.parametrize(("name", "variant"), [case for case in ONNX if case[0] in FAMILIES])
 @pytest.mark.parametrize("every", [1, 7])
-def test_onnx_in_stages(tmp_path: Path, name: str, variant: str, every: int) -> None:
-    family = FAMILIES[name]
-    with quiet():
-        make_variant(family, family.small(), variant, tmp_path)
-    model = load_model(tmp_path / f"{name}.{variant}.onnx")
+def test_onnx_in_stages(zoo_file: ZooFile, name: str, variant: str, every: int) -> None:
+    model = load_model(zoo_file(name, variant))
     check(OnnxGraph(model), sample_inputs(model, sizes_for(model), 0), every)
 
 

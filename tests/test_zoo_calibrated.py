@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-
-pytest.importorskip("timm")
-pytest.importorskip("transformers")
-
-from zoo_exports import make_variant, quiet
-from zoo_models import FAMILIES
+from conftest import ZooFile
 
 import toastc
 from toastc.graphs.onnx import load_model, sample_inputs, sizes_for
@@ -30,11 +23,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
-def test_calibrated_and_proven(tmp_path: Path, name: str, variant: str) -> None:
-    family = FAMILIES[name]
-    with quiet():
-        make_variant(family, family.small(), variant, tmp_path)
-    path = tmp_path / f"{name}.{variant}.onnx"
+def test_calibrated_and_proven(zoo_file: ZooFile, name: str, variant: str) -> None:
+    path = zoo_file(name, variant)
     model = load_model(path)
     feeds = [sample_inputs(model, sizes_for(model), seed) for seed in range(4)]
     result = toastc.prune(path, {"attention": 0.5, "ffn": 0.5, "round_to": 4}, data=feeds)

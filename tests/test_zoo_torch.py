@@ -8,8 +8,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from conftest import ZooFile
 from oracle import check_module
-from zoo_exports import make_variant, quiet
+from zoo_exports import quiet
 from zoo_models import FAMILIES, ROWS
 
 import toastc
@@ -29,15 +30,14 @@ def test_family_shrinks_through_export(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["deit_tiny", "swin_tiny", "hf_vit_sdpa", "dinov2", "toy_packed"])
-def test_onnx_and_torch_give_the_same_plan_and_outputs(name: str, tmp_path: Path) -> None:
+def test_onnx_and_torch_give_the_same_plan_and_outputs(name: str, zoo_file: ZooFile, tmp_path: Path) -> None:
     family = FAMILIES[name]
     ratios = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
     with quiet():
         model = family.small().eval()
-        make_variant(family, model, "dynamo20-dyn", tmp_path)
     inputs = family.inputs(False, 2)
     small = toastc.prune(model, ratios, recipe="magnitude", example_inputs=tuple(inputs.values()))
-    other = toastc.prune(tmp_path / f"{name}.dynamo20-dyn.onnx", ratios, recipe="magnitude", output=tmp_path / "small.onnx")
+    other = toastc.prune(zoo_file(name), ratios, recipe="magnitude", output=tmp_path / "small.onnx")
     mine, theirs = (dict(r.plan.choices) for r in (small, other))
     assert mine.keys() == theirs.keys()
     for key, choice in mine.items():
