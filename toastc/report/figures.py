@@ -60,7 +60,7 @@ def figures(report: Data) -> Iterator[Figure]:
 
 
 def layout(height: int, **more: Any) -> dict[str, Any]:
-    return {"height": height, "margin": {"l": 8, "r": 8, "t": 8, "b": 8}, "hovermode": "closest", **more}
+    return {"height": height, "margin": {"l": 8, "r": 8, "t": 34, "b": 8}, "hovermode": "closest", **more}
 
 
 def axis(title: str = "", **more: Any) -> dict[str, Any]:
