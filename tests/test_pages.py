@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from pages import ROOT, Block, blocks, commands, pages
 from PIL import Image
-from timm.models.vision_transformer import VisionTransformer
 from zoo_exports import export_onnx, quiet
 from zoo_models import FAMILIES
 
@@ -31,9 +31,10 @@ SHORTER = {"--search": "0.01", "--seconds": "0.05"}  # a test need not measure a
 ELSEWHERE = {"docs/downstream.md"}  # its Python is run by test_downstream.py, on smaller detectors
 
 
-def small_vit() -> VisionTransformer:
+def small_vit() -> torch.nn.Module:
     torch.manual_seed(0)
-    return VisionTransformer(img_size=32, patch_size=8, num_classes=10, embed_dim=32, depth=12, num_heads=2).eval()
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "num_classes": 10}
+    return timm.create_model("vit_tiny_patch16_224", **sizes).eval()
 
 
 @pytest.fixture(scope="session")
