@@ -66,3 +66,9 @@ def test_a_channel_that_says_what_another_says_goes_first(tmp_path: Path, monkey
     scores = run([MatchSites(), ScoreDuplicates()], State(graph))[0].scores
     assert set(scores) == {f"blocks.{i}.{c}" for i in (0, 1) for c in ("attn.qk", "attn.vo", "mlp.hidden")}
     assert set(np.argsort(scores["blocks.0.mlp.hidden"][0])[:2]) == {7, 40}
+
+
+def test_the_guide_shows_the_package_as_it_is() -> None:
+    guide = (EXAMPLE.parent.parent / "docs" / "guides" / "writing-a-pass.md").read_text()
+    for name, language in (("score_duplicates.py", "python"), ("pyproject.toml", "toml")):
+        assert f"```{language}\n{(EXAMPLE / name).read_text()}```" in guide, name
