@@ -12,7 +12,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from browser import opened
 from pages import ROOT, blocks
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from toastc.cli import COMMANDS
 from toastc.passes import RECIPES
@@ -84,6 +87,20 @@ def test_the_reference_is_complete(site: dict[Path, Page]) -> None:
     assert {"toastc" if name == "prune" else f"toastc-{name}" for name in COMMANDS} <= places["command.html"]
     assert {cls.name for cls in BUILT_IN} | set(RECIPES) <= places["passes.html"]  # type: ignore[attr-defined]
     assert {"toastcprune", "toastcplan", "toastcresult", "toastcreportdatareport"} <= places["python.html"]
+
+
+def test_the_site_works_from_a_folder(site: dict[Path, Page]) -> None:
+    """Without a server and a network: the search finds, light becomes dark, and the console has nothing to say."""
+    page = next(path for path in site if path.name == "tokens.html")
+    with opened() as browser:
+        browser.get(page.as_uri())
+        wait, found = WebDriverWait(browser, 60), (By.CSS_SELECTOR, ".md-search-result__link")
+        wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "[data-md-component=search-query]")).click()
+        browser.switch_to.active_element.send_keys("temperature")
+        wait.until(lambda b: any("errors.html" in link.get_attribute("href") for link in b.find_elements(*found)))
+        browser.execute_script("document.querySelectorAll('[data-md-color-scheme=slate]')[0].click()")
+        wait.until(lambda b: b.find_element(By.TAG_NAME, "body").get_attribute("data-md-color-scheme") == "slate")
+        assert not browser.get_log("browser")
 
 
 def test_every_benchmark_is_on_its_page() -> None:
