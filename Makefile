@@ -1,20 +1,23 @@
-# make demo: the main job, end to end.   make test: the tests.   Both set everything up themselves.
+# make demo: the main job, end to end.   make test: the tests.   make docs: the site.   All set everything up themselves.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
 
-.PHONY: demo test check install browser clean
+.PHONY: demo test docs check install browser clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("toastc needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(VENV) || { echo "python has no venv module here; on Debian: apt install python3-venv"; exit 1; }
 	$(RUN)/pip install --quiet --upgrade pip
-	$(RUN)/pip install --quiet --constraint constraints.txt --editable '.[cpu,timm,gs,test]'
+	$(RUN)/pip install --quiet --constraint constraints.txt --editable '.[cpu,timm,gs,test,docs]'
 	@touch $@
 
 demo: install
 	$(RUN)/python tools/demo.py --out build/demo
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
 
 check: install
 	$(RUN)/ruff check .

@@ -76,7 +76,10 @@ class CollectMoments:
             moments.images += count
             if data.size:
                 state.tell(self.name, moments.images * workers.count / data.size)
-        return moments.gathered(workers), data.notes
+        moments = moments.gathered(workers)
+        if state.held_out and not moments.images:
+            raise ToastcError(f"search: {state.held_out} batches of the data are held back to judge by, and there are no more")
+        return moments, data.notes
 
     def part(self, state: State) -> float:
         """The share of the tokens whose outer products may be taken."""

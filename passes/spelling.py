@@ -68,13 +68,15 @@ def parse_passes(text: str) -> tuple[Pass, ...]:
 
 
 def build(cls: type, name: str, options: str) -> Any:
-    types = {f.name: f.type for f in fields(cls)}
+    types = {
+        f.name: f.type if isinstance(f.type, str) else getattr(f.type, "__name__", "") for f in fields(cls)
+    }  # postponed or not
     given: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in options.split(","))):
         key, equals, value = part.partition("=")
         if not equals or key.strip() not in types:
             raise ToastcError(f'passes: {name} has no option "{key.strip()}"; it has {", ".join(types) or "none"}')
-        given[key.strip()] = converted(value.strip(), str(types[key.strip()]), f"{name}.{key.strip()}")
+        given[key.strip()] = converted(value.strip(), types[key.strip()], f"{name}.{key.strip()}")
     return cls(**given)
 
 

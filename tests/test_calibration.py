@@ -173,3 +173,9 @@ def test_a_timm_model_brings_its_preprocessing(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", 4)
     result = toastc.prune(model, {"ffn": 0.5}, data=folder)
     assert any("mean (0.5, 0.5, 0.5)" in note and "crop 0.9" in note for note in result.report.notes)
+
+
+def test_a_generator_is_refused_before_it_is_used_up(tiny: Path) -> None:
+    batches = (np.zeros((2, 3, 16, 16), np.float32) for _ in range(2))
+    with pytest.raises(ToastcError, match="can be read only once; give a list"):
+        toastc.prune(tiny, target="macs=0.6", data=batches)

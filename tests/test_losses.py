@@ -323,6 +323,8 @@ def test_a_search_never_makes_the_measured_error_worse(folder: Path) -> None:
     assert result.moments.images == 128
     with pytest.raises(ToastcError, match="search"):
         toastc.prune(path, target="macs=0.75", recipe="magnitude", search=1.0)
+    with pytest.raises(ToastcError, match="4 batches of the data are held back"):
+        toastc.prune(path, target="macs=0.75", data=folder / "more.npy", images=8, search=1.0)
 
 
 @pytest.mark.parametrize("name", ["svd", "magnitude", "geometric-median"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import make_dataclass
+
 import pytest
 
 from toastc.errors import ToastcError
 from toastc.passes import MatchSites, PlanRatios, ScoreWeights, parse_passes
+from toastc.passes.spelling import build
 
 
 def test_options_become_fields_and_matching_comes_first() -> None:
@@ -27,3 +30,9 @@ def test_options_become_fields_and_matching_comes_first() -> None:
 def test_misspelled_pipelines_are_named(text: str, says: str) -> None:
     with pytest.raises(ToastcError, match=says):
         parse_passes(text)
+
+
+def test_options_have_their_types_whether_annotations_are_postponed_or_not() -> None:
+    made = [make_dataclass("Own", [("sharp", kind, 1.0)]) for kind in (float, "float")]
+    assert [build(cls, "own", "sharp=2").sharp for cls in made] == [2.0, 2.0]
+    assert all(isinstance(build(cls, "own", "sharp=2").sharp, float) for cls in made)

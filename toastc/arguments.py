@@ -19,6 +19,10 @@ PRUNE_HELP = """Make a Vision Transformer smaller without retraining.
   toastc verify DENSE.onnx PRUNED.onnx              pad the pruned weights back and compare
   toastc bench DENSE.onnx PRUNED.onnx --batch 1,8   time both, taking turns
   toastc kernels MODEL.onnx                         which kernels its attentions get on a GPU
+  toastc calibrate MODEL.onnx photos/ -o m.safetensors
+                                                    measure once, for any number of budgets
+  toastc report r.json -o r.html                    a page of a saved report, a plan or a model
+  toastc compare a.json b.json -o pareto.html       several of them on one page
 """
 
 RATIOS_HELP = """example ratio file (every number is the fraction removed):
@@ -68,7 +72,7 @@ def add_data_options(group: Any) -> None:
     group.add_argument("--size", type=counted, help="images: pixels a side (default: the model's, else 224)")
     group.add_argument("--crop", type=share, help="images: the middle share that is kept (0.875)")
     group.add_argument("--mean", type=numbers, metavar="R,G,B", help="images: ImageNet's by default")
-    group.add_argument("--std", type=numbers, metavar="R,G,B")
+    group.add_argument("--std", type=numbers, metavar="R,G,B", help="images: ImageNet's by default")
     group.add_argument(
         "--provider", choices=("cpu", "cuda"), default="cpu", help="where the model runs while it is watched (cpu)"
     )
@@ -150,7 +154,7 @@ def parser_for(command: str) -> Parser:
         for name in files:
             p.add_argument(name, type=Path, metavar=f"{name.upper()}.onnx")
     if command == "bench":
-        p.add_argument("--provider", choices=("cpu", "cuda", "tensorrt"), default="cpu")
+        p.add_argument("--provider", choices=("cpu", "cuda", "tensorrt"), default="cpu", help="of ONNX Runtime (cpu)")
         p.add_argument(
             "--option",
             type=option,
@@ -159,11 +163,11 @@ def parser_for(command: str) -> Parser:
             help="of the provider: trt_fp16_enable=1, ...",
         )
         p.add_argument("--no-memory", action="store_true", help="do not measure peak memory, which takes processes of their own")
-        p.add_argument("--batch", type=batch_sizes, default=(1, 8), metavar="1,8,64")
+        p.add_argument("--batch", type=batch_sizes, default=(1, 8), metavar="1,8,64", help="the batch sizes (1,8)")
         p.add_argument("--threads", type=whole, default=0, help="0: as many as ONNX Runtime likes")
-        p.add_argument("--seconds", type=duration, default=3.0, help="time spent on each batch size")
+        p.add_argument("--seconds", type=duration, default=3.0, help="time spent on each batch size (3)")
     if command in ("prune", "calibrate", "verify"):
-        p.add_argument("--seed", type=whole, default=0)
+        p.add_argument("--seed", type=whole, default=0, help="of whatever is drawn at random (0)")
     p.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     p.add_argument("--quiet", action="store_true", help="no progress, no tables")
     return p

@@ -206,5 +206,8 @@ def load_arrays(path: Path) -> Mapping[str, np.ndarray]:
 
 def open_data(source: Any, inputs: Mapping[str, Sequence[int | None]], **options: Any) -> Batches:
     """Data for a model with these inputs; the size of the images is the model's where that is fixed."""
+    if isinstance(source, Iterator):
+        kind = type(source).__name__
+        raise ToastcError(f"calibrate: a {kind} can be read only once; give a list of batches, or a DataLoader")
     sizes = {name: tuple(s) for name, s in inputs.items()}
     return Batches(source, sizes, **options)
