@@ -28,9 +28,10 @@ from toastc.passes.spelling import BUILT_IN
 
 WIDTH, QUOTE = 100, '"'
 PYTHON = {
-    "Pruning": ["prune", "inspect", "measure", "verify", "bench", "api.kernels"],
+    "Pruning": ["prune", "inspect", "measure", "verify", "bench", "api.kernels", "export"],
     "What comes out": ["Result", "report.data.Report", "report.data.Size", "Plan"],
     "What goes in": ["calibration.Preprocess", "calibration.Moments"],
+    "Folders": ["save_pretrained", "from_pretrained"],
     "For tests": ["testing.assert_equivalent"],
     "Training": [
         "finetune.trainable", "finetune.Distillation", "finetune.save", "finetune.load", "finetune.Masks", "compact",
