@@ -29,7 +29,7 @@ from toastc.ratios import parse
 HALF = {"attention": 0.5, "ffn": 0.5}
 SHORTER = {"--search": "0.01", "--seconds": "0.05"}  # a test need not measure anything
 DEEP, SHALLOW = 12, 3  # blocks of the model; pages that name late blocks get a deep one
-NAMING_BLOCKS = {"README.md", "docs/cait.md", "docs/guides/ratios.md", "docs/guides/tokens.md", "docs/reference/ratio-file.md"}
+NAMING_BLOCKS = {"README.md", "docs/cait.md", "docs/guides/tokens.md"}
 ELSEWHERE = {"docs/downstream.md"}  # its Python is run by test_downstream.py, on smaller detectors
 
 
