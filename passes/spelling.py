@@ -68,9 +68,7 @@ def parse_passes(text: str) -> tuple[Pass, ...]:
 
 
 def build(cls: type, name: str, options: str) -> Any:
-    types = {
-        f.name: f.type if isinstance(f.type, str) else getattr(f.type, "__name__", "") for f in fields(cls)
-    }  # postponed or not
+    types = {f.name: f.type if isinstance(f.type, str) else getattr(f.type, "__name__", "") for f in fields(cls)}
     given: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in options.split(","))):
         key, equals, value = part.partition("=")

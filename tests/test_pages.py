@@ -1,7 +1,7 @@
 """What the README and the pages of docs/ show must run: each page from top to bottom, in a folder of its own.
 
 Every ```python block is executed, all of a page in one namespace, and every line of a ```bash block that calls toastc, on
-files as a reader would have them: `model.onnx` (a small ViT of twelve blocks), `photos/`, and the ratio file of the page.
+files as a reader would have them: `model.onnx` (a small ViT), `photos/`, and the ratio file of the page.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from toastc.ratios import parse
 
 HALF = {"attention": 0.5, "ffn": 0.5}
 SHORTER = {"--search": "0.01", "--seconds": "0.05"}  # a test need not measure anything
+DEEP, SHALLOW = 12, 3  # blocks of the model; pages that name late blocks get a deep one
+NAMING_BLOCKS = {"README.md", "docs/cait.md", "docs/guides/tokens.md"}
 ELSEWHERE = {"docs/downstream.md"}  # its Python is run by test_downstream.py, on smaller detectors
 
 
-def small_vit() -> torch.nn.Module:
+def small_vit(depth: int = SHALLOW) -> torch.nn.Module:
     torch.manual_seed(0)
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "num_classes": 10}
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": depth, "num_heads": 2, "num_classes": 10}
     return timm.create_model("vit_tiny_patch16_224", **sizes).eval()
 
 
@@ -41,8 +43,10 @@ def small_vit() -> torch.nn.Module:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader has before reading: a model and some photos."""
     folder = tmp_path_factory.mktemp("reader")
-    with quiet():
-        export_onnx(small_vit(), {"images": torch.randn(2, 3, 32, 32)}, folder / "model.onnx", dynamic={"images": {0: "batch"}})
+    for depth in (DEEP, SHALLOW):
+        images, free = {"images": torch.randn(2, 3, 32, 32)}, {"images": {0: "batch"}}
+        with quiet():
+            export_onnx(small_vit(depth), images, folder / f"{depth}.onnx", dynamic=free)
     for place in (folder / "photos", folder / "ADEChallengeData2016" / "images" / "training"):
         take_photos(place, 8)
     return folder
@@ -98,6 +102,7 @@ def run_block(block: Block, page: str, names: dict[str, Any]) -> None:
 def test_what_a_page_shows_runs(page: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    Path(f"{DEEP if page in NAMING_BLOCKS else SHALLOW}.onnx").rename("model.onnx")
     Path("r.json").write_text(json.dumps(ratios_of(page)))
     if page == "docs/guides/accuracy.md":
         take_photos(Path("photos"), 136)  # a search holds some of them back
