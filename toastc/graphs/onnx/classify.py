@@ -105,8 +105,10 @@ def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None], truths: 
             layouts, width = ("bhnd",) * 4, shapes[0][3]  # type: ignore[index]
         elif ranks == [3, 3, 3]:
             heads, kv = int(attribute(node, "q_num_heads", 0)), int(attribute(node, "kv_num_heads", 0))  # type: ignore[call-overload]
-            layouts, width = ("bn(hd)",) * 4, shapes[0][2] // heads  # type: ignore[index]
+            layouts, width = ("bn(hd)",) * 4, divided(shapes[0][2], heads)  # type: ignore[index]
         else:
+            return None
+        if not width or kv < 1:
             return None
         plain = heads == kv and not any(truths) and not any(attribute(node, name, 0) for name in ("is_causal", "softcap"))
         own = float(scale or 1 / math.sqrt(width))  # type: ignore[arg-type]
@@ -118,12 +120,19 @@ def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None], truths: 
         if len([v for v in node.inputs[6:] if v is not None]):
             return None
         kv_layouts = ["bn(hd)" if r == 3 else "bhnd" for r in ranks[1:]]
-        width = shapes[0][2] // heads  # type: ignore[index]
+        width = divided(shapes[0][2], heads)  # type: ignore[index]
+        if not width:
+            return None
         return AttentionSpec(
             heads, heads, ("bn(hd)", *kv_layouts, "bn(hd)"), float(scale or 1 / math.sqrt(width)),  # type: ignore[arg-type]
             masks=(5,), bias=3 if len(node.inputs) > 3 and node.inputs[3] is not None else -1,
         )  # fmt: skip
     return None
+
+
+def divided(width: int, heads: int) -> int:
+    """Of each head; 0 where that makes no sense."""
+    return 0 if heads < 1 or width % heads else width // heads
 
 
 def attention_macs(spec: AttentionSpec, shapes: list[tuple[int, ...] | None]) -> int:

@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from ...errors import ToastcError
 from .files import read_tensor
 
 FLOAT, FLOAT16, BFLOAT16 = 1, 10, 16  # onnx.TensorProto.DataType
@@ -23,12 +24,17 @@ SMALL = 4096  # elements; a value of up to this size is computed, not only shape
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 # What the reference implementation raises on nodes it does not carry out; their shapes are inferred instead.
 UNKNOWN_TO_REFERENCE = (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError, KeyError)
+
 # com.microsoft nodes have no schema in onnx: how their first output is shaped.
 SAME_AS_FIRST_INPUT = {
     "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "BiasSplitGelu", "SkipLayerNormalization", "RotaryEmbedding",
     "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization", "BiasAdd", "GroupQueryAttention",
     "GroupNormalization", "MeanVarianceNormalization",  # onnx's own, of which it does not infer shapes
 }  # fmt: skip
+
+
+class CannotCompute(ToastcError):
+    """The reference implementation does not carry out a node: it does not know it, or its inputs do not fit."""
 
 
 @dataclass
@@ -114,7 +120,7 @@ def visit(facts: Facts, node: ir.Node, opsets: dict[str, int], imports: list[onn
     if node.op_type not in RANDOM and given and all(v in facts.data for v in given):
         try:
             arrays = evaluate(node, [facts.data[v] for v in given], opsets)
-        except UNKNOWN_TO_REFERENCE:
+        except CannotCompute:
             return infer(facts, node, imports, opsets)
         for value, array in zip(node.outputs, arrays, strict=False):
             note_data(facts, value, np.asarray(array))
@@ -136,7 +142,11 @@ def evaluate(node: ir.Node, given: list[np.ndarray], opsets: Mapping[str, int]) 
 
 def evaluate_proto(proto: onnx.NodeProto, given: list[np.ndarray], opsets: Mapping[str, int]) -> list[np.ndarray]:
     feeds = dict(zip([name for name in proto.input if name], given, strict=True))
-    return ReferenceEvaluator(proto, opsets=dict(opsets)).run(None, feeds)  # type: ignore[no-any-return]
+    try:
+        return ReferenceEvaluator(proto, opsets=dict(opsets)).run(None, feeds)  # type: ignore[no-any-return]
+    except UNKNOWN_TO_REFERENCE as error:
+        text = " ".join(str(error).split())[:160]
+        raise CannotCompute(f"node {proto.name or proto.op_type} ({proto.op_type}) can not be carried out: {text}") from None
 
 
 def infer(facts: Facts, node: ir.Node, imports: list[onnx.OperatorSetIdProto], opsets: dict[str, int]) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .adapter import OnnxGraph
+from .files import unheard
 
 
 def fuse_for_runtime(graph: OnnxGraph) -> ir.Model:
     """By onnxscript's rules for ONNX Runtime, which need to know shapes and types."""
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
-    return optimize_for_ort(annotated(graph))[0]
+    with unheard():
+        return optimize_for_ort(annotated(graph))[0]
 
 
 def annotated(graph: OnnxGraph) -> ir.Model:

@@ -1,0 +1,149 @@
+"""Models that contradict themselves in ways that fuzzing found: one line each, and nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import models
+import numpy as np
+import onnx
+import pytest
+from conftest import PLAIN, Command
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+
+Change = Callable[[onnx.ModelProto], None]
+
+
+def node(model: onnx.ModelProto, kind: str) -> onnx.NodeProto:
+    return next(n for n in model.graph.node if n.op_type == kind)
+
+
+def taken_from_nowhere(model: onnx.ModelProto) -> None:
+    node(model, "Erf").input[0] = "nothing makes this"
+
+
+def given_from_nowhere(model: onnx.ModelProto) -> None:
+    model.graph.output[1].name = "nothing makes this"
+
+
+def calls_itself(model: onnx.ModelProto) -> None:
+    body = [helper.make_node("F", ["x"], ["y"], domain="own")]
+    model.functions.append(helper.make_function("own", "F", ["x"], ["y"], body, list(model.opset_import)))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    erf = node(model, "Erf")
+    erf.op_type, erf.domain = "F", "own"
+
+
+def axis_of_no_function(model: onnx.ModelProto) -> None:
+    attribute = node(model, "Softmax").attribute[0]
+    attribute.CopyFrom(AttributeProto(name="axis", type=AttributeProto.INT, ref_attr_name="axis"))
+
+
+def branches_of_two(model: onnx.ModelProto) -> None:
+    """An If that gives one value, whose branches give two."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "flag"))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("a", "b")]
+    inner = [helper.make_node("Identity", ["pos_embed"], [end.name]) for end in ends]
+    branch = helper.make_graph(inner, "g", [], ends)
+    model.graph.node.insert(0, helper.make_node("If", ["flag"], ["one"], then_branch=branch, else_branch=branch))
+
+
+def negative_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -3
+
+
+def no_type_of_a_constant(model: onnx.ModelProto) -> None:
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["c"]))
+    model.graph.node[0].attribute.append(AttributeProto(name="value", type=AttributeProto.TENSOR))
+
+
+def reshape_that_does_not_fit(model: onnx.ModelProto) -> None:
+    """Of the values, so that labels can not follow them."""
+    tensor = next(t for t in model.graph.initializer if t.name == "blocks.0.attn.join")
+    tensor.CopyFrom(numpy_helper.from_array(np.array([1, 1, 1]), tensor.name))
+
+
+def transpose_that_does_not_fit(model: onnx.ModelProto) -> None:
+    four = next(n for n in model.graph.node if n.op_type == "Transpose" and list(n.attribute[0].ints) == [0, 1, 3, 2])
+    four.attribute[0].ints[:] = [2, 3]
+
+
+CHANGES: dict[Change, str] = {
+    taken_from_nowhere: "takes 'nothing makes this', which nothing makes",
+    given_from_nowhere: "the output takes 'nothing makes this', which nothing makes",
+    calls_itself: "a function in it calls itself",
+    axis_of_no_function: "attribute axis is that of a function",
+    branches_of_two: "its branches do not give what it gives",
+    negative_input: "input image has a negative size",
+    no_type_of_a_constant: "its type is not known",
+    reshape_that_does_not_fit: "",
+    transpose_that_does_not_fit: "",
+}
+
+
+@pytest.mark.parametrize("command", ["prune", "inspect", "verify", "calibrate"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
+def test_a_model_that_contradicts_itself_is_one_line(
+    here: Command, tmp_path: Path, ratio_file: Path, change: Change, command: str
+) -> None:
+    model = models.vit()
+    change(model)
+    path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    path.write_bytes(model.SerializeToString())
+    np.save(tmp_path / "data.npy", np.zeros((4, 3, 16, 16), np.float32))
+    args = {
+        "prune": [path, "-o", out, "--ratios", ratio_file, *PLAIN],
+        "calibrate": ["calibrate", path, tmp_path / "data.npy", "-o", out],
+    }
+    made = here(*args.get(command, [command, path, path][: 2 if command == "inspect" else 3]), "--quiet")
+    assert made.returncode in ((1, 2) if CHANGES[change] == "" else (2,)) or (command, CHANGES[change]) == ("inspect", "")
+    assert len(made.stderr.splitlines()) == (1 if made.returncode else 0), made.stderr
+    assert "bug" not in made.stderr and "PassFailed" not in made.stderr
+    assert CHANGES[change] in made.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.npy", "model.onnx"]
+
+
+@pytest.mark.parametrize("heads", [0, -1, 3, 2**40])
+def test_heads_that_do_not_divide_the_width(here: Command, tiny: Path, ratio_file: Path, tmp_path: Path, heads: int) -> None:
+    fused = tmp_path / "fused.onnx"
+    assert here(tiny, "-o", fused, "--for", "ort-cpu", "--quiet").returncode == 0
+    model = onnx.load(fused)
+    attribute = next(a for a in node(model, "MultiHeadAttention").attribute if a.name == "num_heads")
+    attribute.i = heads
+    fused.write_bytes(model.SerializeToString())
+    made = here(fused, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, *PLAIN, "--quiet")
+    assert made.returncode in (1, 2)
+    assert len(made.stderr.splitlines()) == 1 and "bug" not in made.stderr, made.stderr
+    attribute.CopyFrom(helper.make_attribute("num_heads", 2.5))
+    fused.write_bytes(model.SerializeToString())
+    assert "num_heads is of type FLOAT, not INT" in here("inspect", fused).stderr
+
+
+def test_a_pruned_file_with_other_outputs_is_not_equal(here: Command, tiny: Path, ratio_file: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.onnx"
+    assert here(tiny, "-o", small, "--ratios", ratio_file, *PLAIN, "--quiet").returncode == 0
+    model = onnx.load(small)
+    del model.graph.output[1]
+    small.write_bytes(model.SerializeToString())
+    made = here("verify", tiny, small, "--quiet")
+    assert made.returncode == 1 and "other outputs than the dense model" in made.stderr
+
+
+def test_libraries_are_not_heard(toastc: Command, ratio_file: Path, tmp_path: Path) -> None:
+    """A weight that is an input as well: onnx_ir has something to say about it, which is none of the user's business."""
+    model = models.vit()
+    tensor = next(t for t in model.graph.initializer if t.name == "blocks.0.mlp.fc2.bias")
+    model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    path = models.save(model, tmp_path / "model.onnx")
+    made = toastc(path, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, *PLAIN, "--for", "ort-cuda", "--quiet")
+    assert (made.returncode, made.stderr) == (0, "")
+
+
+def test_a_model_in_which_nothing_is_found_is_not_measured(here: Command, tmp_path: Path) -> None:
+    path = models.save(models.convnet(), tmp_path / "model.onnx")
+    np.save(tmp_path / "data.npy", np.zeros((4, 3, 16, 16), np.float32))
+    made = here("calibrate", path, tmp_path / "data.npy", "-o", tmp_path / "m.safetensors", "--quiet")
+    assert made.returncode == 1
+    assert made.stderr.splitlines() == ["toastc: no attention and no FFN was found that could be measured"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.npy", "model.onnx"]
