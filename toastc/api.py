@@ -13,7 +13,7 @@ from .cost import Target
 from .deploy import Deploy
 from .errors import NothingToPrune, ToastcError
 from .files import check_targets, write_beside
-from .forms import is_torch, open_graph
+from .forms import files_of, is_torch, open_graph
 from .plan import Plan
 from .progress import Tell, silent
 from .report.data import reject_dicts, site_dict, widths_by_site
@@ -155,26 +155,39 @@ def measure(
     provider: str = "cpu",
     example_inputs: Sequence[Any] | None = None,
     seed: int = 0,
+    output: str | Path | None = None,
     tell: Tell = silent,
 ) -> Moments:
     """What `prune(..., moments=)` needs to know of a model on its calibration data, for any number of targets.
 
-    Under torchrun every process takes its share of the data, and all return the same.
+    With `output` it is saved there, and where model and data are files, what has been summed so far is kept beside it, in
+    `<output>.part`: a measurement that was stopped goes on from there. Under torchrun every process takes its share of the data,
+    all return the same, and nothing is kept.
     """
-    from .calibration import Workers, open_data
+    if output is not None:
+        check_targets([Path(output), Path(f"{output}.part")], [Path(p) for p in (model, data) if isinstance(p, str | Path)])
+    from .calibration import Unfinished, Workers, fingerprint, open_data
     from .passes import MEASURE
-    from .pipeline import State, run
+    from .pipeline import State, replace, run
 
     with Workers.started() as workers:
         graph, _ = open_graph(model, example_inputs, provider)
         source = open_data(data, graph.input_sizes(), seed=seed, limit=images, preprocess=preprocess)
         state = State(graph, data=source, seed=seed, tell=tell if workers.rank == 0 else silent, workers=workers)
+        if output is not None and workers.count == 1 and isinstance(model, str | Path) and isinstance(data, str | Path):
+            known = fingerprint(files_of(graph, Path(model)), Path(data), seed, images, preprocess)
+            state = replace(state, unfinished=Unfinished(Path(f"{output}.part"), known))
         for step in MEASURE:
             state.tell(step.name)
             state, _ = run([step], state)
-        if not state.sites:
-            raise NothingToPrune("no attention and no FFN was found that could be measured")
+            if not state.sites:
+                raise NothingToPrune("no attention and no FFN was found that could be measured")
         assert state.moments is not None
+        state.moments.notes = state.notes
+        if output is not None and workers.rank == 0:
+            state.moments.save(Path(output))
+        if state.unfinished is not None:
+            state.unfinished.remove()
         return state.moments
 
 

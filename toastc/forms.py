@@ -39,6 +39,13 @@ def is_torch(model: Any) -> bool:
     return torch is not None and (isinstance(model, torch.nn.Module) or type(model).__name__ == "ExportedProgram")
 
 
+def files_of(graph: Any, path: Path) -> list[Path]:
+    """The file that a graph came from, and those its weights are in."""
+    from .graphs.onnx import external_files
+
+    return [path, *external_files(graph.model)]
+
+
 def open_graph(model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu") -> tuple[Any, str]:
     """A model of any kind as the compiler sees it, and what to call it."""
     if is_torch(model):

@@ -133,7 +133,7 @@ class Batches:
         return (items[start : start + self.batch] for start in starts[self.shard[0] :: self.shard[1]])
 
     def _images(self, folder: Path) -> Iterator[Batch]:
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        files = image_files(folder)
         if not files:
             raise ToastcError(f"calibrate: {folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         random.Random(self.seed).shuffle(files)
@@ -180,6 +180,10 @@ class Batches:
                         raise ToastcError(f"calibrate: {name} holds NaN or infinite numbers")
                     batch[name] = array.astype(self.dtype, copy=False)
             yield batch
+
+
+def image_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 
 def fixed_batch(inputs: Mapping[str, Sequence[int | None]]) -> int | None:
