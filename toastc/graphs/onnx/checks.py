@@ -16,6 +16,7 @@ CONTRIB = {
     "num_heads": INT, "transA": INT, "transB": INT, "axis": INT, "unidirectional": INT, "qkv_hidden_sizes": INTS, "scale": FLOAT,
     "alpha": FLOAT,
 }  # fmt: skip
+MOST_NODES = 1_000_000  # of a function; real models have thousands
 
 
 def check_names(model: ir.Model, path: Path) -> None:
@@ -35,6 +36,22 @@ def check_wires(model: ir.Model, path: Path) -> None:
         for value, who in (*taken, *((v, "the output") for v in graph.outputs)):  # type: ignore[attr-defined]
             if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
                 raise ToastcError(f"{path}: a damaged ONNX model ({who} takes {value.name!r}, which nothing makes)")
+
+
+def check_functions(model: ir.Model, what: str) -> None:
+    """None calls itself, and written out they are not too many nodes to ever be written out."""
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+    while len(sizes) < len(model.functions):
+        ready = [
+            key for key, body in model.functions.items()
+            if key not in sizes and all(n.op_identifier() in sizes or n.op_identifier() not in model.functions for n in body)
+        ]  # fmt: skip
+        if not ready:
+            raise ToastcError(f"{what}: a damaged ONNX model (a function in it calls itself)")
+        for key in ready:
+            sizes[key] = sum(sizes.get(node.op_identifier(), 1) for node in model.functions[key])
+            if sizes[key] > MOST_NODES:
+                raise ToastcError(f"{what}: function {key[1]} is of more than {MOST_NODES:,} nodes when written out; refused")
 
 
 def check_nodes(model: ir.Model, what: str) -> None:

@@ -18,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from ...errors import ToastcError
 from .files import read_tensor
+from .growth import stays_small
 
 FLOAT, FLOAT16, BFLOAT16 = 1, 10, 16  # onnx.TensorProto.DataType
 SMALL = 4096  # elements; a value of up to this size is computed, not only shaped
@@ -118,6 +119,8 @@ def visit(facts: Facts, node: ir.Node, opsets: dict[str, int], imports: list[onn
     if node.op_type == "Size" and given[0] in facts.shapes:
         return note_data(facts, node.outputs[0], np.array(math.prod(facts.shapes[given[0]]), np.int64))
     if node.op_type not in RANDOM and given and all(v in facts.data for v in given):
+        if not stays_small(node.op_type, [facts.data[v] for v in given]):
+            return infer(facts, node, imports, opsets)
         try:
             arrays = evaluate(node, [facts.data[v] for v in given], opsets)
         except CannotCompute:

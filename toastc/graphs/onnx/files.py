@@ -21,7 +21,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 from ...errors import ToastcError
 from ...files import check_targets, current_umask, uninterrupted
 from ...plan import Plan, from_dict
-from .checks import check_names, check_nodes, check_tensor, check_wires
+from .checks import check_functions, check_names, check_nodes, check_tensor, check_wires
 from .unpack import unpack_attention
 
 PLAN_KEY = "toastc.plan"
@@ -96,10 +96,8 @@ def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 def prepare(model: ir.Model, what: str) -> ir.Model:
     """Refuse what can not be compiled; inline functions; constants become initializers."""
     if model.functions:
-        try:
-            InlinePass()(model)
-        except ir.passes.PreconditionError:
-            raise ToastcError(f"{what}: a damaged ONNX model (a function in it calls itself)") from None
+        check_functions(model, what)
+        InlinePass()(model)
     for node in model.graph:
         if node.op_type in QUANTIZED:
             raise ToastcError(f"{what}: is quantised ({node.op_type}); prune the float model and quantise the result")
