@@ -69,7 +69,12 @@ def transpose_that_does_not_fit(model: onnx.ModelProto) -> None:
     four.attribute[0].ints[:] = [2, 3]
 
 
+def version_out_of_range(model: onnx.ModelProto) -> None:
+    model.opset_import.append(helper.make_opsetid("nowhere", 2**40))
+
+
 CHANGES: dict[Change, str] = {
+    version_out_of_range: "out of range",
     taken_from_nowhere: "takes 'nothing makes this', which nothing makes",
     given_from_nowhere: "the output takes 'nothing makes this', which nothing makes",
     calls_itself: "a function in it calls itself",
@@ -147,3 +152,75 @@ def test_a_model_in_which_nothing_is_found_is_not_measured(here: Command, tmp_pa
     assert made.returncode == 1
     assert made.stderr.splitlines() == ["toastc: no attention and no FFN was found that could be measured"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.npy", "model.onnx"]
+
+
+def test_a_budget_of_nothing(here: Command, tmp_path: Path) -> None:
+    """An input without sizes: no multiplication can be counted, so that a share of them means nothing."""
+    model = models.vit()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    path = models.save(model, tmp_path / "model.onnx")
+    made = here(path, "-o", tmp_path / "out.onnx", "--target", "macs=0.6", "--quiet")
+    assert made.returncode == 1
+    assert "no attention and no FFN was found" in made.stderr and len(made.stderr.splitlines()) == 1
+
+
+def doubling(depth: int) -> onnx.ModelProto:
+    """Functions that each call the one before twice: a file of a few kilobytes, and 2 ** depth nodes."""
+    model = models.vit()
+    opset = list(model.opset_import)
+    for n in range(depth):
+        kind, domain = ("Identity", "") if n == 0 else (f"F{n - 1}", "own")
+        body = [helper.make_node(kind, [a], [b], domain=domain) for a, b in (("x", "y"), ("y", "z"))]
+        own = [] if n == 0 else [helper.make_opsetid("own", 1)]
+        model.functions.append(helper.make_function("own", f"F{n}", ["x"], ["z"], body, [*opset, *own]))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node.append(helper.make_node(f"F{depth - 1}", ["logits"], ["more"], domain="own"))
+    model.graph.output.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, None))
+    return model
+
+
+def test_functions_that_unroll_for_ever_are_refused(here: Command, tmp_path: Path) -> None:
+    assert here("inspect", models.save(doubling(5), tmp_path / "model.onnx")).returncode == 0
+    made = here("inspect", models.save(doubling(60), tmp_path / "model.onnx"))
+    assert made.returncode == 2
+    assert "is of more than 1,000,000 nodes when written out; refused" in made.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("ConstantOfShape", [np.array([2**40])]),
+        ("Expand", [np.array([1.0], np.float32), np.array([2**20, 2**20])]),
+        ("Tile", [np.array([1.0], np.float32), np.array([2**40])]),
+        ("Range", [np.array(0), np.array(2**40), np.array(1)]),
+        ("Add", [np.zeros((4096, 1, 1), np.float32), np.zeros((4096, 1), np.float32), np.zeros(4096, np.float32)]),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_small_files_that_ask_for_terabytes(toastc: Command, tmp_path: Path, kind: str, given: list[np.ndarray]) -> None:
+    """Nothing reads what they make; so nothing need be made. With two gigabytes of memory: the machine may have more."""
+    model = models.vit()
+    names = [f"given{i}" for i in range(len(given))]
+    model.graph.initializer.extend(numpy_helper.from_array(a, n) for a, n in zip(given, names, strict=True))
+    model.graph.node.extend(
+        [helper.make_node("Sum" if kind == "Add" else kind, names, ["vast"]), helper.make_node("Shape", ["vast"], ["s"])]
+    )
+    model.graph.output.append(helper.make_tensor_value_info("s", TensorProto.INT64, None))
+    path = models.save(model, tmp_path / "model.onnx")
+    import resource
+
+    made = toastc("inspect", path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)))
+    assert (made.returncode, made.stderr) == (0, "")
+
+
+def test_an_array_that_becomes_shorter_while_it_is_read(tmp_path: Path) -> None:
+    import toastc.errors
+    from toastc.calibration import open_data
+
+    np.save(tmp_path / "x.npy", np.zeros((64, 3, 16, 16), np.float32))
+    batches = iter(open_data(tmp_path / "x.npy", {"image": (None, 3, 16, 16)}))
+    next(batches)
+    with open(tmp_path / "x.npy", "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(toastc.errors.ToastcError, match="became shorter while it was read"):
+        next(batches)

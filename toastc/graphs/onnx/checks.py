@@ -56,8 +56,10 @@ def check_functions(model: ir.Model, what: str) -> None:
 
 def check_nodes(model: ir.Model, what: str) -> None:
     """As the operators' own descriptions say: how many inputs and outputs there are, which attributes, and of which types."""
+    if not all(0 < version < 2**31 for version in (model.ir_version or 0, *model.graph.opset_imports.values())):
+        raise ToastcError(f"{what}: a damaged ONNX model (its version or that of an operator set is out of range)")
     context = onnx.checker.C.CheckerContext()
-    context.ir_version, context.opset_imports = model.ir_version or 0, dict(model.graph.opset_imports)
+    context.ir_version, context.opset_imports = model.ir_version, dict(model.graph.opset_imports)
     for node in model.graph:
         try:
             check_attributes(node)
