@@ -123,7 +123,9 @@ class CollectMoments:
 def note_together(moments: Moments, rows: dict[str, list[Any]]) -> None:
     """One sum for several pieces, which are dropped: adding wide sums costs as much as making them."""
     for key, pieces in rows.items():
-        moments.note(key, checked(Sums.of(array_namespace(pieces[0]).concat(pieces), key.endswith("/out")), key))
+        with np.errstate(over="ignore", invalid="ignore"):  # which is said below
+            sums = Sums.of(array_namespace(pieces[0]).concat(pieces), key.endswith("/out"))
+        moments.note(key, checked(sums, key))
         pieces.clear()
 
 

@@ -73,14 +73,53 @@ def version_out_of_range(model: onnx.ModelProto) -> None:
     model.opset_import.append(helper.make_opsetid("nowhere", 2**40))
 
 
+def no_numbers(model: onnx.ModelProto) -> None:
+    """A weight of terabytes, in a file of some kilobytes."""
+    tensor = next(t for t in model.graph.initializer if t.name == "blocks.0.attn.qkv.weight")
+    tensor.ClearField("raw_data")
+    tensor.dims[:] = [2**40]
+
+
+def function_of_another_version(model: onnx.ModelProto) -> None:
+    calls_itself(model)
+    del model.functions[0].node[:], model.functions[0].opset_import[:]
+    model.functions[0].node.append(helper.make_node("Erf", ["x"], ["y"]))
+    model.functions[0].opset_import.append(helper.make_opsetid("", 13))
+
+
+def constant_of_a_transpose(model: onnx.ModelProto) -> None:
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["c"], perm=[1, 0]))
+
+
+def name_no_file_can_have(model: onnx.ModelProto) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == "blocks.0.attn.qkv.weight")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="n" * 5000)
+
+
+def text_of_numbers(model: onnx.ModelProto) -> None:
+    next(t for t in model.graph.initializer if t.name == "blocks.0.attn.qkv.weight").data_type = TensorProto.STRING
+
+
+def batch_of_nothing(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 0
+
+
 CHANGES: dict[Change, str] = {
+    batch_of_nothing: "input image has a size below one",
+    text_of_numbers: "it is text, and that is not all there",
+    no_numbers: "it has no numbers",
+    function_of_another_version: "its functions can not be written out",
+    constant_of_a_transpose: "a damaged ONNX model (Unsupported constant node",
+    name_no_file_can_have: "is missing; it belongs beside the model",
     version_out_of_range: "out of range",
     taken_from_nowhere: "takes 'nothing makes this', which nothing makes",
     given_from_nowhere: "the output takes 'nothing makes this', which nothing makes",
     calls_itself: "a function in it calls itself",
     axis_of_no_function: "attribute axis is that of a function",
     branches_of_two: "its branches do not give what it gives",
-    negative_input: "input image has a negative size",
+    negative_input: "input image has a size below one",
     no_type_of_a_constant: "its type is not known",
     reshape_that_does_not_fit: "",
     transpose_that_does_not_fit: "",
@@ -224,3 +263,48 @@ def test_an_array_that_becomes_shorter_while_it_is_read(tmp_path: Path) -> None:
         file.truncate(1000)
     with pytest.raises(toastc.errors.ToastcError, match="became shorter while it was read"):
         next(batches)
+
+
+def test_activations_that_overflow_are_one_line(toastc: Command, tmp_path: Path) -> None:
+    model = models.vit()
+    tensor = next(t for t in model.graph.initializer if t.name == "blocks.0.mlp.fc1.weight")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e25), tensor.name))
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(np.float32))
+    made = toastc("calibrate", models.save(model, tmp_path / "m.onnx"), tmp_path / "data.npy", "-o", tmp_path / "m", "--quiet")
+    assert made.returncode == 2
+    assert len(made.stderr.splitlines()) == 1 and "takes NaN or infinite values on this data" in made.stderr, made.stderr
+
+
+@pytest.mark.parametrize("heads", ["with heads", "without heads"])
+def test_fused_nodes_that_are_incomplete(here: Command, tmp_path: Path, heads: str) -> None:
+    """An attention of flat queries, a product that does not fit: opaque, or refused."""
+    model = models.vit()
+    more = {"num_heads": 2} if heads == "with heads" else {}
+    for kind, given in (("MultiHeadAttention", ["norm.bias"] * 3), ("FusedMatMul", ["image", "norm.bias"])):
+        model.graph.node.append(helper.make_node(kind, given, [kind], domain="com.microsoft", **more))
+        model.graph.output.append(helper.make_tensor_value_info(kind, TensorProto.FLOAT, None))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    made = here("inspect", models.save(model, tmp_path / "model.onnx"))
+    assert made.returncode == 0, made.stderr
+    del model.graph.node[-1].input[1:]
+    made = here("inspect", models.save(model, tmp_path / "model.onnx"))
+    assert made.returncode == 2 and "has too few inputs" in made.stderr
+
+
+def test_inner_tensors_that_are_outputs_as_well(here: Command, ratio_file: Path, tmp_path: Path) -> None:
+    """Every one of them in turn, queries and keys apart included: it keeps its name, and says what it said."""
+    names = [node.output[0] for node in models.vit().graph.node if node.op_type in ("Split", "Squeeze", "Transpose", "Softmax")]
+    for name in names:
+        model = models.vit()
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+        dense, out = models.save(model, tmp_path / "model.onnx"), tmp_path / "out.onnx"
+        made = here(dense, "-o", out, "--ratios", ratio_file, *PLAIN, "--quiet")
+        assert made.returncode == 0, made.stderr
+        assert [o.name for o in onnx.load(out).graph.output] == ["logits", "sizes", name]
+        assert models.run(out)[2].shape == models.run(dense)[2].shape
+
+
+def test_rounding_to_more_than_there_is(here: Command, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text('{"ffn": 0.5, "round_to": 1' + "0" * 400 + "}")
+    made = here(tiny, "-o", tmp_path / "out.onnx", "--ratios", tmp_path / "r.json", "--quiet")
+    assert made.returncode == 1 and "remove nothing" in made.stderr

@@ -16,6 +16,8 @@ CONTRIB = {
     "num_heads": INT, "transA": INT, "transB": INT, "axis": INT, "unidirectional": INT, "qkv_hidden_sizes": INTS, "scale": FLOAT,
     "alpha": FLOAT,
 }  # fmt: skip
+NUMBERS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+FEWEST = {"FusedMatMul": 2, "Attention": 2}  # inputs
 MOST_NODES = 1_000_000  # of a function; real models have thousands
 
 
@@ -71,8 +73,8 @@ def check_nodes(model: ir.Model, what: str) -> None:
             text = " ".join(str(error).split())[:160]
             raise ToastcError(f"{what}: a damaged ONNX model (node {node.name or node.op_type}: {text})") from None
     for value in model.graph.inputs:
-        if any(isinstance(d, int) and d < 0 for d in value.shape or ()):
-            raise ToastcError(f"{what}: a damaged ONNX model (input {value.name} has a negative size)")
+        if any(isinstance(d, int) and d < 1 for d in value.shape or ()):
+            raise ToastcError(f"{what}: a damaged ONNX model (input {value.name} has a size below one)")
 
 
 def check_attributes(node: ir.Node) -> None:
@@ -87,8 +89,8 @@ def check_attributes(node: ir.Node) -> None:
         found = node.attributes.get(name)
         if found is not None and node.domain == "com.microsoft" and found.type != kind:
             raise TypeError(f"attribute {name} is of type {found.type.name}, not {kind.name}")
-    if node.domain == "com.microsoft" and (not node.inputs or not node.outputs):
-        raise TypeError("has no inputs or no outputs")
+    if node.domain == "com.microsoft" and (len(node.inputs) < FEWEST.get(node.op_type, 1) or not node.outputs):
+        raise TypeError("has too few inputs, or no outputs")
 
 
 def check_tensor(tensor: ir.TensorProtocol, path: Path) -> None:
@@ -98,9 +100,15 @@ def check_tensor(tensor: ir.TensorProtocol, path: Path) -> None:
     """
     if tensor.dtype == ir.DataType.UNDEFINED:
         raise ToastcError(f"{path}: weight {tensor.name} is damaged: its type is not known")
+    if tensor.dtype == ir.DataType.STRING:
+        if not isinstance(tensor, ir.StringTensor) or len(tensor.string_data()) != tensor.size:
+            raise ToastcError(f"{path}: weight {tensor.name} is damaged: it is text, and that is not all there")
+        return
     if isinstance(tensor, ir.TensorProtoTensor):
         if tensor.raw.HasField("raw_data") and len(tensor.raw.raw_data) != tensor.nbytes:
             raise ToastcError(f"{path}: weight {tensor.name} is damaged: {len(tensor.raw.raw_data)} of {tensor.nbytes} bytes")
+        if tensor.size and not any(tensor.raw.HasField(f) if f == "raw_data" else len(getattr(tensor.raw, f)) for f in NUMBERS):
+            raise ToastcError(f"{path}: weight {tensor.name} is damaged: it has no numbers")
         return
     if not isinstance(tensor, ir.ExternalTensor):
         return
@@ -109,7 +117,11 @@ def check_tensor(tensor: ir.TensorProtocol, path: Path) -> None:
     if os.path.isabs(location) or ".." in Path(location).parts or "\\" in location:
         raise ToastcError(outside)
     file = path.parent / location
-    if not file.exists():
+    try:
+        there = file.exists()
+    except (OSError, ValueError):  # a name no file can have
+        there = False
+    if not there:
         raise ToastcError(f"{path}: the external data file {location} is missing; it belongs beside the model")
     folders = {path.parent.resolve(), path.resolve().parent}
     if not folders & set(file.resolve().parents):

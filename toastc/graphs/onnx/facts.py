@@ -201,20 +201,23 @@ def infer_contrib(facts: Facts, node: ir.Node) -> None:
     shape: tuple[int, ...] | None = None
     if node.op_type in SAME_AS_FIRST_INPUT:
         shape = first
-    elif node.op_type == "MultiHeadAttention":
+    elif node.op_type == "MultiHeadAttention" and "num_heads" in node.attributes and len(first) in (3, 5):
         heads = node.attributes["num_heads"].as_int()
         value = facts.shapes.get(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
         width = first[2] * first[4] if len(first) == 5 else first[2]
         if value is not None:
-            width = value[2] if len(value) == 3 else heads * value[3]
+            width = value[2] if len(value) == 3 else heads * value[-1] if value else 0
         shape = (first[0], first[1], width)
-    elif node.op_type == "FusedMatMul" and node.inputs[1] in facts.shapes:
-        a, b = list(first), list(facts.shapes[node.inputs[1]])
+    elif node.op_type == "FusedMatMul" and min(len(first), len(facts.shapes.get(node.inputs[1], ()))) > 1:  # type: ignore[arg-type]
+        a, b = list(first), list(facts.shapes[node.inputs[1]])  # type: ignore[index]
         if "transA" in node.attributes and node.attributes["transA"].as_int():
             a[-1], a[-2] = a[-2], a[-1]
         if "transB" in node.attributes and node.attributes["transB"].as_int():
             b[-1], b[-2] = b[-2], b[-1]
-        shape = (*np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2])), a[-2], b[-1])
+        try:
+            shape = (*np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2])), a[-2], b[-1])
+        except ValueError:  # they do not fit
+            return declared(facts, node)
     if shape is not None and node.outputs[0] not in facts.shapes:
         facts.shapes[node.outputs[0]] = shape
         facts.dtypes[node.outputs[0]] = facts.dtypes[node.inputs[0]]

@@ -97,7 +97,10 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
     """Refuse what can not be compiled; inline functions; constants become initializers."""
     if model.functions:
         check_functions(model, what)
-        InlinePass()(model)
+        try:
+            InlinePass()(model)
+        except ValueError as error:
+            raise ToastcError(f"{what}: its functions can not be written out ({one_line(error)})") from None
     for node in model.graph:
         if node.op_type in QUANTIZED:
             raise ToastcError(f"{what}: is quantised ({node.op_type}); prune the float model and quantise the result")
@@ -107,7 +110,10 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
     opset = model.graph.opset_imports.get("", OLDEST_OPSET)
     if opset < OLDEST_OPSET:
         raise ToastcError(f"{what}: opset {opset} is too old; export with opset {OLDEST_OPSET} or newer")
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    try:
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    except (ValueError, TypeError) as error:
+        raise ToastcError(f"{what}: a damaged ONNX model ({one_line(error)})") from None
     check_nodes(model, what)
     for node in model.graph:
         if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
