@@ -164,6 +164,30 @@ def test_heads_that_do_not_divide_the_width(here: Command, tiny: Path, ratio_fil
     assert "num_heads is of type FLOAT, not INT" in here("inspect", fused).stderr
 
 
+def test_queries_and_keys_of_other_widths_are_no_attention(here: Command, ratio_file: Path, tmp_path: Path) -> None:
+    model = models.vit()
+    model.graph.node.insert(0, helper.make_node("Identity", ["image"], ["image2"]))
+    scores = next(n for n in model.graph.node if n.op_type == "MatMul" and "Transpose" in n.input[1])
+    scores.input[1] = next(n.output[0] for n in model.graph.node if n.op_type == "Split")
+    made = here(
+        models.save(model, tmp_path / "model.onnx"), "-o", tmp_path / "out.onnx", "--ratios", ratio_file, *PLAIN, "--quiet"
+    )
+    assert made.returncode in (1, 2)
+    assert "PassFailed" not in made.stderr and len(made.stderr.splitlines()) == 1
+
+
+def test_outputs_that_overflow_are_one_line(here: Command, tmp_path: Path) -> None:
+    """Inner tensors are numbers; what an error makes of the outputs is none."""
+    model = models.vit()
+    tensor = next(t for t in model.graph.initializer if t.name == "head.weight")
+    tensor.CopyFrom(numpy_helper.from_array(np.full((models.DIM, models.CLASSES), np.nan, np.float32), tensor.name))
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).standard_normal((8, 3, 16, 16)).astype(np.float32))
+    path = models.save(model, tmp_path / "m.onnx")
+    made = here(path, "-o", tmp_path / "o.onnx", "--target", "macs=0.7", "--calibrate", tmp_path / "data.npy", "--quiet")
+    assert made.returncode == 2
+    assert "loses makes the outputs NaN or infinite" in made.stderr and len(made.stderr.splitlines()) == 1
+
+
 def test_a_pruned_file_with_other_outputs_is_not_equal(here: Command, tiny: Path, ratio_file: Path, tmp_path: Path) -> None:
     small = tmp_path / "small.onnx"
     assert here(tiny, "-o", small, "--ratios", ratio_file, *PLAIN, "--quiet").returncode == 0

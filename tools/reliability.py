@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="the row as JSON on stdout")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "reliability.json", help="where the rows are merged")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     bad = 0
     for name in COUNTS if args.check == "all" else [args.check]:
         row = run(name, args)

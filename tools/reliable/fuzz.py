@@ -13,7 +13,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -176,7 +176,7 @@ class Worker:
         self.process.join()
 
 
-def outcomes(numbers: Iterator[int], seed: int, given: Bases, folder: Path, jobs: int) -> Iterator[Outcome]:
+def outcomes(numbers: Iterator[int], seed: int, given: Bases, folder: Path, jobs: int) -> Generator[Outcome, None, None]:
     """Of every case, as they end; a worker that crashed or hangs is replaced."""
     fresh = lambda: Worker(seed, given, Path(tempfile.mkdtemp(dir=folder)))  # noqa: E731
     pool: list[Worker] = []
@@ -228,17 +228,21 @@ def run(count: int, seed: int = 0, jobs: int = 1, first: int = 0, say: bool = Tr
     with tempfile.TemporaryDirectory(prefix="reliability-fuzz-") as name:
         folder = Path(name)
         given = bases(folder)
-        for done, one in enumerate(outcomes(iter(range(first, first + count)), seed, given, folder, jobs), start=1):
-            ends["bad" if one.bad else f"exit {one.status}"] += 1
-            slowest = max(slowest, one.seconds)
-            if one.bad:
-                bad.append(one)
+        cases = outcomes(iter(range(first, first + count)), seed, given, folder, jobs)
+        try:
+            for one in cases:
+                ends["bad" if one.bad else f"exit {one.status}"] += 1
+                slowest = max(slowest, one.seconds)
+                if one.bad:
+                    bad.append(one)
+                    if say:
+                        print(f"  case {one.number} ({one.what}): {one.bad}", flush=True)
                 if say:
-                    print(f"  case {one.number} ({one.what}): {one.bad}", flush=True)
-            if say:
-                progress("fuzz", done, count, len(bad))
+                    progress("fuzz", ends.total(), count, len(bad))
+        except KeyboardInterrupt:  # the figures so far are figures
+            cases.close()
     row: dict[str, Any] = {
-        "cases": count, "seed": seed, "first": first, "ends": dict(sorted(ends.items())), "bad": len(bad),
+        "cases": ends.total(), "seed": seed, "first": first, "ends": dict(sorted(ends.items())), "bad": len(bad),
         "slowest_seconds": round(slowest, 2), "seconds": round(time.perf_counter() - begun),
     }  # fmt: skip
     return row, bad

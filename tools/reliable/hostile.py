@@ -1,4 +1,4 @@
-"""Files somebody made to do harm: to read what is elsewhere, to fill memory, to run code, to write into the report or the terminal.
+"""Files somebody made to do harm: to read what is elsewhere, fill memory, run code, write into the report or the terminal.
 
 Each has to be refused in one line, or to do no harm; every case runs in a process of its own, with four gigabytes of memory.
 """
@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from . import PLAIN, Row, found_in, workplace, wrong
 from .limits import limited
-from .mutate_onnx import NAMES
+from .mutate_nodes import NAMES
 from .runs import ran
 
 MEMORY = 4 << 30
@@ -57,7 +57,7 @@ def links(folder: Path) -> None:
 
 PLACES = (
     "../secret", "/dev/zero", "/etc/passwd", "link", "null", "self", "memory", "pipe", "up/secret", "", ".", "sub/../../secret",
-    "//dev/zero", "weights.bin/", "a\x00b", "n" * 5000, "..\\secret", "C:\\secret", "file:///etc/passwd", "~/secret", "$HOME", "weights.bin",
+    "//dev/zero", "weights.bin/", "a\x00b", "n" * 5000, "..\\secret", "C:\\secret", "file:///etc/passwd", "~/secret", "$HOME",
 )  # fmt: skip
 
 
@@ -151,6 +151,9 @@ def cases() -> list[Case]:
         out = str(path.parent / "out.onnx")
         return [str(path), "-o", out, "--ratios", str(path.parent / "r.json"), *PLAIN, *more]
 
+    def calibrate(model: Path, data: Path) -> list[str]:
+        return ["calibrate", str(model), str(data), "-o", str(model.parent / "m"), "--quiet"]
+
     def tiny(folder: Path) -> Path:
         import models
 
@@ -194,9 +197,7 @@ def cases() -> list[Case]:
             (f"{of} as ratios", lambda f, w=wrapped: [*prune(tiny(f))[:4], str(pickled(f, "r", w)), "--quiet"]),  # type: ignore[misc]
         ]
         for name in ("x.npy", "x.npz", "x.safetensors"):
-            found.append(
-                (f"{of} as {name}", lambda f, w=wrapped, n=name: ["calibrate", str(tiny(f)), str(pickled(f, n, w)), "-o", str(f / "m"), "--quiet"])  # type: ignore[misc]
-            )  # fmt: skip
+            found.append((f"{of} as {name}", lambda f, w=wrapped, n=name: calibrate(tiny(f), pickled(f, n, w))))  # type: ignore[misc]
     return found
 
 

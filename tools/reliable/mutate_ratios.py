@@ -6,7 +6,7 @@ import json
 import random
 from typing import Any
 
-from .mutate_onnx import BYTES
+from .mutate_bytes import BYTES
 
 BASES: tuple[Any, ...] = (
     {"attention": {"qk": 0.5, "vo": 0.5, "heads": 0.0}, "ffn": 0.5, "sites": {"blocks.0.*": 0}, "round_to": 8},
