@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from .files import stop_cleanly
 
-        with stop_cleanly():
+        with stop_cleanly(), warnings.catch_warnings():
+            if not os.environ.get("TOASTC_DEBUG"):
+                warnings.simplefilter("ignore")  # libraries' own: what matters of it is checked, and said in one line
             return COMMANDS[command](args)
     except ToastcError as error:
         say(str(error))
