@@ -8,13 +8,14 @@ tokens are taken, at random, as keep the products within `share` of the model's 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from toastc.calibration.data import fixed_batch
+from toastc.calibration.data import Batch, fixed_batch
 from toastc.calibration.moments import Moments, Sums
 from toastc.calibration.synthetic import Synthetic
 from toastc.calibration.taps import Tap
@@ -53,33 +54,59 @@ class CollectMoments:
         return replace(state, moments=moments, notes=(*state.notes, *notes, *warnings(moments, taps)))
 
     def collect(self, state: State) -> tuple[Moments, list[str]]:
-        keys, taps, workers = list(state.taps), state.taps, state.workers
-        probe = state.graph.probe([taps[k].value for k in keys])
-        moments = Moments(source=state.data.name)
-        for key in keys:
-            groups, width, copies = taps[key].index.shape
-            moments.note(key, Sums.none(groups, width * copies, key.endswith("/out")))
+        workers, kept = state.workers, state.unfinished
+        probe = state.graph.probe([tap.value for tap in state.taps.values()])
+        moments, done, notes = self.begun(state)
         data = state.data.part(workers.rank, workers.count)
-        part, pieces = self.part(state), self.inputs_at_a_time(state)
-        for number, batch in enumerate(data):
-            if number * workers.count + workers.rank < state.held_out:
-                continue
-            rng = np.random.default_rng([state.seed, number * workers.count + workers.rank])
-            count = len(next(iter(batch.values())))
-            rows: dict[str, list[Any]] = {key: [] for key in keys}
-            for start in range(0, count, pieces):
-                _, watched = probe({name: array[start : start + pieces] for name, array in batch.items()})
-                for key, array in zip(keys, watched, strict=True):
-                    rows[key].append(taps[key].rows(array, part, rng))
-                if start + pieces >= count or sum(piece.nbytes for own in rows.values() for piece in own) > WATCHED:
+        whole = True  # no batch is in the sums in part
+        try:
+            for number, batch in enumerate(data):
+                if number < done or number * workers.count + workers.rank < state.held_out:
+                    continue
+                rng = np.random.default_rng([state.seed, number * workers.count + workers.rank])
+                for rows in self.watched(state, probe, batch, rng):
+                    whole = False
                     note_together(moments, rows)
-            moments.images += count
-            if data.size:
-                state.tell(self.name, moments.images * workers.count / data.size)
+                moments.images += len(next(iter(batch.values())))
+                done, whole = number + 1, True
+                if kept is not None:
+                    kept.offer(moments, done)
+                if data.size:
+                    state.tell(self.name, moments.images * workers.count / data.size)
+        except KeyboardInterrupt:
+            if kept is not None and whole and done:
+                kept.save(moments, done)
+            raise
+        if kept is not None:  # what comes next may take long as well
+            kept.save(moments, done)
         moments = moments.gathered(workers)
         if state.held_out and not moments.images:
             raise ToastcError(f"search: {state.held_out} batches of the data are held back to judge by, and there are no more")
-        return moments, data.notes
+        return moments, [*notes, *data.notes]
+
+    def begun(self, state: State) -> tuple[Moments, int, list[str]]:
+        """Sums of nothing; or those of a measurement that was stopped, and how many batches are in them."""
+        found, done, word = (None, 0, "") if state.unfinished is None else state.unfinished.found()
+        if word:
+            state.tell(f"{self.name}: {word}")
+        if found is not None:
+            return found, done, [word]
+        moments = Moments(source=state.data.name)
+        for key, tap in state.taps.items():
+            groups, width, copies = tap.index.shape
+            moments.note(key, Sums.none(groups, width * copies, key.endswith("/out")))
+        return moments, 0, [word] if word else []
+
+    def watched(self, state: State, probe: Any, batch: Batch, rng: np.random.Generator) -> Iterator[dict[str, list[Any]]]:
+        """What the taps show on a batch, in pieces that fit: of every tap some rows, to be summed before the next piece."""
+        part, pieces, count = self.part(state), self.inputs_at_a_time(state), len(next(iter(batch.values())))
+        rows: dict[str, list[Any]] = {key: [] for key in state.taps}
+        for start in range(0, count, pieces):
+            _, arrays = probe({name: array[start : start + pieces] for name, array in batch.items()})
+            for (key, tap), array in zip(state.taps.items(), arrays, strict=True):
+                rows[key].append(tap.rows(array, part, rng))
+            if start + pieces >= count or sum(piece.nbytes for own in rows.values() for piece in own) > WATCHED:
+                yield rows
 
     def part(self, state: State) -> float:
         """The share of the tokens whose outer products may be taken."""
@@ -99,7 +126,9 @@ class CollectMoments:
 def note_together(moments: Moments, rows: dict[str, list[Any]]) -> None:
     """One sum for several pieces, which are dropped: adding wide sums costs as much as making them."""
     for key, pieces in rows.items():
-        moments.note(key, checked(Sums.of(array_namespace(pieces[0]).concat(pieces), key.endswith("/out")), key))
+        with np.errstate(over="ignore", invalid="ignore"):  # which is said below
+            sums = Sums.of(array_namespace(pieces[0]).concat(pieces), key.endswith("/out"))
+        moments.note(key, checked(sums, key))
         pieces.clear()
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from toastc.calibration.data import as_array, fixed_batch
 from toastc.errors import ToastcError, VerificationFailed
+from toastc.files import scratch
 from toastc.graphs import Graph
 from toastc.padding import pad_back
 from toastc.plan import check_plan
@@ -98,9 +99,9 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
         check_plan(plan, sites)
     except ToastcError as error:
         return Verification(False, float("inf"), tolerance, 0, 0, str(error))
-    with tempfile.TemporaryDirectory(prefix="toastc-verify-") as folder:
+    with scratch() as folder:
         if upcast.has_bfloat16(model):  # read back from the file, and computed in float32
-            wide = Path(folder) / "pruned.onnx"
+            wide = folder / "pruned.onnx"
             write_model(upcast.upcast(load_model(pruned)), wide)
             pruned = wide
             upcast.upcast(model)
@@ -109,13 +110,13 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
         chosen += hold_selections(graph, sites, plan)
         graph.finish()
         if chosen:  # what was chosen at run time is handed on to the dense graph, so that both choose the same
-            pruned = exposed(pruned, chosen, Path(folder) / "exposed.onnx")
+            pruned = exposed(pruned, chosen, folder / "exposed.onnx")
         expected = ort.run(pruned, feeds)
         if chosen:
             whole = len(expected[0]) - len(chosen)
             feeds = [feed | dict(zip(chosen, outs[whole:], strict=True)) for feed, outs in zip(feeds, expected, strict=True)]
             expected = [outs[:whole] for outs in expected]
-        file = Path(folder) / "padded.onnx"
+        file = folder / "padded.onnx"
         try:
             write_model(model, file, external=True)  # the runtime maps it, so that memory holds one copy
         except VerificationFailed as error:
@@ -124,6 +125,8 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
             room = f"{tempfile.gettempdir()}: no room for the model that proves it ({error.strerror or error})"
             raise ToastcError(f"{room}; set TMPDIR to another folder, or give --no-verify") from None
         got = ort.run(file, feeds)
+    if [len(outs) for outs in expected] != [len(outs) for outs in got]:
+        return Verification(False, float("inf"), tolerance, len(feeds), padded, "it has other outputs than the dense model")
     errors = [difference(b, a) for run_a, run_b in zip(expected, got, strict=True) for a, b in zip(run_a, run_b, strict=True)]
     worst = max(errors)
     reason = "" if worst <= tolerance else f"outputs differ by {worst:.2e} of their scale, allowed {tolerance:.0e}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import models
@@ -61,6 +63,32 @@ def test_damaged_images_are_skipped_counted_and_named(tmp_path: Path) -> None:
     data = open_data(folder, SIZES)
     assert sum(len(b["image"]) for b in data) == 3
     assert any(note.startswith("2 of 5 images") and "broken.jpg" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16", "RGBA", "LA", "P", "1", "CMYK"])
+def test_images_of_every_mode_look_the_same(tmp_path: Path, mode: str) -> None:
+    """A half-grey image is half grey, however it is written; one of 16 bits is not white."""
+    image = Image.fromarray(np.full((20, 20), 0x8080, np.uint16)) if mode == "I;16" else Image.new("L", (20, 20), 128)
+    image = image if mode == "I;16" else image.convert("RGB").convert(mode) if mode in ("CMYK", "P") else image.convert(mode)
+    path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
+    image.save(path)
+    grey = Preprocess(16, 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))(path)
+    assert np.allclose(grey.mean(), 0.5, atol=0.06)
+
+
+def test_strips_and_bombs(tmp_path: Path) -> None:
+    """A strip is not enlarged as a whole, and an image larger than any photo is skipped."""
+    folder = photos(tmp_path / "photos", 2)
+    Image.new("RGB", (30_000, 1)).save(folder / "strip.png")
+    data = bytearray((folder / "0.png").read_bytes())
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    (folder / "bomb.png").write_bytes(data)
+    batches = open_data(folder, {"image": (None, 3, 224, 224)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert sum(len(b["image"]) for b in batches) == 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000, "kilobytes"
+    assert any("bomb.png" in note for note in batches.notes)
 
 
 @pytest.mark.parametrize("form", ["npy", "npz", "safetensors", "list", "tensors"])

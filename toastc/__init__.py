@@ -16,7 +16,7 @@ if (_checkout / "passes" / "match" / "flow.py").exists():  # a plain checkout: t
 __version__ = "0.1.0"
 _HOMES = {
     "Plan": "plan", "Result": "api", "backend": "dynamo", "bench": "api", "compact": "compactors", "export": "api",
-    "from_pretrained": "pretrained", "inspect": "api", "measure": "api", "prune": "api", "save_pretrained": "pretrained",
+    "from_pretrained": "pretrained", "inspect": "api", "measure": "measuring", "prune": "api", "save_pretrained": "pretrained",
     "verify": "api",
 }  # fmt: skip
 __all__ = [

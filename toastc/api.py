@@ -1,4 +1,4 @@
-"""prune, measure, inspect, verify, bench: what the command and other people's Python call."""
+"""prune, inspect, verify, bench: what the command and other people's Python call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import ratios as ratio_file
 from .calibration import Moments, Preprocess
 from .cost import Target
 from .deploy import Deploy
-from .errors import NothingToPrune, ToastcError
+from .errors import ToastcError
 from .files import check_targets, write_beside
 from .forms import is_named, is_torch, open_graph
 from .plan import Plan
@@ -173,38 +173,6 @@ def kernels(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
     return {"model": name, "kernels": list(kernels_of(graph, match(graph)[1], Plan()))}
 
 
-def measure(
-    model: Any,
-    data: Any,
-    *,
-    images: int | None = None,
-    preprocess: Preprocess | None = None,
-    provider: str = "cpu",
-    example_inputs: Sequence[Any] | None = None,
-    seed: int = 0,
-    tell: Tell = silent,
-) -> Moments:
-    """What `prune(..., moments=)` needs to know of a model on its calibration data, for any number of targets.
-
-    Under torchrun every process takes its share of the data, and all return the same.
-    """
-    from .calibration import Workers, open_data
-    from .passes import MEASURE
-    from .pipeline import State, run
-
-    with Workers.started() as workers:
-        graph, _ = open_graph(model, example_inputs, provider)
-        source = open_data(data, graph.input_sizes(), seed=seed, limit=images, preprocess=preprocess)
-        state = State(graph, data=source, seed=seed, tell=tell if workers.rank == 0 else silent, workers=workers)
-        for step in MEASURE:
-            state.tell(step.name)
-            state, _ = run([step], state)
-        if not state.sites:
-            raise NothingToPrune("no attention and no FFN was found that could be measured")
-        assert state.moments is not None
-        return state.moments
-
-
 def verify(dense: str | Path, pruned: str | Path, *, seed: int = 0) -> dict[str, Any]:
     """Pad `pruned` back into `dense` and compare: the data of `toastc verify --json`."""
     from .passes.verify import verify_files
@@ -241,4 +209,4 @@ def bench(
     return bench_files(Path(dense), Path(pruned), provider, batches, threads, seconds, tell, options, memory)
 
 
-__all__ = ["Result", "bench", "export", "inspect", "kernels", "measure", "prune", "verify"]
+__all__ = ["Result", "bench", "export", "inspect", "kernels", "prune", "verify"]

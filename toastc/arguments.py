@@ -37,6 +37,8 @@ CALIBRATE_HELP = """Measure a model on calibration data once, for any number of 
 
   toastc calibrate MODEL.onnx photos/ -o m.safetensors
   torchrun --nproc-per-node 4 -m toastc.calibrate MODEL.onnx photos/ -o m.safetensors    the same, shared by 4 processes
+
+Stopped and asked again, it goes on where it was: what it has seen is kept in m.safetensors.part (not under torchrun).
   toastc MODEL.onnx -o OUT.onnx --target macs=0.6 --moments m.safetensors
 """
 REPORT_HELP = """Make a page of a saved report, a plan or a model, with speed and accuracy where they were measured.

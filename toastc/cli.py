@@ -8,8 +8,8 @@ import math
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from .arguments import parser_for, say
@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from .files import stop_cleanly
 
-        with stop_cleanly():
+        with stop_cleanly(), warnings.catch_warnings():
+            if not os.environ.get("TOASTC_DEBUG"):
+                warnings.simplefilter("ignore")  # libraries' own: what matters of it is checked, and said in one line
             return COMMANDS[command](args)
     except ToastcError as error:
         say(str(error))
@@ -36,10 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (MemoryError, RuntimeError, OSError) as error:
-        return unforeseen("", error)
+    except MemoryError as error:
+        return unforeseen("not enough memory: ", error)
+    except (RuntimeError, OSError) as error:
+        return unforeseen("not enough memory: " if is_starved(error) else "", error)
     except Exception as error:  # noqa: BLE001  the last one who can say it in one line
         return unforeseen("a bug of toastc, please report it: ", error)
+
+
+def is_starved(error: Exception) -> bool:
+    """Libraries that find no memory say so in words of their own."""
+    return any(word in str(error) for word in ("start new thread", "Failed to serialize proto", "bad allocation", "bad_alloc"))
 
 
 def unforeseen(what: str, error: Exception) -> int:
@@ -115,22 +124,19 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_calibrate(args: argparse.Namespace) -> int:
-    from .api import measure
-    from .files import check_targets
+    from .measuring import measure
     from .progress import progress
 
-    check_targets([args.output], [args.model, Path(args.data)])
     first = os.environ.get("RANK", "0") == "0"
     with progress(args.quiet or not first) as tell:
         moments = measure(
             args.model, args.data, images=args.images, preprocess=preprocess_of(args), provider=args.provider, seed=args.seed,
-            tell=tell,
+            output=args.output, tell=tell,
         )  # fmt: skip
     if first:
-        moments.save(args.output)
         couplings = sorted({k.rpartition("/")[0] for k in moments})
-        data = {"images": moments.images, "source": moments.source, "couplings": couplings}
-        word = f"{args.output}: {moments.images} inputs, {len(couplings)} couplings"
+        data = {"images": moments.images, "source": moments.source, "couplings": couplings, "notes": list(moments.notes)}
+        word = "\n".join((f"{args.output}: {moments.images} inputs, {len(couplings)} couplings", *moments.notes))
         show(data, args.json, args.quiet, lambda console: console.print(word, highlight=False))
     return 0
 

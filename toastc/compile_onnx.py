@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ import onnx_ir as ir
 from .deploy_onnx import compare, deploy
 from .driver import Request, begun, choose, planned
 from .errors import NoChange, VerificationFailed
-from .files import check_targets
+from .files import check_targets, scratch
 from .forms import as_ir, from_ir
 from .graphs.onnx import (
     OnnxGraph,
@@ -61,12 +60,12 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
     after_params = OnnxGraph.count_parameters(model)
     verified: dict[str, Any] | None = None
     deployed, measured, notes = None, None, state.notes
-    with tempfile.TemporaryDirectory(prefix="toastc-") as scratch:
-        target = output if output is not None else Path(scratch) / "pruned.onnx"
+    with scratch() as folder:
+        target = output if output is not None else folder / "pruned.onnx"
         with staged(target) as file:
             tell("write")
             clock = time.perf_counter()
-            proven = Path(scratch) / "proven.onnx" if request.deploy else file
+            proven = folder / "proven.onnx" if request.deploy else file
             write_model(model, proven, external)
             seconds["write"] = time.perf_counter() - clock
             if request.verify:
@@ -118,8 +117,8 @@ def compile_any(model: Any, output: Path | None, targets: Sequence[Path], reques
             return Result(onnx.load(path), Plan(), same.report)
         return replace(made, model=None if output is not None or request.dry_run else ir.to_proto(made.model))
     kind, source = as_ir(model)
-    with tempfile.TemporaryDirectory(prefix="toastc-") as folder:
-        dense = Path(folder) / "dense.onnx"
+    with scratch() as folder:
+        dense = folder / "dense.onnx"
         write_model(prepare(source, "model"), dense)
         try:
             made = compile_onnx(load_model(dense), dense, output, request, source.graph.name or "model", tell)

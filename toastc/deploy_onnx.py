@@ -6,7 +6,6 @@ nodes have to say the same; fewer bits never do.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from .calibration.data import fixed_batch
 from .deploy import Deploy
 from .errors import ToastcError, VerificationFailed
+from .files import scratch
 from .graphs.onnx import OnnxGraph, fuse_for_runtime, load_model, sample_inputs, sizes_for, to_half, upcast, write_model
 from .pipeline import State, run
 from .progress import Tell
@@ -97,10 +97,10 @@ def apart(proven: Path, made: Path, feeds: list[Mapping[str, np.ndarray]], wide:
     from .passes.verify import difference, rms_apart
     from .runtimes import ort
 
-    with tempfile.TemporaryDirectory(prefix="toastc-") as folder:
+    with scratch() as folder:
         if wide:  # kernels on the CPU know no bfloat16: its numbers, in float32 arithmetic
             model = upcast.upcast(load_model(made))
-            made = Path(folder) / "wide.onnx"
+            made = folder / "wide.onnx"
             write_model(model, made)
         pairs = [
             pair for a, b in zip(ort.run(proven, feeds), ort.run(made, feeds), strict=True) for pair in zip(a, b, strict=True)

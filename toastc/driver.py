@@ -70,7 +70,7 @@ def begun(graph: Graph, request: Request, macs: int, fresh: Callable[[], Graph],
     from .passes.merge_tokens import merge_tokens
 
     request, notes = with_tokens(request, graph, fresh, tell)
-    if not request.merges:
+    if not request.merges or not macs:  # where nothing is counted nothing will be found
         return State(graph, request.ratios, notes=tuple(notes)), request
     free = request.tokens == (UNREAD,) and request.allow is None
     unmerged = {site.name: site.macs for site in match(graph)[1]}

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from safetensors import SafetensorError
+
 from .errors import ToastcError
 
 
@@ -52,10 +54,22 @@ def write_beside(target: Path) -> Iterator[Path]:
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
-    except OSError as error:
-        raise ToastcError(f"{target}: can not be written ({error.strerror or error})") from None
+    except (OSError, SafetensorError) as error:
+        raise ToastcError(f"{target}: can not be written ({getattr(error, 'strerror', None) or error})") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for what nobody will ask for."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="toastc-")
+    except OSError as error:
+        why = error.strerror or error
+        raise ToastcError(f"no folder for temporary files can be written to; set TMPDIR to one ({why})") from None
+    with folder as name:
+        yield Path(name)
 
 
 def current_umask() -> int:

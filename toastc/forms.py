@@ -44,6 +44,13 @@ def is_torch(model: Any) -> bool:
     return torch is not None and (isinstance(model, torch.nn.Module) or type(model).__name__ == "ExportedProgram")
 
 
+def files_of(graph: Any, path: Path) -> list[Path]:
+    """The file that a graph came from, and those its weights are in."""
+    from .graphs.onnx import external_files
+
+    return [path, *external_files(graph.model)]
+
+
 def open_graph(
     model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu", weights: str | None = None
 ) -> tuple[Any, str]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from .calibration.moments import Moments
 from .calibration.taps import Tap
+from .calibration.unfinished import Unfinished
 from .calibration.workers import Workers
 from .cost import Target
 from .errors import ToastcError
@@ -59,6 +60,7 @@ class State:
     tell: Tell = silent
     held_out: int = 0  # batches of the data that are not measured, so that a search can be judged by them
     workers: Workers = field(default_factory=Workers)
+    unfinished: Unfinished | None = None  # where the sums are kept while they are made
 
     @property
     def watched_bytes(self) -> int:
@@ -93,7 +95,7 @@ def run(passes: Sequence[Pass], state: State, tell: Callable[[str, float], None]
         start = time.perf_counter()
         try:
             state = step(state)
-        except ToastcError:
+        except (ToastcError, MemoryError):
             raise
         except Exception as error:
             before = ", ".join(seconds) or "none"

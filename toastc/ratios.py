@@ -73,6 +73,7 @@ def narrowed(ratios: Ratios, sites: Sequence[Site]) -> list[tuple[str, Coupling,
 
 def kept_width(width: int, ratio: float, step: int, least: int = NARROWEST) -> int:
     """round_to * ceil((1 - ratio) * width / round_to), at most the width."""
+    step = min(step, width)
     wanted = math.ceil(round((1 - ratio) * width / step, 9)) * step
     return min(width, max(wanted, least))
 

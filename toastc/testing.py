@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .files import scratch
 from .forms import as_ir, is_torch
 from .plan import Plan
 
@@ -27,7 +27,7 @@ def assert_equivalent(dense: Any, pruned: Any, plan: Plan | None = None, *, exam
         from .graphs.onnx import embed_plan, write_model
         from .passes.verify import verify_files
 
-        with tempfile.TemporaryDirectory(prefix="toastc-") as folder:
+        with scratch() as folder:
             paths = []
             for name, model in (("dense", dense), ("pruned", pruned)):
                 if isinstance(model, str | Path):
@@ -36,7 +36,7 @@ def assert_equivalent(dense: Any, pruned: Any, plan: Plan | None = None, *, exam
                 loaded = as_ir(model)[1]
                 if plan is not None and name == "pruned":
                     embed_plan(loaded, plan)
-                paths.append(Path(folder) / f"{name}.onnx")
+                paths.append(folder / f"{name}.onnx")
                 write_model(loaded, paths[-1])
             result = verify_files(*paths)
     assert result.ok, f"not equivalent: {result.reason}"

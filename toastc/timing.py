@@ -7,7 +7,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ToastcError
+from .files import scratch
 from .graphs.onnx import OnnxGraph, load_model, macs_of, sample_inputs, sizes_for
 from .graphs.onnx.facts import symbols
 from .progress import Tell
@@ -110,8 +110,8 @@ def why_no_gain(ideal: float | None) -> str:
 
 def peak(file: Path, feeds: Mapping[str, np.ndarray], threads: int) -> float | None:
     """Megabytes that loading and running a file on the CPU adds to a process."""
-    with tempfile.TemporaryDirectory(prefix="toastc-") as folder:
-        np.savez(Path(folder) / "feeds.npz", **dict(feeds))  # type: ignore[arg-type]
-        given = [sys.executable, "-c", MEMORY, str(file), str(Path(folder) / "feeds.npz"), str(threads)]
+    with scratch() as folder:
+        np.savez(folder / "feeds.npz", **dict(feeds))  # type: ignore[arg-type]
+        given = [sys.executable, "-c", MEMORY, str(file), str(folder / "feeds.npz"), str(threads)]
         made = subprocess.run(given, capture_output=True, text=True, check=False)
     return round(int(made.stdout) / 1024, 1) if made.returncode == 0 else None

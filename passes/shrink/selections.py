@@ -77,8 +77,9 @@ def label(name: str, number: int) -> str:
 
 def residual_of(graph: Graph, site: Site) -> tuple[Op, int]:
     """The sum behind an attention or an FFN, and the slot of what it is added to."""
-    value: Value = readers(site.couplings[-1])[0].outputs[0]
-    while True:
+    made = readers(site.couplings[-1])
+    value: Value = made[0].outputs[0] if made else None
+    while value is not None:
         users = graph.users(value)
         if len(users) != 1:
             break

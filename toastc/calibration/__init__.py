@@ -6,6 +6,7 @@ from .data import Batches, open_data
 from .images import Preprocess
 from .moments import Moments, Sums
 from .synthetic import Synthetic
+from .unfinished import Unfinished, fingerprint
 from .workers import Workers
 
-__all__ = ["Batches", "Moments", "Preprocess", "Sums", "Synthetic", "Workers", "open_data"]
+__all__ = ["Batches", "Moments", "Preprocess", "Sums", "Synthetic", "Unfinished", "Workers", "fingerprint", "open_data"]

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ToastcError
+from .arrays import ARRAY_SUFFIXES, Rows, load_arrays
 from .images import Preprocess
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"}
-ARRAY_SUFFIXES = {".npy", ".npz", ".safetensors"}
 AHEAD = 3  # batches decoded in advance
 
 Batch = dict[str, np.ndarray]
@@ -115,13 +115,13 @@ class Batches:
         parts = list(item) if isinstance(item, tuple | list) else [item]
         return {name: as_array(part) for name, part in zip(self.inputs, parts, strict=False)}
 
-    def _arrays(self, arrays: Mapping[str, np.ndarray], what: str) -> Iterator[Batch]:
+    def _arrays(self, arrays: Mapping[str, np.ndarray | Rows], what: str) -> Iterator[Batch]:
         if len(arrays) == 1:
             arrays = {next(iter(self.inputs)): next(iter(arrays.values()))}
         missing = [name for name in self.inputs if name not in arrays]
         if missing:
             raise ToastcError(f"calibrate: {what}: has no array called {missing[0]}; it has {', '.join(arrays)}")
-        count = min(len(arrays[name]) for name in self.inputs)
+        count = min(len(arrays[name]) if arrays[name].shape else 0 for name in self.inputs)
         order = np.random.default_rng(self.seed).permutation(count)[: self.limit]
         self.size = len(order)
         for rows in map(np.sort, self._own(order)):
@@ -133,7 +133,7 @@ class Batches:
         return (items[start : start + self.batch] for start in starts[self.shard[0] :: self.shard[1]])
 
     def _images(self, folder: Path) -> Iterator[Batch]:
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        files = image_files(folder)
         if not files:
             raise ToastcError(f"calibrate: {folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         random.Random(self.seed).shuffle(files)
@@ -182,26 +182,16 @@ class Batches:
             yield batch
 
 
+def image_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+
 def fixed_batch(inputs: Mapping[str, Sequence[int | None]]) -> int | None:
     return next((sizes[0] for sizes in inputs.values() if sizes and sizes[0] is not None), None)
 
 
 def as_array(value: Any) -> np.ndarray:
     return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
-
-
-def load_arrays(path: Path) -> Mapping[str, np.ndarray]:
-    try:
-        if path.suffix == ".npy":
-            return {"": np.load(path, mmap_mode="r", allow_pickle=False)}
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
-        from safetensors.numpy import load_file
-
-        return load_file(path)
-    except Exception as error:  # noqa: BLE001  three libraries, each with classes of its own
-        raise ToastcError(f"calibrate: {path}: can not be read ({' '.join(str(error).split())[:120]})") from None
 
 
 def open_data(source: Any, inputs: Mapping[str, Sequence[int | None]], **options: Any) -> Batches:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import ToastcError
 
+LONGEST = 16  # times as long as wide
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -36,8 +37,12 @@ class Preprocess:
     def __call__(self, path: Path) -> np.ndarray:
         from PIL import Image
 
-        with Image.open(path) as opened:
-            image = opened.convert("RGB" if len(self.mean) == 3 else "L")
+        try:
+            with Image.open(path) as opened:
+                image = in_bytes(opened).convert("RGB" if len(self.mean) == 3 else "L")
+        except Image.DecompressionBombError as error:  # a class of its own
+            raise ValueError(str(error)) from None
+        image = middle(image)
         scale = self.size / self.crop / min(image.size)
         width, height = (max(self.size, round(s * scale)) for s in image.size)
         left, top = (width - self.size) // 2, (height - self.size) // 2
@@ -54,3 +59,18 @@ class Preprocess:
 
     def __str__(self) -> str:
         return f"size {self.size}, crop {self.crop:g}, mean {self.mean}, std {self.std}"
+
+
+def in_bytes(image: Any) -> Any:
+    """Of 16 bits a channel the upper eight: Pillow would take whatever is above 255 for white."""
+    from PIL import Image
+
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode.startswith("I;16") else image
+
+
+def middle(image: Any) -> Any:
+    """Of a strip its middle: enlarged as a whole, it would not fit into memory."""
+    width, height = image.size
+    most = LONGEST * min(width, height)
+    left, top = (max(0, side - most) // 2 for side in (width, height))
+    return image.crop((left, top, width - left, height - top)) if left or top else image

@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 from ..errors import ToastcError
 from .workers import Workers
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(eq=False)
@@ -111,6 +111,7 @@ class Moments:
     images: int = 0
     source: str = ""
     gains: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what was noticed while measuring; not saved
 
     def __contains__(self, key: str) -> bool:
         return key in self.sums
@@ -135,30 +136,38 @@ class Moments:
         sums = {k: Sums.from_arrays({n: workers.add(a) for n, a in own.arrays().items()}) for k, own in self.sums.items()}
         return Moments(sums, images, self.source, self.gains)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, more: Mapping[str, Any] | None = None) -> None:
+        """What is said beside the numbers is one JSON text: several would stand in another order every time."""
         from safetensors.numpy import save_file
 
         from ..files import write_beside
 
         tensors = {f"{k}/{n}": np.ascontiguousarray(a) for k, sums in self.sums.items() for n, a in sums.arrays().items()}
         with write_beside(path) as temporary:
-            about = {"images": str(self.images), "source": self.source, "gains": json.dumps(self.gains), "format": str(FORMAT)}
-            save_file(tensors, temporary, about)
+            about = {"format": FORMAT, "images": self.images, "source": self.source, "gains": self.gains} | dict(more or {})
+            save_file(tensors, temporary, {"toastc": json.dumps(about)})
 
     @staticmethod
     def load(path: Path) -> Moments:
-        from safetensors import SafetensorError, safe_open
+        return opened(path)[0]
 
-        parts: dict[str, dict[str, np.ndarray]] = {}
-        try:
-            with safe_open(path, "numpy") as file:
-                about = file.metadata() or {}
-                for key in file.keys():  # noqa: SIM118  a safetensors file is no mapping
-                    name, _, what = key.rpartition("/")
-                    parts.setdefault(name, {})[what] = file.get_tensor(key)
-            sums = {name: Sums.from_arrays(arrays) for name, arrays in parts.items()}
-            return Moments(sums, int(about["images"]), about["source"], json.loads(about["gains"]))
-        except FileNotFoundError:
-            raise ToastcError(f"{path}: no such moments file") from None
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise ToastcError(f"{path}: not a moments file ({error})") from None
+
+def opened(path: Path) -> tuple[Moments, dict[str, Any]]:
+    """The moments of a file, and what it says beside its numbers."""
+    from safetensors import SafetensorError, safe_open
+
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    try:
+        with safe_open(path, "numpy") as file:
+            about = json.loads((file.metadata() or {})["toastc"])
+            for key in file.keys():  # noqa: SIM118  a safetensors file is no mapping
+                name, _, what = key.rpartition("/")
+                parts.setdefault(name, {})[what] = file.get_tensor(key)
+        if about["format"] != FORMAT:
+            raise ValueError(f"its format is {about['format']}, not {FORMAT}; measure again")
+        sums = {name: Sums.from_arrays(arrays) for name, arrays in parts.items()}
+        return Moments(sums, int(about["images"]), about["source"], about["gains"]), about
+    except FileNotFoundError:
+        raise ToastcError(f"{path}: no such moments file") from None
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise ToastcError(f"{path}: not a moments file ({error})") from None

@@ -58,6 +58,8 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
 
     def size_at_runtime(self, value: Value, axis: int) -> Dim | None:
         """An axis of a model input that is as long as this one, whatever the sizes are."""
+        if value not in self._other.shapes:  # type: ignore[operator]
+            return None
         wanted = self.shape(value)[axis], self._other.shapes[value][axis]  # type: ignore[index]
         for given in facts_of.runtime_inputs(self.model):
             for i, pair in enumerate(zip(self.shape(given), self._other.shapes[given], strict=True)):

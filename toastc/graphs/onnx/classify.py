@@ -74,6 +74,8 @@ def product_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> tuple[s
     a, b = shapes[0], shapes[1]
     if a is None or b is None or len(a) < 2 or len(b) < 2:
         return None
+    if a[-2 if attribute(node, "transA", 0) else -1] != b[-1 if attribute(node, "transB", 0) else -2]:
+        return None  # they do not fit
     batch = "abcdefgh"[: max(len(a), len(b)) - 2]
     left = batch[len(batch) - (len(a) - 2) :] + ("ki" if attribute(node, "transA", 0) else "ik")
     right = batch[len(batch) - (len(b) - 2) :] + ("jk" if attribute(node, "transB", 0) else "kj")
@@ -105,12 +107,14 @@ def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None], truths: 
             layouts, width = ("bhnd",) * 4, shapes[0][3]  # type: ignore[index]
         elif ranks == [3, 3, 3]:
             heads, kv = int(attribute(node, "q_num_heads", 0)), int(attribute(node, "kv_num_heads", 0))  # type: ignore[call-overload]
-            layouts, width = ("bn(hd)",) * 4, shapes[0][2] // heads  # type: ignore[index]
+            layouts, width = ("bn(hd)",) * 4, divided(shapes[0][2], heads)  # type: ignore[index]
         else:
+            return None
+        if not width or kv < 1:
             return None
         plain = heads == kv and not any(truths) and not any(attribute(node, name, 0) for name in ("is_causal", "softcap"))
         own = float(scale or 1 / math.sqrt(width))  # type: ignore[arg-type]
-        return AttentionSpec(heads, kv, layouts, own, masks=(3,), plain=plain)  # type: ignore[arg-type]
+        return fitting(AttentionSpec(heads, kv, layouts, own, masks=(3,), plain=plain), shapes)  # type: ignore[arg-type]
     if node.op_type == "MultiHeadAttention" and node.domain == "com.microsoft":
         heads = int(attribute(node, "num_heads", 0))  # type: ignore[call-overload]
         if ranks[0] != 3 or ranks[1] not in (3, 4) or ranks[2] not in (3, 4) or len(node.outputs) > 1:
@@ -118,12 +122,26 @@ def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None], truths: 
         if len([v for v in node.inputs[6:] if v is not None]):
             return None
         kv_layouts = ["bn(hd)" if r == 3 else "bhnd" for r in ranks[1:]]
-        width = shapes[0][2] // heads  # type: ignore[index]
-        return AttentionSpec(
+        width = divided(shapes[0][2], heads)  # type: ignore[index]
+        if not width:
+            return None
+        made = AttentionSpec(
             heads, heads, ("bn(hd)", *kv_layouts, "bn(hd)"), float(scale or 1 / math.sqrt(width)),  # type: ignore[arg-type]
             masks=(5,), bias=3 if len(node.inputs) > 3 and node.inputs[3] is not None else -1,
         )  # fmt: skip
+        return fitting(made, shapes)
     return None
+
+
+def fitting(spec: AttentionSpec, shapes: list[tuple[int, ...] | None]) -> AttentionSpec | None:
+    """None where queries and keys are not as wide as each other."""
+    q, k = (tokens_and_width(shapes[i] or (), spec.layouts[i], spec.kv_heads if i else spec.heads)[2] for i in (0, 1))
+    return spec if q == k else None
+
+
+def divided(width: int, heads: int) -> int:
+    """Of each head; 0 where that makes no sense."""
+    return 0 if heads < 1 or width % heads else width // heads
 
 
 def attention_macs(spec: AttentionSpec, shapes: list[tuple[int, ...] | None]) -> int:

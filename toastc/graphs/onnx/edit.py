@@ -123,8 +123,14 @@ class OnnxEdits:
         return self._insert("Reshape", [value, target], like)[0]  # type: ignore[list-item]
 
     def replace(self, old: Value, new: Value) -> None:
-        """All users of `old`, those that only read its size included, use `new`."""
-        ir.convenience.replace_all_uses_with(old, new)  # type: ignore[arg-type]
+        """All users of `old`, those that only read its size included, use `new`; an output keeps its name and its face."""
+        assert isinstance(old, ir.Value) and isinstance(new, ir.Value)
+        ends = old.is_graph_output()
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        if ends:
+            name, old.name = old.name, f"{old.name}_before"
+            new.name, new.type, new.shape, new.doc_string = name, old.type, old.shape, old.doc_string
+            new.metadata_props.update(old.metadata_props)
 
     def redirect(self, op: Op, slot: int, value: Value) -> None:
         op.node.replace_input_with(slot, value)

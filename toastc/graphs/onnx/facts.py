@@ -16,19 +16,26 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from ...errors import ToastcError
 from .files import read_tensor
+from .growth import stays_small
 
 FLOAT, FLOAT16, BFLOAT16 = 1, 10, 16  # onnx.TensorProto.DataType
 SMALL = 4096  # elements; a value of up to this size is computed, not only shaped
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 # What the reference implementation raises on nodes it does not carry out; their shapes are inferred instead.
 UNKNOWN_TO_REFERENCE = (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError, KeyError)
+
 # com.microsoft nodes have no schema in onnx: how their first output is shaped.
 SAME_AS_FIRST_INPUT = {
     "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "BiasSplitGelu", "SkipLayerNormalization", "RotaryEmbedding",
     "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization", "BiasAdd", "GroupQueryAttention",
     "GroupNormalization", "MeanVarianceNormalization",  # onnx's own, of which it does not infer shapes
 }  # fmt: skip
+
+
+class CannotCompute(ToastcError):
+    """The reference implementation does not carry out a node: it does not know it, or its inputs do not fit."""
 
 
 @dataclass
@@ -112,9 +119,11 @@ def visit(facts: Facts, node: ir.Node, opsets: dict[str, int], imports: list[onn
     if node.op_type == "Size" and given[0] in facts.shapes:
         return note_data(facts, node.outputs[0], np.array(math.prod(facts.shapes[given[0]]), np.int64))
     if node.op_type not in RANDOM and given and all(v in facts.data for v in given):
+        if not stays_small(node.op_type, [facts.data[v] for v in given]):
+            return infer(facts, node, imports, opsets)
         try:
             arrays = evaluate(node, [facts.data[v] for v in given], opsets)
-        except UNKNOWN_TO_REFERENCE:
+        except CannotCompute:
             return infer(facts, node, imports, opsets)
         for value, array in zip(node.outputs, arrays, strict=False):
             note_data(facts, value, np.asarray(array))
@@ -136,7 +145,11 @@ def evaluate(node: ir.Node, given: list[np.ndarray], opsets: Mapping[str, int]) 
 
 def evaluate_proto(proto: onnx.NodeProto, given: list[np.ndarray], opsets: Mapping[str, int]) -> list[np.ndarray]:
     feeds = dict(zip([name for name in proto.input if name], given, strict=True))
-    return ReferenceEvaluator(proto, opsets=dict(opsets)).run(None, feeds)  # type: ignore[no-any-return]
+    try:
+        return ReferenceEvaluator(proto, opsets=dict(opsets)).run(None, feeds)  # type: ignore[no-any-return]
+    except UNKNOWN_TO_REFERENCE as error:
+        text = " ".join(str(error).split())[:160]
+        raise CannotCompute(f"node {proto.name or proto.op_type} ({proto.op_type}) can not be carried out: {text}") from None
 
 
 def infer(facts: Facts, node: ir.Node, imports: list[onnx.OperatorSetIdProto], opsets: dict[str, int]) -> None:
@@ -188,20 +201,23 @@ def infer_contrib(facts: Facts, node: ir.Node) -> None:
     shape: tuple[int, ...] | None = None
     if node.op_type in SAME_AS_FIRST_INPUT:
         shape = first
-    elif node.op_type == "MultiHeadAttention":
+    elif node.op_type == "MultiHeadAttention" and "num_heads" in node.attributes and len(first) in (3, 5):
         heads = node.attributes["num_heads"].as_int()
         value = facts.shapes.get(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
         width = first[2] * first[4] if len(first) == 5 else first[2]
         if value is not None:
-            width = value[2] if len(value) == 3 else heads * value[3]
+            width = value[2] if len(value) == 3 else heads * value[-1] if value else 0
         shape = (first[0], first[1], width)
-    elif node.op_type == "FusedMatMul" and node.inputs[1] in facts.shapes:
-        a, b = list(first), list(facts.shapes[node.inputs[1]])
+    elif node.op_type == "FusedMatMul" and min(len(first), len(facts.shapes.get(node.inputs[1], ()))) > 1:  # type: ignore[arg-type]
+        a, b = list(first), list(facts.shapes[node.inputs[1]])  # type: ignore[index]
         if "transA" in node.attributes and node.attributes["transA"].as_int():
             a[-1], a[-2] = a[-2], a[-1]
         if "transB" in node.attributes and node.attributes["transB"].as_int():
             b[-1], b[-2] = b[-2], b[-1]
-        shape = (*np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2])), a[-2], b[-1])
+        try:
+            shape = (*np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2])), a[-2], b[-1])
+        except ValueError:  # they do not fit
+            return declared(facts, node)
     if shape is not None and node.outputs[0] not in facts.shapes:
         facts.shapes[node.outputs[0]] = shape
         facts.dtypes[node.outputs[0]] = facts.dtypes[node.inputs[0]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -20,6 +21,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 from ...errors import ToastcError
 from ...files import check_targets, current_umask, uninterrupted
 from ...plan import Plan, from_dict
+from .checks import check_functions, check_names, check_nodes, check_tensor, check_wires
 from .unpack import unpack_attention
 
 PLAN_KEY = "toastc.plan"
@@ -44,8 +46,7 @@ def load_model(path: Path) -> ir.Model:
     try:
         if path.stat().st_size == 0:
             raise ToastcError(f"{path}: the file is empty")
-        with warnings.catch_warnings():  # about odd keys of external data, of which check_tensor sees what matters
-            warnings.simplefilter("ignore")
+        with unheard():
             model = ir.load(path)
     except (DecodeError, ir.serde.SerdeError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ToastcError(f"{path}: not an ONNX model, or a damaged one ({one_line(error)})") from None
@@ -54,6 +55,7 @@ def load_model(path: Path) -> ir.Model:
     if not model.graph.outputs or not len(model.graph):
         raise ToastcError(f"{path}: not an ONNX model, or an empty one (no nodes or no outputs)")
     check_names(model, path)
+    check_wires(model, path)
     for tensor in tensors_of(model):
         check_tensor(tensor, path)
     for graph in model.graphs():
@@ -63,14 +65,20 @@ def load_model(path: Path) -> ir.Model:
     return prepare(model, str(path))
 
 
-def check_names(model: ir.Model, path: Path) -> None:
-    """A damaged name is bytes that are no text."""
-    for graph in (*model.graphs(), *model.functions.values()):
-        for node in graph:
-            names = (node.name, node.domain, node.op_type, node.overload, *node.attributes, *node.metadata_props)
-            for name in (*names, *(v.name for v in (*node.inputs, *node.outputs) if v is not None)):
-                if not isinstance(name, str | None):
-                    raise ToastcError(f"{path}: a damaged ONNX model (a name in it is not text: {name!r})")
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """What libraries warn of, odd keys of external data or names that nothing makes, is checked here, or does no harm."""
+    logs = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
+    before = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in zip(logs, before, strict=True):
+            log.setLevel(level)
 
 
 def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -81,14 +89,18 @@ def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
                 yield value.const_value
         for node in graph:
             for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR:
-                    yield attribute.as_tensor()
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    yield attribute.value
 
 
 def prepare(model: ir.Model, what: str) -> ir.Model:
     """Refuse what can not be compiled; inline functions; constants become initializers."""
     if model.functions:
-        InlinePass()(model)
+        check_functions(model, what)
+        try:
+            InlinePass()(model)
+        except ValueError as error:
+            raise ToastcError(f"{what}: its functions can not be written out ({one_line(error)})") from None
     for node in model.graph:
         if node.op_type in QUANTIZED:
             raise ToastcError(f"{what}: is quantised ({node.op_type}); prune the float model and quantise the result")
@@ -98,7 +110,11 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
     opset = model.graph.opset_imports.get("", OLDEST_OPSET)
     if opset < OLDEST_OPSET:
         raise ToastcError(f"{what}: opset {opset} is too old; export with opset {OLDEST_OPSET} or newer")
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    try:
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    except (ValueError, TypeError) as error:
+        raise ToastcError(f"{what}: a damaged ONNX model ({one_line(error)})") from None
+    check_nodes(model, what)
     for node in model.graph:
         if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
             flag = node.inputs[2].const_value
@@ -111,38 +127,6 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
 def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 160 else text[:157] + "..."
-
-
-def check_tensor(tensor: ir.TensorProtocol, path: Path) -> None:
-    """Its numbers are of a known type and all there; and where they are in a file of their own, that is beside the model.
-
-    Hubs keep files under names of their own and link to them: beside the file that the link leads to is as good.
-    """
-    if tensor.dtype == ir.DataType.UNDEFINED:
-        raise ToastcError(f"{path}: weight {tensor.name} is damaged: its type is not known")
-    if isinstance(tensor, ir.TensorProtoTensor):
-        if tensor.raw.HasField("raw_data") and len(tensor.raw.raw_data) != tensor.nbytes:
-            raise ToastcError(f"{path}: weight {tensor.name} is damaged: {len(tensor.raw.raw_data)} of {tensor.nbytes} bytes")
-        return
-    if not isinstance(tensor, ir.ExternalTensor):
-        return
-    location = str(tensor.location)
-    outside = f"{path}: weight {tensor.name} points outside the model's folder ({location}); refused"
-    if os.path.isabs(location) or ".." in Path(location).parts or "\\" in location:
-        raise ToastcError(outside)
-    file = path.parent / location
-    if not file.exists():
-        raise ToastcError(f"{path}: the external data file {location} is missing; it belongs beside the model")
-    folders = {path.parent.resolve(), path.resolve().parent}
-    if not folders & set(file.resolve().parents):
-        raise ToastcError(outside)
-    if not file.is_file():
-        raise ToastcError(f"{path}: the external data {location} is not a file")
-    offset, length, size = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length, file.stat().st_size
-    if offset < 0 or length != tensor.nbytes:
-        raise ToastcError(f"{path}: weight {tensor.name} has a senseless place in {location} ({offset}, {length})")
-    if offset + length > size:
-        raise ToastcError(f"{path}: the external data file {location} is too short for weight {tensor.name}")
 
 
 def unlinked(tensor: ir.ExternalTensor) -> ir.ExternalTensor:

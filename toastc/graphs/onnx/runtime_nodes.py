@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ...errors import ToastcError
 from .adapter import OnnxGraph
+from .files import unheard
 
 
 def fuse_for_runtime(graph: OnnxGraph) -> ir.Model:
     """By onnxscript's rules for ONNX Runtime, which need to know shapes and types."""
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
-    return optimize_for_ort(annotated(graph))[0]
+    with unheard():
+        made: ir.Model = optimize_for_ort(annotated(graph))[0]
+    half_done = [node for node in made.graph if node.domain == "ai.onnxruntime._fusion"]
+    if half_done:
+        raise ToastcError(
+            f"for ort-cuda: node {half_done[0].name or half_done[0].op_type} could be fused in part only; give ort-cpu"
+        )
+    return made
 
 
 def annotated(graph: OnnxGraph) -> ir.Model:
