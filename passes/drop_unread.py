@@ -7,6 +7,8 @@ end; keys and values stay those of all tokens.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from toastc.errors import CannotShrink
@@ -39,8 +41,9 @@ def drop_unread(graph: Graph) -> tuple[Graph, str]:
             return graph, ""
         stays = np.zeros(count + 1, bool)
         stays[read], stays[-1] = True, True
+        left = partial(surviving, flow, stays)
         edits = [
-            (op, *([surviving(flow, stays, v) for v in side if v is not None] for side in (op.inputs, op.outputs)))
+            (op, [left(v) for v in op.inputs if v is not None], [left(v) for v in op.outputs if v is not None])
             for op in touched(flow)
         ]
     except CannotShrink as error:

@@ -39,7 +39,7 @@ def merged(pen: Pen, x: Value, of: Value | np.ndarray, before: Layout, count: in
     else:
         stream = pen.math("div", pen.product(joins, x), pen.widen(pen.total(joins, 2), 2))
     if known is None:
-        assert before.of_patch is not None
+        assert before.of_patch is not None and not isinstance(of, np.ndarray)
         return Drawn(stream, sizes, pen.take(of, before.of_patch, 1))
     way = pen.look_up(of, known.of_patch) if isinstance(of, np.ndarray) else pen.along(of, known.of_patch)
     return Drawn(stream, sizes, way)

@@ -159,6 +159,7 @@ class Merging:
                     column = pen.turn(pen.log(drawn[step].sizes), [0, 2, 1])
                     graph.weigh_keys(op, pen.math("mul", pen.widen(column, 1), np.ones((1, 1, queries, 1))))
                 else:
+                    assert step.layout.sizes is not None  # known wherever nothing was chosen before
                     plus = np.tile(np.log(step.layout.sizes), (queries, 1))
                     graph.weigh_keys(op, graph.pen(op, op.inputs[0]).number(plus[None, None] if op.attention else plus))
         for op, value in flow.whole.items():
@@ -166,7 +167,7 @@ class Merging:
             if step in drawn:
                 whole = graph.pen(op, step.value).spread(value, drawn[step].of_patch)
             else:
-                whole = graph.pick(value, 1, step.layout.of_patch, op)
+                whole = graph.pick(value, 1, patches(step), op)
             graph.redirect(op, op.inputs.index(value), whole)
         for value in graph.outputs:
             if value in flow.tracks:
@@ -175,7 +176,7 @@ class Merging:
                     raise CannotShrink("tokens: an output of the model has merged tokens on two axes")
                 axis = next(i for i, n in enumerate(track[0].shape) if n > 1)
                 step = self.step_at(value)
-                graph.pick_output(value, axis, drawn[step].of_patch if step in drawn else step.layout.of_patch)
+                graph.pick_output(value, axis, drawn[step].of_patch if step in drawn else patches(step))
         for step, (stream, own) in self.streams.items():
             graph.rewire(step.value, stream, own)
         graph.finish()
@@ -217,6 +218,11 @@ class Merging:
 
     def step_of(self, ids: Track) -> Step:
         return self.steps[int(ids.max()) // self.count]
+
+
+def patches(step: Step) -> np.ndarray:
+    assert step.layout.of_patch is not None  # known wherever nothing was chosen before
+    return step.layout.of_patch
 
 
 def averaged(pen: Pen, x: Value, pairs: Pairs) -> Value:

@@ -149,7 +149,7 @@ def gain_of(job: Job, live: Live, value: Value) -> np.ndarray | None:
     if moved.shape != job.nudge.shape:
         return None
     gain = (moved * job.nudge).sum(axis=0) / np.maximum((job.nudge**2).sum(axis=0), 1e-300)
-    apart = np.linalg.norm(moved - gain * job.nudge) / max(np.linalg.norm(moved), 1e-300)
+    apart = np.linalg.norm(moved - gain * job.nudge) / max(float(np.linalg.norm(moved)), 1e-300)
     return gain if apart < STRAIGHT else None
 
 
@@ -167,6 +167,7 @@ def refitted(job: Job, value: Value, dense: list[Live], pruned: list[Live], kept
     mean, off = own.mean.ravel(), missing / own.count
     slope = fitted(cross / own.count - np.outer(off, mean), shrunken(own))  # [out, kept]
     weight = job.weight
+    assert weight is not None
     scale = np.where(np.abs(gain) > 1e-6 * np.abs(gain).max(), gain, np.inf)
     back = np.linalg.pinv(weight, rcond=1e-6)  # [out, channels]
     fold = ((slope / scale[:, None]).T @ back).T  # [channels, kept]

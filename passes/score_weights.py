@@ -140,7 +140,7 @@ def distance_to_median(rows: np.ndarray, how: str, steps: int = 50, tolerance: f
         distances = np.linalg.norm(rows - center, axis=1)
         weights = 1 / np.maximum(distances, 1e-12)
         moved = weights @ rows / weights.sum()
-        if np.linalg.norm(moved - center) <= tolerance * max(np.linalg.norm(center), 1e-12):
+        if np.linalg.norm(moved - center) <= tolerance * max(float(np.linalg.norm(center)), 1e-12):
             break
         center = moved
     return np.asarray(np.linalg.norm(rows - center, axis=1))

@@ -8,7 +8,7 @@ knapsack is solved anew, and the new widths stay if the error fell. Until it doe
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,7 +90,7 @@ class Simulation:
         self.clean = [self.run(feed, {}) for feed in self.feeds]
         self.scale = [sum(size(run[i]) for run in self.clean) + 1e-30 for i in range(len(self.outputs))]
 
-    def run(self, feed: Live, choices: dict[str, tuple[Choice, Sequence[int]]]) -> list[np.ndarray]:
+    def run(self, feed: Live, choices: Mapping[str, tuple[Choice, Sequence[int]]]) -> list[np.ndarray]:
         live = dict(feed)
         for name, stage in zip(self.order, self.stages, strict=False):
             live = stage(live)
@@ -105,7 +105,7 @@ class Simulation:
         choices = {name: self.choice(state, name) for name in self.order if narrowed(state, name)}
         error = 0.0
         for feed, clean in zip(self.feeds, self.clean, strict=True):
-            error += sum(size(a - b) / s for a, b, s in zip(clean, self.run(feed, choices), self.scale, strict=True))
+            error += sum((size(a - b) / s for a, b, s in zip(clean, self.run(feed, choices), self.scale, strict=True)), 0.0)
         return error
 
     def choice(self, state: State, name: str) -> tuple[Choice, tuple[int, ...]]:

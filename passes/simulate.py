@@ -9,7 +9,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from toastc.calibration.taps import Tap
-from toastc.plan import Basis, Choice
+from toastc.plan import Basis, Choice, Select
 
 
 def survivors(rows: Any, choice: Choice, groups: Sequence[int]) -> Any:
@@ -31,6 +31,7 @@ def remade(rows: Any, choice: Choice, groups: Sequence[int] | None = None) -> An
     where, count = device(rows), rows.shape[1]
     groups = range(count) if groups is None else groups
     kept = survivors(rows, choice, groups)
+    assert not isinstance(choice, Select)
     back = choice.right if isinstance(choice, Basis) else choice.fold
     if back is None:
         made = xp.zeros_like(xp.reshape(rows, (rows.shape[0], -1)))

@@ -80,6 +80,8 @@ def build(cls: type, name: str, options: str) -> Any:
 
 def converted(value: str, kind: str, what: str) -> Any:
     try:
-        return {"int": int, "float": float, "bool": lambda v: {"true": True, "false": False}[v.lower()]}.get(kind, str)(value)
+        if kind == "bool":
+            return {"true": True, "false": False}[value.lower()]
+        return int(value) if kind == "int" else float(value) if kind == "float" else value
     except (ValueError, KeyError):
         raise ToastcError(f"passes: {what} must be {kind}, got {value}") from None

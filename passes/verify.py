@@ -87,8 +87,9 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
 
     small_model, model = load_model(pruned), load_model(dense)
     plan = plan_of(small_model, str(pruned))
-    small, graph = OnnxGraph(small_model), OnnxGraph(model)
-    tolerance = tolerance_of(graph)
+    small, whole_graph = OnnxGraph(small_model), OnnxGraph(model)
+    graph: Graph = whole_graph
+    tolerance = tolerance_of(whole_graph)
     try:
         chosen = []
         if plan.merges:

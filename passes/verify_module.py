@@ -12,6 +12,7 @@ from torch import fx
 
 from toastc.compile_module import with_shapes
 from toastc.errors import VerificationFailed
+from toastc.graphs import Graph
 from toastc.graphs.fx import CHOSEN, FxGraph
 from toastc.padding import pad_back
 from toastc.plan import Plan
@@ -27,7 +28,8 @@ def verify_modules(dense: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, ar
     types = {str(p.dtype).removeprefix("torch.") for p in pruned.parameters() if p.is_floating_point()}
     tolerance = max([TOLERANCE[t] for t in types if t in ("float16", "bfloat16")], default=DEFAULT_TOLERANCE)
     try:
-        graph, small = FxGraph(dense), with_shapes(copy.deepcopy(pruned), args)
+        graph: Graph = FxGraph(dense)
+        small = with_shapes(copy.deepcopy(pruned), args)
         chosen = []
         if plan.merges:
             graph, merged = merge_tokens(graph, plan.merges, held=True)

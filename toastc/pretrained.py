@@ -76,8 +76,9 @@ def described(dense: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
             read["img_size"] = list(size)
         given = {k: v for k, v in read.items() if v is not None} | dict(options)
         return {"library": "timm", "name": known["architecture"], "options": given}
-    if hasattr(dense, "config") and hasattr(dense.config, "to_dict"):
-        return {"library": "transformers", "name": type(dense).__name__, "options": dense.config.to_dict()}
+    config: Any = getattr(dense, "config", None)
+    if hasattr(config, "to_dict"):
+        return {"library": "transformers", "name": type(dense).__name__, "options": config.to_dict()}
     raise ToastcError(
         f"{type(dense).__name__}: is neither timm's nor transformers'; toastc.finetune.save and load take any module"
     )

@@ -13,8 +13,8 @@ Channels are numbered `group * width + position`; a whole head is a group.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class Member:
     role: str
     axes: tuple[int, ...]
     index: np.ndarray
-    operand: Hashable = None
+    operand: Any = None
 
 
 @dataclass(frozen=True, eq=False)

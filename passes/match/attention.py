@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from toastc.graphs import Graph, Kind, Op
-from toastc.sites import Coupling, Reject, Site
+from toastc.sites import Coupling, Member, Reject, Site
 
 from .couplings import Block, Ledger, cost_of, coupling, linear_ops
 from .flow import Contraction, Mix
@@ -169,7 +169,7 @@ def heads_coupling(
 ) -> Coupling:
     """Whole heads: what else carries a head axis, and whether the scores keep the heads apart."""
     count = vo_block.classes.shape[0]
-    reason, members = qk.reason or vo.reason, ()
+    reason, members = qk.reason or vo.reason, tuple[Member, ...]()
     if not reason and (mix.heads is None or contraction is None or contraction.heads is None):
         reason = "the scores do not keep its heads apart" if len(mix.value) > 1 else "it has a single head"
     elif not reason:
@@ -186,5 +186,5 @@ def heads_coupling(
             elif not reason and ledger.sources_of(roots):
                 reason = "several of its heads share a key, and a bias tells them apart"
     classes = ledger.root[mix.heads][None, :] if not reason and mix.heads is not None else None
-    params = sum(cost_of(ledger.flow.graph, m)[1] for m in members)
+    params = sum((cost_of(ledger.flow.graph, m)[1] for m in members), 0)
     return Coupling("heads", 1, count, members, reason, channel_params=params, classes=classes)

@@ -175,7 +175,7 @@ class TokenFlow:
                     made.append(track.reshape(shape))
                 else:
                     summed.append(track.ravel())
-        if summed and (len(summed) != 2 or not np.array_equal(*summed)):
+        if summed and (len(summed) != 2 or not np.array_equal(summed[0], summed[1])):
             raise self.stop(op, "sums over merged tokens and others")
         self.put(op.outputs[0], made)
 
@@ -197,9 +197,9 @@ class TokenFlow:
         if sides[1]:
             self.keys.append((op, sides[1][0].ravel(), int(sides[0][0].max()) // self.count if sides[0] else -1))
         if sides[0]:
-            shape = [1] * len(self.graph.shape(op.outputs[0]))
-            shape[TOKEN_AXIS[spec.layouts[3]]] = sides[0][0].size
-            self.put(op.outputs[0], [sides[0][0].reshape(shape)])
+            along = [1] * len(self.graph.shape(op.outputs[0]))
+            along[TOKEN_AXIS[spec.layouts[3]]] = sides[0][0].size
+            self.put(op.outputs[0], [sides[0][0].reshape(along)])
 
     def _opaque(self, op: Op) -> None:
         if any(self.of(op, slot) for slot in range(len(op.inputs))):

@@ -65,12 +65,12 @@ class Work:
         heads = plan.get(site.name, "heads")
         groups = None if heads is None else heads.index[0].tolist()
         if heads is not None and site.heads is not None:
-            self._drop(site.heads.classes, heads.index)
+            self._drop(of(site.heads), heads.index)
         for coupling in site.couplings:
             choice = plan.get(site.name, coupling.name)
             every = list(range(coupling.groups))
             if groups is not None and coupling.groups == site.heads.width:  # type: ignore[union-attr]
-                self.stays[np.delete(coupling.classes, groups, axis=0)] = False
+                self.stays[np.delete(of(coupling), groups, axis=0)] = False
                 every = groups
             if choice is None or isinstance(choice, Select):
                 continue
@@ -78,7 +78,7 @@ class Work:
                 raise CannotShrink(
                     f"the plan for {site.name}.{coupling.name} is for {len(choice.index)} groups, it has {coupling.groups}"
                 )
-            self._drop(coupling.classes, choice.index)
+            self._drop(of(coupling), choice.index)
             self.choices.append((coupling, choice, every))
 
     def _drop(self, classes: np.ndarray, index: np.ndarray) -> None:
@@ -170,7 +170,7 @@ class Work:
         kept = spec.heads, spec.kv_heads
         for mix in self.ledger.flow.mixes:
             if mix.op is op:
-                heads = self._mask(mix.value).any(axis=1)
+                heads = np.asarray(self._mask(mix.value).any(axis=1))
                 kept = int(heads.sum()), int(heads[:: spec.heads // spec.kv_heads].sum())
         self.graph.set_attention(op, kept[0], kept[1], spec.scale)
 
@@ -186,20 +186,20 @@ class Work:
             for member in coupling.members:
                 members.setdefault(member.operand, []).append((member, choice, groups))  # type: ignore[arg-type]
         for source in sources:
-            order = self.orders.get(source)
-            if order is None:
+            kept_rows = self.orders.get(source)
+            if kept_rows is None:
                 shape = [self.graph.shape(source.op.inputs[source.slot])[a] for a in source.axes]
                 small = compact(self._mask(source.ids).reshape(shape))
                 if small is None:
                     raise CannotShrink(f"{source.op}: what stays of its weight is no grid")
-                order = small[1]
+                kept_rows = small[1]
             mixed = [
                 m
                 for member, choice, groups in members.get((source.op, source.slot), ())
                 if member.axes == source.axes
-                for m in mixtures(member, choice, groups, order)
+                for m in mixtures(member, choice, groups, kept_rows)
             ]
-            by_operand.setdefault((source.op, source.slot), []).append(Cut(source.axes, order, tuple(mixed)))
+            by_operand.setdefault((source.op, source.slot), []).append(Cut(source.axes, kept_rows, tuple(mixed)))
         plus: dict[tuple[Op, int], list[Callable[[], np.ndarray]]] = {}
         for coupling, choice, _ in self.choices:
             if choice.shift is not None:
@@ -218,3 +218,9 @@ class Work:
                 raise CannotShrink(f"{op}: has no bias to take a shift, and its own output is cut")
             found = self.graph.insert_bias(op)
         return found
+
+
+def of(coupling: Coupling) -> np.ndarray:
+    """The matcher's own numbers of its channels, which every coupling has that was matched."""
+    assert coupling.classes is not None
+    return coupling.classes

@@ -9,7 +9,7 @@ import numpy as np
 
 from toastc.errors import CannotShrink
 from toastc.graphs import Graph, Op, Value
-from toastc.plan import CONSUMERS, Basis, Choice
+from toastc.plan import CONSUMERS, Basis, Choice, Select
 from toastc.sites import Member
 
 
@@ -51,6 +51,7 @@ def mixtures(member: Member, choice: Choice, groups: Sequence[int], order: np.nd
     if member.role not in CONSUMERS:
         matrices = choice.left  # type: ignore[union-attr]
     else:
+        assert not isinstance(choice, Select)
         back = choice.right if isinstance(choice, Basis) else choice.fold
         assert back is not None
         matrices = back.swapaxes(-1, -2)

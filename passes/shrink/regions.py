@@ -186,13 +186,14 @@ def emit_view(
         value = graph.transpose(value, perm, like)
     if any(len(axis) != 1 for axis in target):
         merged: list[int | Dim] = []
-        for i, axis in enumerate(target):
-            if len(axis) == 1:
-                at = order.index(axis[0])
-                merged.append(Dim(at) if at == i or unknown[axis[0]] else length[axis[0]])
+        merged_sizes = [int(np.prod([length[g] for g in parts])) for parts in target]
+        for i, parts in enumerate(target):
+            if len(parts) == 1:
+                at = order.index(parts[0])
+                merged.append(Dim(at) if at == i or unknown[parts[0]] else length[parts[0]])
             else:
-                merged.append(-1 if any(unknown[g] for g in axis) else int(np.prod([length[g] for g in axis])))
-        value = graph.reshape(value, merged, [int(np.prod([length[g] for g in axis])) for axis in target], like)
+                merged.append(-1 if any(unknown[g] for g in parts) else merged_sizes[i])
+        value = graph.reshape(value, merged, merged_sizes, like)
     return value
 
 
@@ -202,7 +203,7 @@ def read_size(graph: Graph, after: Value, view: View, group: tuple[Atom, ...]) -
     found = graph.size_at_runtime(after, axis) if axis is not None else None
     if found is None:
         raise CannotShrink(
-            f"{graph.producer(after)}: several of its sizes are only known at run time; export with one of them fixed"
+            f"{graph.producer(after)}: several of its merged_sizes are only known at run time; export with one of them fixed"
         )
     return found
 

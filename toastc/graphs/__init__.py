@@ -172,7 +172,7 @@ class Graph(Protocol):
     def mask(self, op: Op, slot: int, chosen: Value) -> None: ...  # zeroes the channels of an operand that are not chosen
     def chosen(self, name: str, count: int) -> Value: ...  # a new input: what a selection of that name chose
     def pick(self, value: Value, axis: int, index: np.ndarray, like: Op) -> Value: ...  # these positions, before an op
-    def pick_output(self, value: Value, axis: int, index: np.ndarray) -> None: ...  # the same, behind the last op
+    def pick_output(self, value: Value, axis: int, index: np.ndarray | Value) -> None: ...  # the same, behind the last op
     def weigh_keys(self, op: Op, plus: Value) -> None: ...  # [.., queries, keys], added to the logits
     def pen(self, before: Op, like: Value) -> Pen: ...
     def rewire(self, value: Value, made: Value, but: Sequence[Any]) -> None: ...  # all other nodes see `made` instead
