@@ -118,6 +118,8 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
             if node in self._constants:
                 return self.tensor(node)
             other = meta(node)
+            if other is None:  # a number that is no tensor: older versions of torch take no note of those
+                return Call.of(node).run(concrete)
             return torch.empty(self.shape(node), dtype=torch.int64) if isinstance(other, torch.Tensor) else hint(other)
 
         made = self._calls[op].run(concrete)
