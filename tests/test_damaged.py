@@ -80,6 +80,12 @@ def no_numbers(model: onnx.ModelProto) -> None:
     tensor.dims[:] = [2**40]
 
 
+def numbers_of_another_type(model: onnx.ModelProto) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == "blocks.0.attn.qkv.weight")
+    tensor.ClearField("raw_data")
+    tensor.uint64_data.extend([1] * 3072)
+
+
 def function_of_another_version(model: onnx.ModelProto) -> None:
     calls_itself(model)
     del model.functions[0].node[:], model.functions[0].opset_import[:]
@@ -109,7 +115,8 @@ def batch_of_nothing(model: onnx.ModelProto) -> None:
 CHANGES: dict[Change, str] = {
     batch_of_nothing: "input image has a size below one",
     text_of_numbers: "it is text, and that is not all there",
-    no_numbers: "it has no numbers",
+    no_numbers: "0 of 1099511627776 numbers",
+    numbers_of_another_type: "0 of 3072 numbers",
     function_of_another_version: "its functions can not be written out",
     constant_of_a_transpose: "a damaged ONNX model (Unsupported constant node",
     name_no_file_can_have: "is missing; it belongs beside the model",

@@ -16,7 +16,12 @@ CONTRIB = {
     "num_heads": INT, "transA": INT, "transB": INT, "axis": INT, "unidirectional": INT, "qkv_hidden_sizes": INTS, "scale": FLOAT,
     "alpha": FLOAT,
 }  # fmt: skip
-NUMBERS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+KEPT_IN = {  # where numbers are that are no raw bytes, if not in int32_data
+    ir.DataType.FLOAT: "float_data", ir.DataType.COMPLEX64: "float_data", ir.DataType.INT64: "int64_data",
+    ir.DataType.DOUBLE: "double_data", ir.DataType.COMPLEX128: "double_data", ir.DataType.UINT32: "uint64_data",
+    ir.DataType.UINT64: "uint64_data",
+}  # fmt: skip
+KEPT_AS = {ir.DataType.COMPLEX64: 2, ir.DataType.COMPLEX128: 2}
 FEWEST = {"FusedMatMul": 2, "Attention": 2}  # inputs
 MOST_NODES = 1_000_000  # of a function; real models have thousands
 
@@ -107,8 +112,10 @@ def check_tensor(tensor: ir.TensorProtocol, path: Path) -> None:
     if isinstance(tensor, ir.TensorProtoTensor):
         if tensor.raw.HasField("raw_data") and len(tensor.raw.raw_data) != tensor.nbytes:
             raise ToastcError(f"{path}: weight {tensor.name} is damaged: {len(tensor.raw.raw_data)} of {tensor.nbytes} bytes")
-        if tensor.size and not any(tensor.raw.HasField(f) if f == "raw_data" else len(getattr(tensor.raw, f)) for f in NUMBERS):
-            raise ToastcError(f"{path}: weight {tensor.name} is damaged: it has no numbers")
+        own = getattr(tensor.raw, KEPT_IN.get(tensor.dtype, "int32_data"))
+        wanted = tensor.size * KEPT_AS.get(tensor.dtype, 1)
+        if not tensor.raw.HasField("raw_data") and tensor.dtype.bitwidth >= 8 and len(own) != wanted:
+            raise ToastcError(f"{path}: weight {tensor.name} is damaged: {len(own)} of {wanted} numbers")
         return
     if not isinstance(tensor, ir.ExternalTensor):
         return
