@@ -195,6 +195,24 @@ def test_outputs_that_overflow_are_one_line(here: Command, tmp_path: Path) -> No
     assert "loses makes the outputs NaN or infinite" in made.stderr and len(made.stderr.splitlines()) == 1
 
 
+def test_nodes_in_another_order_are_the_same_model(here: Command, ratio_file: Path, tmp_path: Path) -> None:
+    outputs = []
+    for turned in (False, True):
+        model = models.vit()
+        nodes = list(model.graph.node)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes[::-1] if turned else nodes)
+        path = models.save(model, tmp_path / "model.onnx")
+        made = here(path, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, *PLAIN, "--quiet")
+        assert made.returncode == 0, made.stderr
+        outputs.append(models.run(tmp_path / "out.onnx")[0])
+    assert np.allclose(*outputs, atol=1e-6)
+    model.graph.node[-1].input[0] = model.graph.node[0].output[0]
+    next(n for n in model.graph.node if n.op_type == "Erf").input[0] = "logits"
+    made = here("inspect", models.save(model, tmp_path / "model.onnx"))
+    assert made.returncode == 2 and "go in circles" in made.stderr
+
+
 def test_a_pruned_file_with_other_outputs_is_not_equal(here: Command, tiny: Path, ratio_file: Path, tmp_path: Path) -> None:
     small = tmp_path / "small.onnx"
     assert here(tiny, "-o", small, "--ratios", ratio_file, *PLAIN, "--quiet").returncode == 0

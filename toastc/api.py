@@ -179,7 +179,12 @@ def measure(
             state = replace(state, unfinished=Unfinished(Path(f"{output}.part"), known))
         for step in MEASURE:
             state.tell(step.name)
-            state, _ = run([step], state)
+            try:
+                state, _ = run([step], state)
+            except ToastcError:  # which would be the same another time
+                if state.unfinished is not None:
+                    state.unfinished.remove()
+                raise
             if not state.sites:
                 raise NothingToPrune("no attention and no FFN was found that could be measured")
         assert state.moments is not None

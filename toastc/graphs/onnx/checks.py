@@ -45,6 +45,25 @@ def check_wires(model: ir.Model, path: Path) -> None:
                 raise ToastcError(f"{path}: a damaged ONNX model ({who} takes {value.name!r}, which nothing makes)")
 
 
+def put_in_order(model: ir.Model, path: Path) -> None:
+    """As ONNX wants it: what is taken is made before. ONNX Runtime takes other files as well; those in circles are none."""
+    seen: set[ir.Node] = set()
+    for node in model.graph:
+        if any(
+            (made := v.producer()) is not None and made.graph is model.graph and made not in seen
+            for v in node.inputs
+            if v is not None
+        ):
+            break
+        seen.add(node)
+    else:
+        return
+    try:
+        model.graph.sort()
+    except ValueError:
+        raise ToastcError(f"{path}: a damaged ONNX model (its nodes go in circles)") from None
+
+
 def check_functions(model: ir.Model, what: str) -> None:
     """None calls itself, and written out they are not too many nodes to ever be written out."""
     sizes: dict[ir.OperatorIdentifier, int] = {}

@@ -21,7 +21,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 from ...errors import ToastcError
 from ...files import alone, check_targets, current_umask, uninterrupted
 from ...plan import Plan, from_dict
-from .checks import check_functions, check_names, check_nodes, check_tensor, check_wires
+from .checks import check_functions, check_names, check_nodes, check_tensor, check_wires, put_in_order
 from .unpack import unpack_attention
 
 PLAN_KEY = "toastc.plan"
@@ -56,6 +56,7 @@ def load_model(path: Path) -> ir.Model:
         raise ToastcError(f"{path}: not an ONNX model, or an empty one (no nodes or no outputs)")
     check_names(model, path)
     check_wires(model, path)
+    put_in_order(model, path)
     for tensor in tensors_of(model):
         check_tensor(tensor, path)
     for graph in model.graphs():
