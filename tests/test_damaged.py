@@ -80,6 +80,12 @@ def no_numbers(model: onnx.ModelProto) -> None:
     tensor.dims[:] = [2**40]
 
 
+def numbers_of_another_type(model: onnx.ModelProto) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == "blocks.0.attn.qkv.weight")
+    tensor.ClearField("raw_data")
+    tensor.uint64_data.extend([1] * 3072)
+
+
 def function_of_another_version(model: onnx.ModelProto) -> None:
     calls_itself(model)
     del model.functions[0].node[:], model.functions[0].opset_import[:]
@@ -109,7 +115,8 @@ def batch_of_nothing(model: onnx.ModelProto) -> None:
 CHANGES: dict[Change, str] = {
     batch_of_nothing: "input image has a size below one",
     text_of_numbers: "it is text, and that is not all there",
-    no_numbers: "it has no numbers",
+    no_numbers: "0 of 1099511627776 numbers",
+    numbers_of_another_type: "0 of 3072 numbers",
     function_of_another_version: "its functions can not be written out",
     constant_of_a_transpose: "a damaged ONNX model (Unsupported constant node",
     name_no_file_can_have: "is missing; it belongs beside the model",
@@ -186,6 +193,24 @@ def test_outputs_that_overflow_are_one_line(here: Command, tmp_path: Path) -> No
     made = here(path, "-o", tmp_path / "o.onnx", "--target", "macs=0.7", "--calibrate", tmp_path / "data.npy", "--quiet")
     assert made.returncode == 2
     assert "loses makes the outputs NaN or infinite" in made.stderr and len(made.stderr.splitlines()) == 1
+
+
+def test_nodes_in_another_order_are_the_same_model(here: Command, ratio_file: Path, tmp_path: Path) -> None:
+    outputs = []
+    for turned in (False, True):
+        model = models.vit()
+        nodes = list(model.graph.node)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes[::-1] if turned else nodes)
+        path = models.save(model, tmp_path / "model.onnx")
+        made = here(path, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, *PLAIN, "--quiet")
+        assert made.returncode == 0, made.stderr
+        outputs.append(models.run(tmp_path / "out.onnx")[0])
+    assert np.allclose(*outputs, atol=1e-6)
+    model.graph.node[-1].input[0] = model.graph.node[0].output[0]
+    next(n for n in model.graph.node if n.op_type == "Erf").input[0] = "logits"
+    made = here("inspect", models.save(model, tmp_path / "model.onnx"))
+    assert made.returncode == 2 and "go in circles" in made.stderr
 
 
 def test_a_pruned_file_with_other_outputs_is_not_equal(here: Command, tiny: Path, ratio_file: Path, tmp_path: Path) -> None:

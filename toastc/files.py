@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import tempfile
@@ -70,6 +71,18 @@ def scratch() -> Iterator[Path]:
         raise ToastcError(f"no folder for temporary files can be written to; set TMPDIR to one ({why})") from None
     with folder as name:
         yield Path(name)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Nobody else moves files into this folder meanwhile, so that two files that belong together arrive together."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems know no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def current_umask() -> int:

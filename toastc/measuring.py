@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .calibration import Moments, Preprocess, Unfinished, Workers, fingerprint, open_data
-from .errors import NothingToPrune
+from .errors import NothingToPrune, ToastcError
 from .files import check_targets
 from .forms import files_of, is_named, open_graph
 from .progress import Tell, silent
@@ -46,7 +46,12 @@ def measure(
             state = replace(state, unfinished=Unfinished(Path(f"{output}.part"), known))
         for step in MEASURE:
             state.tell(step.name)
-            state, _ = run([step], state)
+            try:
+                state, _ = run([step], state)
+            except ToastcError:  # which would be the same another time
+                if state.unfinished is not None:
+                    state.unfinished.remove()
+                raise
             if not state.sites:
                 raise NothingToPrune("no attention and no FFN was found that could be measured")
         assert state.moments is not None

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -121,13 +122,14 @@ def tried(number: int, seed: int, given: Bases, folder: Path) -> Outcome:
             path.unlink()
     what, args = prepared(number, seed, given, work)
     before = found_in(work)
-    with open(folder / "said", "w+b") as heard:
+    with open(folder / "said", "w+b") as heard, open(heard.fileno(), "w", buffering=1, closefd=False) as text:
         kept = os.dup(1), os.dup(2)
         os.dup2(heard.fileno(), 1)
         os.dup2(heard.fileno(), 2)
         start = time.perf_counter()
         try:
-            status = main(args)
+            with redirect_stdout(text), redirect_stderr(text):
+                status = main(args)
         finally:
             for own, old in enumerate(kept, start=1):
                 os.dup2(old, own)

@@ -96,7 +96,7 @@ def nested(folder: Path, depth: int) -> Path:
 
     if depth > 30:
         data = b""
-        for tag in (b"\x0a", b"\x2a", b"\x32") * depth:  # a graph's node, its attribute, the graph in that
+        for tag in (b"\x32", b"\x2a", b"\x0a") * depth:  # from inside: an attribute's graph, a node's attribute, a graph's node
             data = tag + varint(len(data)) + data
         (folder / "model.onnx").write_bytes(models.vit().SerializeToString() + b"\x3a" + varint(len(data)) + data)
         return folder / "model.onnx"

@@ -16,7 +16,12 @@ CONTRIB = {
     "num_heads": INT, "transA": INT, "transB": INT, "axis": INT, "unidirectional": INT, "qkv_hidden_sizes": INTS, "scale": FLOAT,
     "alpha": FLOAT,
 }  # fmt: skip
-NUMBERS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+KEPT_IN = {  # where numbers are that are no raw bytes, if not in int32_data
+    ir.DataType.FLOAT: "float_data", ir.DataType.COMPLEX64: "float_data", ir.DataType.INT64: "int64_data",
+    ir.DataType.DOUBLE: "double_data", ir.DataType.COMPLEX128: "double_data", ir.DataType.UINT32: "uint64_data",
+    ir.DataType.UINT64: "uint64_data",
+}  # fmt: skip
+KEPT_AS = {ir.DataType.COMPLEX64: 2, ir.DataType.COMPLEX128: 2}
 FEWEST = {"FusedMatMul": 2, "Attention": 2}  # inputs
 MOST_NODES = 1_000_000  # of a function; real models have thousands
 
@@ -38,6 +43,25 @@ def check_wires(model: ir.Model, path: Path) -> None:
         for value, who in (*taken, *((v, "the output") for v in graph.outputs)):  # type: ignore[attr-defined]
             if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
                 raise ToastcError(f"{path}: a damaged ONNX model ({who} takes {value.name!r}, which nothing makes)")
+
+
+def put_in_order(model: ir.Model, path: Path) -> None:
+    """As ONNX wants it: what is taken is made before. ONNX Runtime takes other files as well; those in circles are none."""
+    seen: set[ir.Node] = set()
+    for node in model.graph:
+        if any(
+            (made := v.producer()) is not None and made.graph is model.graph and made not in seen
+            for v in node.inputs
+            if v is not None
+        ):
+            break
+        seen.add(node)
+    else:
+        return
+    try:
+        model.graph.sort()
+    except ValueError:
+        raise ToastcError(f"{path}: a damaged ONNX model (its nodes go in circles)") from None
 
 
 def check_functions(model: ir.Model, what: str) -> None:
@@ -107,8 +131,10 @@ def check_tensor(tensor: ir.TensorProtocol, path: Path) -> None:
     if isinstance(tensor, ir.TensorProtoTensor):
         if tensor.raw.HasField("raw_data") and len(tensor.raw.raw_data) != tensor.nbytes:
             raise ToastcError(f"{path}: weight {tensor.name} is damaged: {len(tensor.raw.raw_data)} of {tensor.nbytes} bytes")
-        if tensor.size and not any(tensor.raw.HasField(f) if f == "raw_data" else len(getattr(tensor.raw, f)) for f in NUMBERS):
-            raise ToastcError(f"{path}: weight {tensor.name} is damaged: it has no numbers")
+        own = getattr(tensor.raw, KEPT_IN.get(tensor.dtype, "int32_data"))
+        wanted = tensor.size * KEPT_AS.get(tensor.dtype, 1)
+        if not tensor.raw.HasField("raw_data") and tensor.dtype.bitwidth >= 8 and len(own) != wanted:
+            raise ToastcError(f"{path}: weight {tensor.name} is damaged: {len(own)} of {wanted} numbers")
         return
     if not isinstance(tensor, ir.ExternalTensor):
         return

@@ -119,8 +119,8 @@ def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None], truths: 
         heads = int(attribute(node, "num_heads", 0))  # type: ignore[call-overload]
         if ranks[0] != 3 or ranks[1] not in (3, 4) or ranks[2] not in (3, 4) or len(node.outputs) > 1:
             return None
-        if len([v for v in node.inputs[6:] if v is not None]):
-            return None
+        if len([v for v in node.inputs[6:] if v is not None]) or len(shapes[3] or (0,) if len(shapes) > 3 else (0,)) != 1:
+            return None  # a KV cache, or a bias that is none
         kv_layouts = ["bn(hd)" if r == 3 else "bhnd" for r in ranks[1:]]
         width = divided(shapes[0][2], heads)  # type: ignore[index]
         if not width:

@@ -19,9 +19,9 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from ...errors import ToastcError
-from ...files import check_targets, current_umask, uninterrupted
+from ...files import alone, check_targets, current_umask, uninterrupted
 from ...plan import Plan, from_dict
-from .checks import check_functions, check_names, check_nodes, check_tensor, check_wires
+from .checks import check_functions, check_names, check_nodes, check_tensor, check_wires, put_in_order
 from .unpack import unpack_attention
 
 PLAN_KEY = "toastc.plan"
@@ -56,6 +56,7 @@ def load_model(path: Path) -> ir.Model:
         raise ToastcError(f"{path}: not an ONNX model, or an empty one (no nodes or no outputs)")
     check_names(model, path)
     check_wires(model, path)
+    put_in_order(model, path)
     for tensor in tensors_of(model):
         check_tensor(tensor, path)
     for graph in model.graphs():
@@ -163,10 +164,11 @@ def staged(target: Path) -> Iterator[Path]:
         for file in folder.iterdir():
             os.chmod(file, 0o666 & ~current_umask())
             sync(file)
-        if data.exists():
-            target.unlink(missing_ok=True)
-            os.replace(data, target.parent / data.name)
-        os.replace(folder / target.name, target)
+        with alone(folder.parent):
+            if data.exists():
+                target.unlink(missing_ok=True)
+                os.replace(data, target.parent / data.name)
+            os.replace(folder / target.name, target)
     except OSError as error:
         raise ToastcError(f"{target}: can not be written ({error.strerror or error})") from None
     finally:

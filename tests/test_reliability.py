@@ -1,0 +1,235 @@
+"""A little of everything that tools/reliability.py does at length (docs/reliability.md): damage, kills, limits, hostile files."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import multiprocessing as mp
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+from conftest import PLAIN, Command
+from PIL import Image
+from reliable import found_in, fuzz, hostile, images, kill, mutate_onnx, mutate_ratios, races, repeat, soak, threads, wrong
+from reliable.limits import limited
+
+
+@pytest.fixture
+def temp(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files, for this test alone."""
+    folder = tmp_path_factory.mktemp("temp")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+# ---- what the checks call bad ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "seconds"),
+    [
+        (None, "", 1.0),
+        (-11, "", 1.0),
+        (3, "toastc: x\n", 1.0),
+        (2, "", 1.0),
+        (2, "toastc: x\ntoastc: y\n", 1.0),
+        (2, "x\n", 1.0),
+        (2, "toastc: a bug of toastc, please report it: ValueError\n", 1.0),
+        (2, "toastc: PassFailed: pass shrink failed\n", 1.0),
+        (1, "Traceback (most recent call last):\n", 1.0),
+        (0, "a warning\n", 1.0),
+        (0, "", 61.0),
+    ],
+)
+def test_bad_endings_are_seen(status: int | None, said: str, seconds: float) -> None:
+    assert wrong(status, said, seconds)
+    assert not wrong(0, "") and not wrong(1, "toastc: nothing\n") and not wrong(2, "toastc: what is wrong\n")
+
+
+def test_a_crash_and_a_hang_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one who watches the workers counts what they can not tell any more, and goes on."""
+
+    def tried(number: int, *given: object) -> fuzz.Outcome:
+        if number == 1:
+            faulthandler.disable()
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if number == 2:
+            signal.pause()
+        return fuzz.Outcome(number, "", 0, "", 0.0)
+
+    monkeypatch.setattr(fuzz, "tried", tried)
+    monkeypatch.setattr(fuzz, "SLOW", 2.0)
+    row, bad = fuzz.run(5, say=False)
+    assert [(one.number, one.bad) for one in bad] == [(1, "killed by signal 11"), (2, "hang")]
+    assert row["ends"] == {"bad": 2, "exit 0": 3}
+
+
+def test_damage_is_the_same_for_a_seed_and_of_every_kind() -> None:
+    data = models.vit().SerializeToString()
+    made = [mutate_onnx.mutated(random.Random(n), data) for n in range(400)]
+    assert made[:20] == [mutate_onnx.mutated(random.Random(n), data) for n in range(20)]
+    kinds = {name for names, _ in made for name in names.split("+")}
+    assert kinds >= {edit.__name__ for edit in mutate_onnx.EDITS} | {change.__name__ for change in mutate_onnx.BYTES}
+    assert sum(after != data for _, after in made) > 390
+    assert len({mutate_ratios.mutated(random.Random(n)) for n in range(100)}) > 80
+
+
+# ---- fuzzing, kills, hostile files ----------------------------------------------------------------------------
+
+
+def test_damaged_files_end_well() -> None:
+    row, bad = fuzz.run(250, seed=7, say=False)
+    assert not bad
+    assert row["ends"]["exit 0"] > 20 and row["ends"]["exit 2"] > 100, "the damage does nothing, or too much"
+
+
+def test_kills_leave_nothing_by_halves() -> None:
+    row = kill.run(8, seed=1, say=False)
+    assert row["bad"] == 0, row
+    assert row["ends"].get("compile absent", 0) > 0
+
+
+HOSTILE = (
+    "'null'",
+    "'pipe'",
+    "sparse",
+    "5000 deep",
+    "script",
+    "objects as x.npy",
+    "pickle as the model",
+    "1099511627776 images",
+)
+
+
+def test_hostile_files_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = [case for case in hostile.cases() if any(word in case[0] for word in HOSTILE)]
+    assert len(some) == len(HOSTILE)
+    monkeypatch.setattr(hostile, "cases", lambda: some)
+    row = hostile.run(say=False)
+    assert row["bad"] == 0 and row["refused"] >= 6, row
+
+
+# ---- limits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> list[object]:
+    models.save(models.vit(), tmp_path / "model.onnx")
+    np.save(tmp_path / "data.npy", np.zeros((8, 3, 16, 16), np.float32))
+    return ["calibrate", tmp_path / "model.onnx", tmp_path / "data.npy", "-o", tmp_path / "m.safetensors", "--quiet"]
+
+
+@pytest.mark.parametrize("size", [0, 1000, 20_000])
+def test_no_room_for_what_was_measured(toastc: Command, calibration: list[object], tmp_path: Path, temp: Path, size: int) -> None:
+    before = found_in(tmp_path)
+    made = toastc(*calibration, preexec_fn=partial(limited, resource.RLIMIT_FSIZE, size))
+    assert made.returncode == 2 and len(made.stderr.splitlines()) == 1, made.stderr
+    assert "can not be written" in made.stderr
+    assert found_in(tmp_path) == before and found_in(temp) == {}
+
+
+def test_no_room_for_temporary_files(toastc: Command, tiny: Path, ratio_file: Path, tmp_path: Path) -> None:
+    """Every folder Python would try is full."""
+    args = [tiny, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, *PLAIN, "--quiet"]
+    made = toastc(*args, preexec_fn=partial(limited, resource.RLIMIT_FSIZE, 0))
+    assert made.returncode == 2
+    assert "no folder for temporary files can be written to; set TMPDIR" in made.stderr and len(made.stderr.splitlines()) == 1
+    assert found_in(tmp_path) == {}
+
+
+def test_a_model_too_large_for_the_memory(toastc: Command, tmp_path: Path) -> None:
+    path = hostile.large_input(tmp_path, 2**31)
+    made = toastc("inspect", path, preexec_fn=partial(limited, resource.RLIMIT_AS, 4 << 30))
+    assert made.returncode == 2 and len(made.stderr.splitlines()) == 1
+    assert "not enough memory: MemoryError: Unable to allocate" in made.stderr
+
+
+# ---- two at once, data that changes, photos of every kind --------------------------------------------------------
+
+
+def writer(tag: str, target: Path, barrier: mp.synchronize.Barrier, rounds: int) -> None:
+    from toastc.graphs.onnx.files import staged
+
+    for _ in range(rounds):
+        barrier.wait()
+        with staged(target) as file:
+            file.write_text(tag)
+            (file.parent / f"{file.name}.data").write_text(tag)
+        barrier.wait()
+        barrier.wait()
+
+
+def test_a_file_and_its_weights_are_of_one_writer(tmp_path: Path) -> None:
+    """Two processes write to one place at once, again and again: what is there afterwards belongs together."""
+    rounds, barrier, target = 500, mp.Barrier(3), tmp_path / "out.onnx"
+    fork = mp.get_context("fork")
+    writers = [fork.Process(target=writer, args=(tag, target, barrier, rounds), daemon=True) for tag in "ab"]
+    for process in writers:
+        process.start()
+    mixtures = 0
+    for _ in range(rounds):
+        barrier.wait(30)
+        barrier.wait(30)
+        mixtures += target.read_text() != (tmp_path / "out.onnx.data").read_text()
+        barrier.wait(30)
+    for process in writers:
+        process.join(30)
+    assert mixtures == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"out.onnx", "out.onnx.data"}
+
+
+def test_a_folder_that_changes_while_it_is_read() -> None:
+    assert races.run(1, say=False)["bad"] == 0
+
+
+def test_photos_of_every_size_and_mode() -> None:
+    row = images.run(200, say=False)
+    assert row["bad"] == 0, row
+    assert row["sound"] > 100 and row["measured"] >= row["sound"] and row["note"]
+
+
+def test_a_warning_of_a_library_is_not_heard(toastc: Command, tmp_path: Path) -> None:
+    """Pillow warns of images of a hundred million pixels, and takes them."""
+    models.save(models.vit(), tmp_path / "model.onnx")
+    (tmp_path / "photos").mkdir()
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "photos" / "large.png")
+    made = toastc("calibrate", tmp_path / "model.onnx", tmp_path / "photos", "-o", tmp_path / "m", "--quiet")
+    assert (made.returncode, made.stderr) == (0, "")
+
+
+# ---- again and again ------------------------------------------------------------------------------------------
+
+
+def test_the_same_bytes_again_and_the_same_plan_on_two_threads() -> None:
+    row = repeat.run(2, say=False)
+    assert row["bad"] == 0, row
+    assert row["commands"] == 8
+
+
+def test_memory_stays_what_it_was() -> None:
+    row = soak.run(60, say=False)
+    assert row["bad"] == 0, row
+
+
+def test_threads_compile_at_once() -> None:
+    assert threads.run(1, say=False)["bad"] == 0
+
+
+def test_figures_are_merged_into_one_file(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    command = [sys.executable, str(root / "tools" / "reliability.py"), "fuzz", "--count", "3", "--out", str(tmp_path / "r.json")]
+    (tmp_path / "r.json").write_text('{"soak": {"bad": 0}}')
+    made = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(root)})
+    assert made.returncode == 0, made.stderr
+    rows = json.loads((tmp_path / "r.json").read_text())
+    assert set(rows) == {"soak", "fuzz"} and rows["fuzz"]["cases"] == 3
