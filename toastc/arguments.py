@@ -109,7 +109,7 @@ def parser_for(command: str) -> Parser:
             "--allow", metavar="channels,tokens", help="what meets a target in MACs (channels, and tokens nobody reads)"
         )
         p.add_argument("--batch", type=counted, default=1, metavar="N", help="the batch size of a latency target (1)")
-        p.add_argument("--search", type=duration, metavar="MINUTES", help="refine the widths by measuring the pruned model")
+        p.add_argument("--search", type=minutes, metavar="MINUTES", help="refine the widths by measuring the pruned model")
         deploy = p.add_argument_group("where it will run", "changed after the proof, and compared with what was proven")
         deploy.add_argument(
             "--for", dest="runtime", choices=RUNTIMES, default="portable", help="fused nodes for ONNX Runtime, ... (portable)"
@@ -221,8 +221,12 @@ def duration(text: str) -> float:
     return number
 
 
+def minutes(text: str) -> float:
+    return duration(text)
+
+
 for kind, word in {
     whole: "whole number", counted: "whole number from 1", share: "number in (0, 1]", numbers: "list of numbers",
-    duration: "number of seconds", batch_sizes: "list of batch sizes", option: "option, which is key=value:",
+    duration: "number of seconds", minutes: "number of minutes", batch_sizes: "list of batch sizes", option: "option, which is key=value:",
 }.items():  # fmt: skip
     kind.__name__ = word  # argparse says "invalid whole number value"
