@@ -227,6 +227,7 @@ def minutes(text: str) -> float:
 
 for kind, word in {
     whole: "whole number", counted: "whole number from 1", share: "number in (0, 1]", numbers: "list of numbers",
-    duration: "number of seconds", minutes: "number of minutes", batch_sizes: "list of batch sizes", option: "option, which is key=value:",
+    duration: "number of seconds", minutes: "number of minutes", batch_sizes: "list of batch sizes",
+    option: "option, which is key=value:",
 }.items():  # fmt: skip
     kind.__name__ = word  # argparse says "invalid whole number value"
