@@ -94,7 +94,7 @@ def test_damaged_files_end_well() -> None:
 
 
 def test_kills_leave_nothing_by_halves() -> None:
-    row = kill.run(8, seed=1, say=False)
+    row = kill.run(4, seed=1, say=False)
     assert row["bad"] == 0, row
     assert row["ends"].get("compile absent", 0) > 0
 
@@ -210,14 +210,15 @@ def test_a_warning_of_a_library_is_not_heard(toastc: Command, tmp_path: Path) ->
 # ---- again and again ------------------------------------------------------------------------------------------
 
 
-def test_the_same_bytes_again_and_the_same_plan_on_two_threads() -> None:
+def test_the_same_bytes_again_and_the_same_plan_on_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = repeat.commands
+    monkeypatch.setattr(repeat, "commands", lambda *folders: {n: every(*folders)[n] for n in ("calibrated", "fused", "moments")})
     row = repeat.run(2, say=False)
-    assert row["bad"] == 0, row
-    assert row["commands"] == 8
+    assert row["bad"] == 0 and row["commands"] == 3, row
 
 
 def test_memory_stays_what_it_was() -> None:
-    row = soak.run(60, say=False)
+    row = soak.run(30, say=False)
     assert row["bad"] == 0, row
 
 
