@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return unforeseen("not enough memory: ", error)
     except (RuntimeError, OSError) as error:
-        return unforeseen("not enough memory: " if is_starved(error) else "", error)
+        if is_starved(error):
+            return unforeseen("not enough memory: ", error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        return unforeseen("", error)
     except Exception as error:  # noqa: BLE001  the last one who can say it in one line
         return unforeseen("a bug of toastc, please report it: ", error)
 
