@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -93,7 +92,7 @@ def run(count: int, seed: int = 0, say: bool = True) -> Row:
             bad += bool(why)
             if why:
                 print(f"  {signal.Signals(number).name} at {at:.2f}: {how}, {why}", flush=True)
-            for path in Path(tempfile.gettempdir()).iterdir():  # what SIGKILL leaves behind is nobody's fault
+            for path in (folder / "temp").iterdir():  # what SIGKILL leaves behind is nobody's fault
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             if say:
                 progress("kill", done, count, bad)

@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -53,8 +52,8 @@ def run(count: int = 0, seed: int = 0, say: bool = True) -> Row:
         left = {name for name in set(found_in(out.parent)) - set(here) if name.startswith(".") or name not in ASKED_FOR}
         if not why and end.status and left:
             why = f"left behind: {sorted(left)}"
-        if not why and found_in(Path(tempfile.gettempdir())):
-            why = f"left in the folder for temporary files: {sorted(found_in(Path(tempfile.gettempdir())))}"
+        if not why and found_in(temporary):
+            why = f"left in the folder for temporary files: {sorted(found_in(temporary))}"
         row["cases"] += 1
         row["bad" if why else "done" if end.status == 0 else "refused"] += 1
         if say:
@@ -62,10 +61,11 @@ def run(count: int = 0, seed: int = 0, say: bool = True) -> Row:
         for path in out.parent.iterdir():
             if path.name not in here:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for path in Path(tempfile.gettempdir()).iterdir():
+        for path in temporary.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     with workplace() as folder:
+        temporary = folder / "temp"
         import models
         import numpy as np
 
