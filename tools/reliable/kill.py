@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
