@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import multiprocessing as mp
 import os
 import random
 import resource
@@ -21,6 +20,8 @@ from conftest import PLAIN, Command
 from PIL import Image
 from reliable import found_in, fuzz, hostile, images, kill, mutate_onnx, mutate_ratios, races, repeat, soak, threads, wrong
 from reliable.limits import limited
+
+TOOL = Path(__file__).resolve().parent.parent / "tools" / "reliability.py"
 
 
 @pytest.fixture
@@ -87,9 +88,12 @@ def test_damage_is_the_same_for_a_seed_and_of_every_kind() -> None:
 # ---- fuzzing, kills, hostile files ----------------------------------------------------------------------------
 
 
-def test_damaged_files_end_well() -> None:
-    row, bad = fuzz.run(250, seed=7, say=False)
-    assert not bad
+def test_damaged_files_end_well(tmp_path: Path) -> None:
+    """From a process that has loaded nothing else: its workers are forked, and libraries with threads do not survive that."""
+    command = [sys.executable, TOOL, "fuzz", "--count", "250", "--seed", "7", "--out", tmp_path / "rows.json"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    row = json.loads((tmp_path / "rows.json").read_text())["fuzz"]
     assert row["ends"]["exit 0"] > 20 and row["ends"]["exit 2"] > 100, "the damage does nothing, or too much"
 
 
@@ -155,37 +159,6 @@ def test_a_model_too_large_for_the_memory(toastc: Command, tmp_path: Path) -> No
 
 
 # ---- two at once, data that changes, photos of every kind --------------------------------------------------------
-
-
-def writer(tag: str, target: Path, barrier: mp.synchronize.Barrier, rounds: int) -> None:
-    from toastc.graphs.onnx.files import staged
-
-    for _ in range(rounds):
-        barrier.wait()
-        with staged(target) as file:
-            file.write_text(tag)
-            (file.parent / f"{file.name}.data").write_text(tag)
-        barrier.wait()
-        barrier.wait()
-
-
-def test_a_file_and_its_weights_are_of_one_writer(tmp_path: Path) -> None:
-    """Two processes write to one place at once, again and again: what is there afterwards belongs together."""
-    rounds, barrier, target = 500, mp.Barrier(3), tmp_path / "out.onnx"
-    fork = mp.get_context("fork")
-    writers = [fork.Process(target=writer, args=(tag, target, barrier, rounds), daemon=True) for tag in "ab"]
-    for process in writers:
-        process.start()
-    mixtures = 0
-    for _ in range(rounds):
-        barrier.wait(30)
-        barrier.wait(30)
-        mixtures += target.read_text() != (tmp_path / "out.onnx.data").read_text()
-        barrier.wait(30)
-    for process in writers:
-        process.join(30)
-    assert mixtures == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"out.onnx", "out.onnx.data"}
 
 
 def test_a_folder_that_changes_while_it_is_read() -> None:

@@ -19,7 +19,8 @@ from toastc.calibration import unfinished
 from toastc.calibration.moments import Moments, opened
 
 SLOWLY = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what runs in the background without
 from toastc.calibration import data, unfinished
 from toastc.cli import main
 unfinished.EVERY, unfinished.SHARE = 0.0, 1.0
