@@ -55,6 +55,15 @@ def zoo_file(tmp_path_factory: pytest.TempPathFactory) -> ZooFile:
     return get
 
 
+@pytest.fixture
+def temp(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files, for this test alone."""
+    folder = tmp_path_factory.mktemp("temp")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def toastc() -> Command:
     """`toastc(*args)`: the command in a process of its own."""

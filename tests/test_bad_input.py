@@ -39,15 +39,6 @@ def snapshot(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def temp(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files, for this test alone."""
-    folder = tmp_path_factory.mktemp("temp")
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
 def refused(here: Command, tmp_path: Path, temp: Path) -> Refused:
     """`refused(*args)`: exits with `status`, says so in one line (which it returns), and changes nothing on disk."""
 

@@ -24,15 +24,6 @@ from reliable.limits import limited
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "reliability.py"
 
 
-@pytest.fixture
-def temp(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files, for this test alone."""
-    folder = tmp_path_factory.mktemp("temp")
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    return folder
-
-
 # ---- what the checks call bad ----------------------------------------------------------------------------------
 
 
