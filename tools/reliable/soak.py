@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import threading
@@ -11,7 +12,7 @@ import numpy as np
 
 from . import RATIOS, Row, progress, workplace
 
-FLAT = 20_000.0  # bytes a compile may leave behind: the noise of an allocator over some hundred compiles
+FLAT = 4 << 20  # bytes the second half may grow by: the noise of an allocator
 
 
 def resident() -> int:
@@ -31,13 +32,14 @@ def run(count: int, seed: int = 0, say: bool = True) -> Row:
         for done in range(1, count + 1):
             more = {"data": data, "target": "macs=0.7"} if done % 3 == 0 else {"ratios": RATIOS, "recipe": "magnitude"}
             toastc.prune(model, output=place / "work" / "out.onnx", **more)
+            gc.collect()  # what waits for the collector comes and goes by megabytes
             memory.append(resident())
             files.append(len(os.listdir("/proc/self/fd")))
             if say:
                 progress("soak", done, count, 0)
     half = memory[count // 2 :]
     slope = float(np.polyfit(np.arange(len(half)), half, 1)[0])
-    fine = slope < FLAT and files[-1] <= files[0] + 2
+    fine = slope * len(half) < FLAT and files[-1] <= files[0] + 2
     return {
         "compiles": count, "first_mb": round(memory[0] / 2**20, 1), "middle_mb": round(half[0] / 2**20, 1),
         "last_mb": round(statistics.median(memory[-10:]) / 2**20, 1), "bytes_a_compile": round(slope),
