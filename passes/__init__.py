@@ -118,6 +118,8 @@ def tuned(passes: tuple[Pass, ...], search: float | None, batch: int, deploy: De
     """The passes with a search of so many minutes behind the allocation, and blocks timed at that batch size, as deployed."""
     found: list[Pass] = []
     for step in passes:
+        if isinstance(step, AnalyseLosses):
+            step = replace(step, int8=deploy.quantize is not None)
         if isinstance(step, TimeBlocks):
             step = replace(step, batch=batch, fused=deploy.fused, int8=deploy.quantize is not None)
         if isinstance(step, AllocateWidths):

@@ -15,6 +15,7 @@ from .losses import Loss, loss_of
 class AnalyseLosses:
     """Find the best choice for every width of every coupling, and what it loses."""
 
+    int8: bool = False  # what consumers take will be rounded
     name = "analyse-losses"
 
     def __call__(self, state: State) -> State:
@@ -25,7 +26,7 @@ class AnalyseLosses:
         def analyse(pair: tuple[str, object]) -> Loss | None:
             name, coupling = pair
             own = {key.rpartition("/")[2]: moments[key] for key in moments if key.rpartition("/")[0] == name}
-            return loss_of(state.graph, coupling, own)  # type: ignore[arg-type]
+            return loss_of(state.graph, coupling, own, self.int8)  # type: ignore[arg-type]
 
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             found = dict(zip([name for name, _ in pairs], pool.map(analyse, pairs), strict=True))

@@ -19,8 +19,7 @@ from toastc.graphs import Graph
 from toastc.plan import Basis, Choice, Keep
 from toastc.sites import Coupling, Member
 
-LEAST = 1e-6  # of the mean variance, added to every variance before a system is solved
-STEPS = 96  # of backward elimination
+from .elimination import LEAST, eliminate, eliminate_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +39,8 @@ class Loss:
         return np.asarray(self.curves.sum(axis=0))
 
 
-def loss_of(graph: Graph, coupling: Coupling, moments: dict[str, Sums]) -> Loss | None:
-    """None where nothing is known of its channels."""
+def loss_of(graph: Graph, coupling: Coupling, moments: dict[str, Sums], rounded: bool = False) -> Loss | None:
+    """None where nothing is known of its channels. `rounded`: what the consumer takes will be 8-bit numbers of one scale."""
     if coupling.name == "qk":
         if "q" not in moments or "k" not in moments:
             return None
@@ -57,7 +56,7 @@ def loss_of(graph: Graph, coupling: Coupling, moments: dict[str, Sums]) -> Loss 
     weight = columns(graph, consumers[0])
     if coupling.rotatable and coupling.name == "vo":
         return turned_values(moments["out"], weight)
-    return kept_channels(moments["out"], weight, coupling)
+    return kept_channels(moments["out"], weight, coupling, rounded)
 
 
 def columns(graph: Graph, consumer: Member) -> np.ndarray:
@@ -129,10 +128,10 @@ def turned_values(out: Sums, weight: np.ndarray) -> Loss:
 # ---- channels that stay as they are ----------------------------------------------------------------------
 
 
-def kept_channels(out: Sums, weight: np.ndarray, coupling: Coupling) -> Loss:
+def kept_channels(out: Sums, weight: np.ndarray, coupling: Coupling, rounded: bool) -> Loss:
     mean, cov = out.mean, shrunken(out)
     if coupling.groups == 1:
-        order, curve = eliminate(cov, weight)
+        order, curve = eliminate(cov, weight, out.peak.ravel() if rounded else None)
         curves, gone = curve[None], np.zeros(1, int)
     else:
         energy = (np.diag(cov) * (weight**2).sum(axis=1)).reshape(mean.shape)
@@ -154,57 +153,12 @@ def folded(index: np.ndarray, groups: Sequence[int], mean: np.ndarray, cov: np.n
     return Keep(index, fold, shift.reshape(mean.shape))
 
 
-def eliminate(cov: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Channels in the order in which they go, and what is lost when k stay.
-
-    Each step takes those whose loss, after the others made up for them, is smallest, several at once so that wide
-    FFNs are done in seconds. The inverse covariance and the weight are updated, not computed anew.
-    """
-    count = len(cov)
-    inverse = np.linalg.inv(cov + (LEAST * np.trace(cov) / count + 1e-30) * np.eye(count))
-    weight, left = weight.copy(), np.arange(count)
-    known, lost, order = {count: 0.0}, 0.0, []
-    step = max(1, count // STEPS)
-    while len(left) > 1:
-        cost = (weight**2).sum(axis=1) / np.diag(inverse)
-        going = np.sort(np.argpartition(cost, min(step, len(left) - 1) - 1)[: min(step, len(left) - 1)])
-        stay = np.delete(np.arange(len(left)), going)
-        solved = np.linalg.solve(inverse[np.ix_(going, going)], np.hstack([weight[going], inverse[np.ix_(going, stay)]]))
-        lost += float((weight[going] * solved[:, : weight.shape[1]]).sum())
-        across = inverse[np.ix_(stay, going)]
-        weight = weight[stay] - across @ solved[:, : weight.shape[1]]
-        inverse = inverse[np.ix_(stay, stay)] - across @ solved[:, weight.shape[1] :]
-        order.append(left[going[np.argsort(cost[going], kind="stable")]])
-        left = left[stay]
-        known[len(left)] = lost
-    order.append(left)
-    known[0] = lost + float((weight**2).sum() / inverse[0, 0])
-    widths = np.array(sorted(known))
-    return np.concatenate(order), np.interp(np.arange(count + 1), widths, [known[w] for w in widths])
-
-
 # ---- linear algebra --------------------------------------------------------------------------------------
 
 
 def tails(energy: np.ndarray) -> np.ndarray:
     """[groups, width + 1]: what is lost when the first k of each group stay."""
     return np.hstack([np.cumsum(energy[:, ::-1], axis=1)[:, ::-1], np.zeros((len(energy), 1))])
-
-
-def eliminate_groups(cov: np.ndarray, weight: np.ndarray, count: int) -> np.ndarray:
-    """Groups in the order in which they go, each time the one that the others can best make up for."""
-    size = len(cov)
-    inverse, weight = np.linalg.inv(cov + (LEAST * np.trace(cov) / size + 1e-30) * np.eye(size)), weight.copy()
-    spans = [slice(start, start + size // count) for start in range(0, size, size // count)]
-    left, order = list(range(count)), []
-    while left:
-        solved = [np.linalg.solve(inverse[spans[g], spans[g]], weight[spans[g]]) for g in left]
-        at = int(np.argmin([(weight[spans[g]] * s).sum() for g, s in zip(left, solved, strict=True)]))
-        own = spans[left[at]]
-        weight -= inverse[:, own] @ solved[at]
-        inverse -= inverse[:, own] @ np.linalg.solve(inverse[own, own], inverse[own])
-        order.append(left.pop(at))
-    return np.array(order)
 
 
 def roots(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -90,6 +90,9 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
     small, whole_graph = OnnxGraph(small_model), OnnxGraph(model)
     graph: Graph = whole_graph
     tolerance = tolerance_of(whole_graph)
+    if other := sorted(small.float_types() - whole_graph.float_types()):
+        reason = f"it computes in {', '.join(other)}, which the dense model does not; what is proven is the file without --dtype"
+        return Verification(False, float("inf"), tolerance, 0, 0, reason)
     try:
         chosen = []
         if plan.merges:

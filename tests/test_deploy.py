@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import models
 import numpy as np
 import onnx
 import pytest
@@ -27,6 +28,7 @@ from toastc.kernels import Attention, better, kernel
 from toastc.passes import AllocateWidths, AnalyseLosses, CollectMoments, MatchSites, TimeBlocks
 from toastc.passes.fuse import fuse_attention
 from toastc.pipeline import State, run
+from toastc.plan import Keep
 
 RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 1}
 EXPORTERS = ("dynamo18", "dynamo20-dyn", "dynamo23-dyn", "dynamo24", "ts17", "ts17-dyn", "onnxsim", "onnxslim-dyn", "ort-dyn")
@@ -113,6 +115,7 @@ def test_half_floats(name: str, dtype: str, zoo_file: ZooFile, tmp_path: Path) -
     assert matrices and {t.data_type for t in matrices} == {half}
     assert report.deployed is not None and 0 < report.deployed["error"] < (5e-3 if dtype == "fp16" else 3e-2)
     assert made.ByteSize() < 0.75 * dense.stat().st_size
+    assert "which the dense model does not" in toastc.verify(dense, tmp_path / "o.onnx")["reason"]
 
 
 def test_what_sums_squares_stays_float32(zoo_file: ZooFile, tmp_path: Path) -> None:
@@ -142,6 +145,22 @@ def test_int8(deit: Path, tmp_path: Path) -> None:
     assert sum(t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2 for t in weights) == linears
     assert report.deployed is not None and report.deployed["of"] == "calibration inputs"
     assert 1e-4 < report.deployed["error"] < 0.1
+
+
+def test_int8_does_without_channels_that_would_spoil_the_scale(tmp_path: Path) -> None:
+    """A hidden channel whose values are three hundred times those of the others, and whose weight makes up for it."""
+    weights, loud = models.weights(), 5
+    for name in ("weight", "bias"):
+        weights[f"blocks.0.mlp.fc1.{name}"][..., loud] *= 300
+    weights["blocks.0.mlp.fc2.weight"][loud] /= 150
+    file = models.save(models.vit(dense=weights), tmp_path / "loud.onnx")
+    data, kept = np.random.default_rng(0).standard_normal((32, 3, 16, 16)).astype(np.float32), []
+    for quantize in (None, "int8"):
+        made = toastc.prune(file, {"ffn": 0.25}, data=data, quantize=quantize, output=tmp_path / "o.onnx")
+        choice = made.plan.get("blocks.0.mlp", "hidden")
+        assert isinstance(choice, Keep)
+        kept.append(loud in choice.index)
+    assert kept == [True, False]
 
 
 def test_int8_without_zero_points_for_tensorrt(deit: Path, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def read_size(graph: Graph, after: Value, view: View, group: tuple[Atom, ...]) -
     found = graph.size_at_runtime(after, axis) if axis is not None else None
     if found is None:
         raise CannotShrink(
-            f"{graph.producer(after)}: several of its merged_sizes are only known at run time; export with one of them fixed"
+            f"{graph.producer(after)}: several of the axes it merges are known at run time only; export with one of them fixed"
         )
     return found
 

@@ -60,8 +60,8 @@ def fingerprint(model: Sequence[Path], data: Path, *options: object) -> str:
     made = hashlib.blake2b(repr((__version__, options)).encode(), digest_size=16)
     try:
         for file in (*model, *([data] if data.is_file() else [])):
-            with open(file, "rb") as opened:
-                while chunk := opened.read(CHUNK):
+            with open(file, "rb") as stream:
+                while chunk := stream.read(CHUNK):
                     made.update(chunk)
         for image in image_files(data) if data.is_dir() else ():
             stat = image.stat()
