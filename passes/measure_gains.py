@@ -56,7 +56,9 @@ class MeasureGains:
                 far += sum(size(as_array(a) - as_array(b)) / s for a, b, s in zip(clean, outputs, scale, strict=True))
             gains[n] = far / max(float(loss.curve[width]), 1e-30)
         if not np.isfinite(gains).all():
-            raise ToastcError(f"calibrate: what {names[int(np.isnan(gains).argmax())]} loses makes the outputs NaN or infinite")
+            raise ToastcError(
+                f"calibrate: what {names[int(np.isfinite(gains).argmin())]} loses makes the outputs NaN or infinite"
+            )
         gains = tempered(state.workers.add(gains), np.array([state.losses[n].curve[0] for n in names]), self.temper)
         found = dict(zip(names, gains.tolist(), strict=True))
         if state.moments is not None:

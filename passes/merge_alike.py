@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from toastc.errors import CannotShrink
-from toastc.graphs import Graph, Kind, Op, Pen, Value
+from toastc.graphs import Kind, Op, Pen, Value
 from toastc.sites import Site
 from toastc.tokens import Layout, Merge
 
@@ -100,7 +100,7 @@ def matched_pairs(pen: Pen, keys: Value, layout: Layout, count: int) -> Value:
     return pen.math("add", place, pen.math("mul", gone, moved))
 
 
-def keys_of(graph: Graph, pen: Pen, site: Site) -> Value:
+def keys_of(pen: Pen, site: Site) -> Value:
     """[B, N, d]: the keys of an attention, the mean over its heads."""
     op: Op = site.wiring.scores  # type: ignore[attr-defined]
     spec = op.attention

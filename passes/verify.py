@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from toastc.calibration.data import as_array, fixed_batch
+from toastc.calibration.synthetic import Synthetic
 from toastc.errors import ToastcError, VerificationFailed
 from toastc.files import scratch
 from toastc.graphs import Graph
@@ -48,18 +49,25 @@ def output_error(dense: Graph, pruned: Graph, data: Any) -> dict[str, object] | 
     """How far the pruned model's outputs are from the dense one's, on a few of the calibration inputs."""
     if data is None:
         return None
-    some = fixed_batch(dense.input_sizes()) or COMPARED
-    feed = {name: array[:some] for name, array in next(iter(data)).items()}
+    feed, of = some_inputs(dense, data)
     expected, got = (
         [as_array(out.float() if hasattr(out, "float") else out) for out in graph.probe([])(feed)[0]] for graph in (dense, pruned)
     )
     error = rms_apart(list(zip(expected, got, strict=True)))
-    return {"error": error, "inputs": len(next(iter(feed.values()))), "of": "calibration inputs"}
+    return {"error": error, "inputs": len(next(iter(feed.values()))), "of": of}
+
+
+def some_inputs(graph: Graph, data: Any) -> tuple[dict[str, np.ndarray], str]:
+    """A few of those that were calibrated on, and what to call them."""
+    some = fixed_batch(graph.input_sizes()) or COMPARED
+    feed = {name: array[:some] for name, array in next(iter(data)).items()}
+    return feed, "synthetic images" if isinstance(data, Synthetic) else "calibration inputs"
 
 
 def rms_apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """How far outputs are from others, relative to those."""
-    floats = [(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs if a.dtype.kind == "f"]
+    """How far outputs are from others, relative to those, where those are finite; masked outputs are not."""
+    known = [(a, b, np.isfinite(a)) for a, b in pairs if a.dtype.kind == "f"]
+    floats = [(a[real].astype(np.float64), b[real].astype(np.float64)) for a, b, real in known]
     off, of = (sum(float(np.square(x).sum()) for x in some) for some in ((a - b for a, b in floats), (a for a, _ in floats)))
     return float((off / max(of, 1e-30)) ** 0.5)
 

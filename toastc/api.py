@@ -14,7 +14,7 @@ from .cost import Target
 from .deploy import Deploy
 from .errors import ToastcError
 from .files import check_targets, write_beside
-from .forms import is_named, is_torch, open_graph
+from .forms import at_hand, is_named, is_torch, open_graph
 from .plan import Plan
 from .progress import Tell, silent
 from .report.data import reject_dicts, site_dict, widths_by_site
@@ -83,43 +83,47 @@ def prune(
     if sum(x is not None for x in (ratios, target, plan)) != 1:
         raise ToastcError("give one of ratios, target and plan (or tokens alone)")
     request = Request(
-        None if ratios is None else read_ratios(ratios),
-        None if target is None else Target.parse(target),
-        Plan.load(Path(plan)) if isinstance(plan, str | Path) else plan,
-        passes or recipe, parse_passes(passes) if passes else None,
-        seed, verify, dry_run, data, {"limit": images, "preprocess": preprocess},
-        Moments.load(Path(moments)) if isinstance(moments, str | Path) else moments, search, batch, provider,
-        parse_merges(tokens) if tokens is not None else (), deploy, command or as_called(prune, given), allowed(allow),
-    )  # fmt: skip
+        ratios=None if ratios is None else read_ratios(ratios),
+        target=None if target is None else Target.parse(target),
+        plan=Plan.load(Path(plan)) if isinstance(plan, str | Path) else plan,
+        recipe=passes or recipe,
+        passes=parse_passes(passes) if passes else None,
+        seed=seed,
+        verify=verify,
+        dry_run=dry_run,
+        data=data,
+        options={"limit": images, "preprocess": preprocess},
+        moments=Moments.load(Path(moments)) if isinstance(moments, str | Path) else moments,
+        keep_moments=moments_out is not None,
+        search=search,
+        batch=batch,
+        provider=provider,
+        tokens=parse_merges(tokens) if tokens is not None else (),
+        deploy=deploy,
+        command=command or as_called(prune, given),
+        allow=allowed(allow),
+    )
     by_products = [Path(p) for p in (plan_out, report_out, moments_out, ratios_out) if p is not None]
     targets = by_products if output is None else [Path(output), Path(f"{output}.data"), *by_products]
-    check_targets(targets, [Path(p) for p in (model, ratios, plan, data, moments) if isinstance(p, str | Path)])
-    if is_torch(model):
-        from .compile_module import compile_module
+    check_targets(targets, [Path(p) for p in (model, weights, ratios, plan, data, moments) if isinstance(p, str | Path)])
+    if is_torch(model) and deploy:
+        raise ToastcError("for, dtype and quantize are of ONNX files; a module is for torch.compile")
+    with at_hand(model, weights, tell) as (source, own):
+        if preprocess is None:
+            request = replace(request, options={**request.options, "preprocess": own})
+        if is_torch(source):
+            from .compile_module import compile_module
 
-        if deploy:
-            raise ToastcError("for, dtype and quantize are of ONNX files; a module is for torch.compile")
+            result = compile_module(source, example_inputs, request, tell)
+        else:
+            from .compile_onnx import compile_any
 
-        result = compile_module(model, example_inputs, request, tell)
-    elif is_named(model):
-        from .compile_onnx import compile_any
-        from .sources import as_file
-
-        tell("export")
-        with as_file(str(model), weights) as (path, own):
-            if preprocess is None:
-                request = replace(request, options={**request.options, "preprocess": own})
-            result = compile_any(path, None if output is None else Path(output), targets, request, tell)
+            result = compile_any(source, None if output is None else Path(output), targets, request, tell)
+    if is_named(model):
         result = replace(result, report=replace(result.report, model=str(model)))
-    else:
-        from .compile_onnx import compile_any
-
-        result = compile_any(model, None if output is None else Path(output), targets, request, tell)
     if plan_out is not None:
         result.plan.save(Path(plan_out))
-    if moments_out is not None:
-        if result.moments is None:
-            raise ToastcError(f"{moments_out}: recipe {request.recipe} measures nothing that could be saved")
+    if moments_out is not None and result.moments is not None:
         result.moments.save(Path(moments_out))
     if ratios_out is not None:
         with write_beside(Path(ratios_out)) as file:
@@ -136,7 +140,7 @@ def export(name: str, output: str | Path, weights: str | None = None) -> dict[st
     from .graphs.onnx import OnnxGraph, is_external, load_model, staged, write_model
     from .sources import as_file
 
-    check_targets([Path(output), Path(f"{output}.data")])
+    check_targets([Path(output), Path(f"{output}.data")], [] if weights is None else [Path(weights)])
     with as_file(name, weights) as (path, _), staged(Path(output)) as file:
         model = load_model(path)
         macs, params = OnnxGraph(model).totals()
@@ -152,7 +156,7 @@ def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
     """What can be shrunk and what not, as the data of `toastc inspect --json`."""
     from .passes.match import match
 
-    graph, name = open_graph(model, example_inputs, weights="random")
+    graph, name = open_graph(model, example_inputs)
     _, sites, rejects = match(graph)
     macs, params = graph.totals()
     return {
@@ -169,7 +173,7 @@ def kernels(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
     from .driver import kernels_of
     from .passes.match import match
 
-    graph, name = open_graph(model, example_inputs, weights="random")
+    graph, name = open_graph(model, example_inputs)
     return {"model": name, "kernels": list(kernels_of(graph, match(graph)[1], Plan()))}
 
 

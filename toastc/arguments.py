@@ -69,6 +69,11 @@ LOOKING = {  # commands that look at files: what for, an example, the files
 DATA_HELP = "a folder of images, or .npy, .npz, .safetensors of ready inputs"
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="or timm:NAME, hf:NAME, hf:FOLDER: exported first")
+    parser.add_argument("--weights", metavar="W.safetensors", help="of a model given by name, instead of its own; or random")
+
+
 def add_data_options(group: Any) -> None:
     group.add_argument("--images", type=counted, metavar="N", help="use that many of them (default: all)")
     group.add_argument("--size", type=counted, help="images: pixels a side (default: the model's, else 224)")
@@ -97,8 +102,7 @@ def parser_for(command: str) -> Parser:
     if command == "prune":
         p = Parser("toastc", description=PRUNE_HELP, epilog=RATIOS_HELP, formatter_class=raw)
         p.add_argument("--version", action="version", version=f"toastc {__version__}")
-        p.add_argument("model", type=Path, metavar="MODEL.onnx", help="or timm:NAME, hf:NAME, hf:FOLDER: exported first")
-        p.add_argument("--weights", metavar="W.safetensors", help="of a model given by name, instead of its own; or random")
+        add_model(p)
         p.add_argument("-o", "--output", type=Path, metavar="OUT.onnx", help="where to write the smaller model")
         what = p.add_mutually_exclusive_group()
         what.add_argument("--ratios", type=Path, metavar="R.json", help="how much of every coupling to remove")
@@ -124,15 +128,15 @@ def parser_for(command: str) -> Parser:
         data.add_argument("--moments", type=Path, metavar="M.safetensors", help="instead of data: what --moments-out wrote")
         data.add_argument("--moments-out", type=Path, metavar="M.safetensors", help="also save what was measured")
         p.add_argument("--ratios-out", type=Path, metavar="R.json", help="also save the ratios that were chosen")
-        p.add_argument("--recipe", default="default", metavar="NAME", help="default, synthetic (no data needed), magnitude, ...")
+        p.add_argument("--recipe", default="default", metavar="NAME", help="default, magnitude, toast, ... (README, docs)")
         p.add_argument("--passes", metavar="P,Q", help='spell the recipe: "score-weights{by=geometric-median},plan-ratios"')
         p.add_argument("--plan-out", type=Path, metavar="P.safetensors", help="also save the plan")
         p.add_argument("--report", type=Path, metavar="OUT.html", help="also save the report as a page")
-        p.add_argument("--dry-run", action="store_true", help="plan and report, write nothing")
+        p.add_argument("--dry-run", action="store_true", help="plan and report, write no model")
         p.add_argument("--no-verify", action="store_true", help="skip the proof")
     elif command == "calibrate":
         p = Parser("toastc calibrate", description=CALIBRATE_HELP, formatter_class=raw)
-        p.add_argument("model", type=Path, metavar="MODEL.onnx")
+        add_model(p)
         p.add_argument("data", metavar="DATA", help=DATA_HELP)
         p.add_argument(
             "-o", "--output", type=Path, metavar="M.safetensors", required=True, help="where to save what was measured"

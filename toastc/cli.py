@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shlex
 import sys
@@ -62,20 +61,13 @@ def unforeseen(what: str, error: Exception) -> int:
 
 def show(data: dict[str, Any], as_json: bool, quiet: bool, table: Callable[[Any], None]) -> None:
     if as_json:
+        from .report.data import finite
+
         print(json.dumps(finite(data), indent=1, allow_nan=False))
     elif not quiet:
         from rich.console import Console
 
         table(Console())
-
-
-def finite(value: Any) -> Any:
-    """JSON knows no infinity: null."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def preprocess_of(args: argparse.Namespace) -> Any:
@@ -94,7 +86,17 @@ def run_prune(args: argparse.Namespace) -> int:
         raise ToastcError("give -o OUT.onnx, or --dry-run")
     deploy = args.runtime != "portable" or args.dtype or args.quantize
     if not any((args.ratios, args.target, args.plan, args.tokens, deploy)):
-        if is_named(args.model) and args.output is not None:
+        more = (
+            args.dry_run,
+            args.report,
+            args.plan_out,
+            args.calibrate,
+            args.moments,
+            args.moments_out,
+            args.ratios_out,
+            args.passes,
+        )
+        if is_named(args.model) and not any(more):
             return run_export(args)
         raise ToastcError("one of the arguments --ratios --target --plan --tokens is required (see toastc --help)")
     with progress(args.quiet) as tell:
@@ -132,8 +134,8 @@ def run_calibrate(args: argparse.Namespace) -> int:
     first = os.environ.get("RANK", "0") == "0"
     with progress(args.quiet or not first) as tell:
         moments = measure(
-            args.model, args.data, images=args.images, preprocess=preprocess_of(args), provider=args.provider, seed=args.seed,
-            output=args.output, tell=tell,
+            args.model, args.data, images=args.images, preprocess=preprocess_of(args), weights=args.weights,
+            provider=args.provider, seed=args.seed, output=args.output, tell=tell,
         )  # fmt: skip
     if first:
         couplings = sorted({k.rpartition("/")[0] for k in moments})
@@ -203,15 +205,16 @@ def run_bench(args: argparse.Namespace) -> int:
 def run_report(args: argparse.Namespace) -> int:
     from .files import check_targets
     from .report.page import write_page
-    from .report.reading import read_json, read_report
+    from .report.reading import as_written, read_from, read_json, read_report
 
-    check_targets([args.output], [p for p in (args.source, args.bench, args.accuracy) if p is not None])
+    check_targets([args.output], [p for p in (*read_from(args.source), args.bench, args.accuracy) if p is not None])
     data = read_report(args.source)
     if args.bench is not None:
         data["bench"] = read_json(args.bench, {"rows", "ideal"}, "toastc bench --json")
     if args.accuracy is not None:
         data["accuracy"] = read_json(args.accuracy, {"models", "images"}, "tools/eval_imagenet.py --json")
-    write_page(data, args.output)
+    with as_written(args.source, args.bench, args.accuracy):
+        write_page(data, args.output)
     show(data, args.json, args.quiet, lambda console: console.print(str(args.output), markup=False, highlight=False))
     return 0
 
@@ -219,11 +222,14 @@ def run_report(args: argparse.Namespace) -> int:
 def run_compare(args: argparse.Namespace) -> int:
     from .files import check_targets
     from .report.pareto import compared, write_comparison
-    from .report.reading import read_report
+    from .report.reading import as_written, read_from, read_report
 
-    check_targets([args.output], args.sources)
-    rows = compared([(path.stem, read_report(path)) for path in args.sources])
-    write_comparison(rows, args.output)
+    check_targets([args.output], [file for path in args.sources for file in read_from(path)])
+    stems = [path.stem for path in args.sources]
+    names = stems if len(set(stems)) == len(stems) else [str(path) for path in args.sources]
+    with as_written(*args.sources):
+        rows = compared([(name, read_report(path)) for name, path in zip(names, args.sources, strict=True)])
+        write_comparison(rows, args.output)
     show({"reports": rows}, args.json, args.quiet, lambda console: console.print(str(args.output), markup=False, highlight=False))
     return 0
 

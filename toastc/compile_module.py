@@ -13,7 +13,6 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from .calibration import Preprocess
 from .driver import Request, begun, choose, planned
 from .errors import ToastcError, VerificationFailed
 from .graphs.fx import FxGraph, drop_unused
@@ -24,14 +23,14 @@ from .result import Result
 
 
 def example_inputs_of(model: torch.nn.Module) -> tuple[Any, ...]:
-    """Two images of the size a timm or torchvision-like model says it takes."""
+    """Two images of the size a model of timm, transformers or torchvision says it takes."""
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     size = config.get("input_size") if isinstance(config, dict) else None
     embed = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if isinstance(embed, tuple | list) and size is not None:
         size = (size[0], *embed)
-    elif size is None and isinstance(getattr(model, "image_size", None), int):
-        size = (3, model.image_size, model.image_size)
+    elif size is None:
+        size = transformers_size(getattr(model, "config", None)) or transformers_size(model)
     if size is None:
         raise ToastcError(
             f"{type(model).__name__}: can not guess its inputs; give example_inputs=(tensor, ...), with a batch of 2"
@@ -39,6 +38,17 @@ def example_inputs_of(model: torch.nn.Module) -> tuple[Any, ...]:
     channels = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "in_channels", size[0])
     like = next(model.parameters())
     return (torch.randn(2, channels, *size[1:], dtype=like.dtype, device=like.device),)
+
+
+def transformers_size(config: Any) -> tuple[int, int, int] | None:
+    """As transformers' configurations say it; those of convolutional backbones take any size, and most were made for 224."""
+    size = getattr(config, "image_size", None)
+    if size is None and getattr(config, "num_channels", None) is not None:
+        size = 224
+    if not isinstance(size, int | list | tuple):
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return getattr(config, "num_channels", 3), height, width
 
 
 def export(model: Any, example_inputs: Sequence[Any] | None) -> tuple[fx.GraphModule, tuple[Any, ...]]:
@@ -82,9 +92,6 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
     exporting = time.perf_counter() - clock
     macs = graph.totals()[0]
     before = size_of(gm, macs)
-    if request.options.get("preprocess") is None:
-        own = Preprocess.of(getattr(model, "pretrained_cfg", None))
-        request = replace(request, options={**request.options, "preprocess": own})
     state, request = begun(graph, request, macs, lambda: FxGraph(copy.deepcopy(dense or gm)), tell)
     gm = state.graph.gm  # type: ignore[attr-defined]
     state, seconds = choose(state, request, macs, tell)
@@ -96,7 +103,6 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
         return Result(gm, plan, report if plan else replace(report, after=before), state.moments)
     from .passes import Shrink
 
-    tell("shrink")
     state, took = run([Shrink()], state)
     verified = measured = None
     if request.verify and dense is not None:

@@ -49,11 +49,10 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
     if not plan and not request.deploy:
         raise NoChange(replace(report, after=before))
     if request.dry_run:
-        report = replace(report, notes=(*report.notes, "dry run: nothing was written"))
+        report = replace(report, notes=(*report.notes, "dry run: no model was written"))
         return Result(model, plan, report, state.moments)
     from .passes import Shrink
 
-    tell("shrink")
     state, took = run([Shrink()], state)
     seconds |= took
     embed_plan(model, plan, report.after.macs)

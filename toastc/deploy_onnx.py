@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from .calibration.data import fixed_batch
 from .deploy import Deploy
 from .errors import ToastcError, VerificationFailed
 from .files import scratch
@@ -22,7 +21,6 @@ from .pipeline import State, run
 from .progress import Tell
 
 ALIKE = 1e-4  # of the outputs' scale: what fused nodes may differ by
-COMPARED = 16  # calibration inputs
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,6 @@ def deploy(proven: Path, target: Path, wanted: Deploy, data: Any, external: bool
     if wanted.quantize:
         if half := graph.float_types() & {"float16", "bfloat16"}:
             raise ToastcError(f"quantize: the model computes in {half.pop()}; give the float32 one")
-        tell("quantize")
         state = State(graph, data=data, seed=seed, tell=tell)
         state, _ = run([Quantize(symmetric=wanted.runtime == "tensorrt")], state)
         graph, notes = state.graph, [*notes, *state.notes]
@@ -89,8 +86,10 @@ def inputs_for(model: Any, data: Any, seed: int) -> tuple[list[Mapping[str, np.n
     if data is None:
         sizes = [sizes_for(model, large) for large in sorted({False, bool(sizes_for(model))})]
         return [sample_inputs(model, s, seed) for s in sizes], "random inputs"
-    batch, fixed = next(iter(data)), fixed_batch(OnnxGraph(model).input_sizes())
-    return [{name: array[: fixed or COMPARED] for name, array in batch.items()}], "calibration inputs"
+    from .passes.verify import some_inputs
+
+    feed, of = some_inputs(OnnxGraph(model), data)
+    return [feed], of
 
 
 def apart(proven: Path, made: Path, feeds: list[Mapping[str, np.ndarray]], wide: bool) -> tuple[float, float]:

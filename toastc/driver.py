@@ -18,7 +18,7 @@ from .ratios import Ratios, narrowed
 from .report import Report, Size
 from .report.data import coupling_rows, site_rows, token_rows
 from .report.evidence import curves, photo, surroundings
-from .sites import Reject, Site
+from .sites import Site
 from .tokens import UNREAD, Merge
 
 HELD_OUT = 4  # batches that a search is judged by
@@ -39,6 +39,7 @@ class Request:
     data: Any = None  # what to calibrate on
     options: Mapping[str, Any] = field(default_factory=dict)  # of the data: limit, batch, preprocess
     moments: Moments | None = None
+    keep_moments: bool = False  # they will be saved
     search: float | None = None  # minutes
     batch: int = 1  # of a latency
     provider: str = "cpu"  # where an ONNX model is watched
@@ -117,11 +118,7 @@ def with_tokens(request: Request, graph: Graph, fresh: Callable[[], Graph], tell
     base = merge_tokens(fresh(), (UNREAD,))[0]
     state, (first, *rest) = opened(State(base), request, tell)
     until = next(n for n, step in enumerate(rest) if step.name == "allocate-widths")
-    for step in (first, *rest[:until]):
-        tell(step.name)
-        state, _ = run([step], state)
-        if not state.sites:
-            raise NothingToPrune(nothing_found(state.rejects))
+    state, _ = run(rest[:until], matched(first, state)[0])
     tell("plan-tokens")
     merges, note = plan_tokens(state, fresh, request.target.keep)
     moments = state.moments if merges == (UNREAD,) else request.moments
@@ -147,27 +144,37 @@ def opened(state: State, request: Request, tell: Tell) -> tuple[State, tuple[Pas
     return state, steps
 
 
-def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[State, dict[str, float]]:
-    """Run matching, scoring and planning; or matching alone where a plan is given."""
-    state, (first, *rest) = opened(state, request, tell)
-    tell(first.name)
+def matched(first: Pass, state: State) -> tuple[State, dict[str, float]]:
     state, seconds = run([first], state)
     if not state.sites:
-        raise NothingToPrune(nothing_found(state.rejects))
+        why = f"; {state.rejects[0].node}: {state.rejects[0].reason}" if state.rejects else ""
+        raise NothingToPrune(f"no attention and no FFN was found that can be shrunk{why}")
+    return state, seconds
+
+
+def choose(state: State, request: Request, total: int, tell: Tell) -> tuple[State, dict[str, float]]:
+    """The plan, before anything is cut."""
+    state, seconds = chosen(state, request, total, tell)
+    if request.keep_moments and state.moments is None:
+        raise ToastcError(f"moments-out: recipe {request.recipe} measures nothing here that could be saved")
+    return state, seconds
+
+
+def chosen(state: State, request: Request, total: int, tell: Tell) -> tuple[State, dict[str, float]]:
+    """Run matching, scoring and planning; or matching alone where a plan is given."""
+    state, (first, *rest) = opened(state, request, tell)
+    state, seconds = matched(first, state)
     if request.plan is not None:
         check_plan(request.plan, state.sites)
         return replace(state, plan=request.plan), seconds
     if request.ratios is not None and not narrowed(request.ratios, state.sites):
         return replace(state, plan=Plan(merges=request.merges)), seconds
     if request.target is not None and not any(step.name == "allocate-widths" for step in rest):
-        chosen = any(step.name == "plan-selections" for step in rest)
-        ratios = uniform_ratios(state.sites, total, request.target, max(8, request.deploy.widths), chosen=chosen)
+        selects = any(step.name == "plan-selections" for step in rest)
+        ratios = uniform_ratios(state.sites, total, request.target, max(8, request.deploy.widths), chosen=selects)
         state = replace(state, ratios=ratios)
-    for step in rest:
-        tell(step.name)
-        state, took = run([step], state)
-        seconds |= took
-    return replace(state, plan=replace(state.plan, merges=request.merges)), seconds
+    state, took = run(rest, state)
+    return replace(state, plan=replace(state.plan, merges=request.merges)), seconds | took
 
 
 def planned(
@@ -192,8 +199,3 @@ def kernels_of(graph: Graph, sites: Sequence[Site], plan: Plan) -> tuple[dict[st
     from .passes.attentions import attentions
 
     return tuple(table(attentions(graph, sites), attentions(graph, sites, plan), graph.totals()[0]))
-
-
-def nothing_found(rejects: Sequence[Reject]) -> str:
-    why = f"; {rejects[0].node}: {rejects[0].reason}" if rejects else ""
-    return f"no attention and no FFN was found that can be shrunk{why}"

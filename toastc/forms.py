@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .calibration import Preprocess
 from .errors import ToastcError
+from .progress import Tell
+
+SCHEMES = ("timm:", "hf:")
 
 
 def as_ir(model: Any) -> tuple[str, Any]:
@@ -36,7 +41,7 @@ def from_ir(kind: str, model: Any) -> Any:
 
 def is_named(model: Any) -> bool:
     """Is it the name of a model that timm or transformers build?"""
-    return isinstance(model, str | Path) and str(model).startswith(("timm:", "hf:"))
+    return isinstance(model, str | Path) and str(model).startswith(SCHEMES)
 
 
 def is_torch(model: Any) -> bool:
@@ -51,14 +56,27 @@ def files_of(graph: Any, path: Path) -> list[Path]:
     return [path, *external_files(graph.model)]
 
 
-def open_graph(
-    model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu", weights: str | None = None
-) -> tuple[Any, str]:
-    """A model of any kind as the compiler sees it, and what to call it; `weights` are for one that is given by name."""
+@contextlib.contextmanager
+def at_hand(model: Any, weights: str | None, tell: Tell) -> Iterator[tuple[Any, Preprocess | None]]:
+    """The model, exported to a file if it is given by name, and how its images are prepared, as far as it says so itself."""
+    if is_named(model):
+        from .sources import as_file
+
+        tell("export")
+        with as_file(str(model), weights) as found:
+            yield found
+        return
+    if weights is not None:
+        raise ToastcError("weights: are for a model given by name (timm:..., hf:...)")
+    yield model, Preprocess.of(getattr(model, "pretrained_cfg", None)) if is_torch(model) else None
+
+
+def open_graph(model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu") -> tuple[Any, str]:
+    """A model of any kind as the compiler sees it, and what to call it. One that is given by name gets random weights."""
     if is_named(model):
         from .sources import built
 
-        return open_graph(built(str(model), weights).module, example_inputs)[0], str(model)
+        return open_graph(built(str(model), "random").module, example_inputs)[0], str(model)
     if is_torch(model):
         from .compile_module import open_module
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from .calibration import Moments, Preprocess, Unfinished, Workers, fingerprint, open_data
-from .errors import NothingToPrune, ToastcError
+from .errors import NothingToPrune
 from .files import check_targets
-from .forms import files_of, is_named, open_graph
+from .forms import at_hand, files_of, open_graph
 from .progress import Tell, silent
 
 
@@ -19,6 +19,7 @@ def measure(
     *,
     images: int | None = None,
     preprocess: Preprocess | None = None,
+    weights: str | None = None,
     provider: str = "cpu",
     example_inputs: Sequence[Any] | None = None,
     seed: int = 0,
@@ -27,33 +28,31 @@ def measure(
 ) -> Moments:
     """What `prune(..., moments=)` needs to know of a model on its calibration data, for any number of targets.
 
-    With `output` it is saved there, and where model and data are files, what has been summed so far is kept beside it, in
+    Images are prepared as the model's own configuration says, if it has one; `preprocess` says otherwise. `weights`: a file, or
+    "random", for a model given by name. With `output` it is saved there, and where model and data are files, what has been summed so far is kept beside it, in
     `<output>.part`: a measurement that was stopped goes on from there. Under torchrun every process takes its share of the data,
     all return the same, and nothing is kept.
     """
-    if output is not None:
-        check_targets([Path(output), Path(f"{output}.part")], [Path(p) for p in (model, data) if isinstance(p, str | Path)])
+    targets = [] if output is None else [Path(output), Path(f"{output}.part")]
+    check_targets(targets, [Path(p) for p in (model, weights, data) if isinstance(p, str | Path)])
     from .passes import MEASURE
     from .pipeline import State, replace, run
 
-    with Workers.started() as workers:
-        graph, _ = open_graph(model, example_inputs, provider)
+    with Workers.started() as workers, at_hand(model, weights, tell if workers.rank == 0 else silent) as (given, own):
+        graph, _ = open_graph(given, example_inputs, provider)
+        preprocess = preprocess or own
         source = open_data(data, graph.input_sizes(), seed=seed, limit=images, preprocess=preprocess)
         state = State(graph, data=source, seed=seed, tell=tell if workers.rank == 0 else silent, workers=workers)
-        files = isinstance(model, str | Path) and isinstance(data, str | Path) and not is_named(model)
-        if output is not None and workers.count == 1 and files:
-            known = fingerprint(files_of(graph, Path(model)), Path(data), seed, images, preprocess)
-            state = replace(state, unfinished=Unfinished(Path(f"{output}.part"), known))
-        for step in MEASURE:
-            state.tell(step.name)
-            try:
-                state, _ = run([step], state)
-            except ToastcError:  # which would be the same another time
-                if state.unfinished is not None:
-                    state.unfinished.remove()
-                raise
-            if not state.sites:
-                raise NothingToPrune("no attention and no FFN was found that could be measured")
+        if isinstance(given, str | Path):
+            files = files_of(graph, Path(given))
+            check_targets(targets, files)
+            if output is not None and workers.count == 1 and isinstance(data, str | Path):
+                known = fingerprint(files, Path(data), seed, images, preprocess)
+                state = replace(state, unfinished=Unfinished(Path(f"{output}.part"), known))
+        state, _ = run(MEASURE[:1], state)
+        if not state.sites:
+            raise NothingToPrune("no attention and no FFN was found that could be measured")
+        state, _ = run(MEASURE[1:], state)
         assert state.moments is not None
         state.moments.notes = state.notes
         if output is not None and workers.rank == 0:

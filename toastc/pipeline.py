@@ -88,11 +88,12 @@ class PassFailed(RuntimeError):
     """A pass broke: our fault, not the user's. Names it and the passes that had run."""
 
 
-def run(passes: Sequence[Pass], state: State, tell: Callable[[str, float], None] | None = None) -> tuple[State, dict[str, float]]:
-    """Run the passes in order; returns the last state and the seconds of each pass."""
+def run(passes: Sequence[Pass], state: State) -> tuple[State, dict[str, float]]:
+    """Run the passes in order, telling of each; returns the last state and the seconds of each pass."""
     seconds: dict[str, float] = {}
     for step in passes:
         start = time.perf_counter()
+        state.tell(step.name)
         try:
             state = step(state)
         except (ToastcError, MemoryError):
@@ -101,8 +102,6 @@ def run(passes: Sequence[Pass], state: State, tell: Callable[[str, float], None]
             before = ", ".join(seconds) or "none"
             raise PassFailed(f"pass {step.name} failed (passes before it: {before}): {type(error).__name__} {error}") from error
         seconds[step.name] = time.perf_counter() - start
-        if tell is not None:
-            tell(step.name, seconds[step.name])
     return state, seconds
 
 

@@ -10,7 +10,6 @@ import ast
 import contextlib
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ from torch import nn
 from .calibration import Preprocess
 from .compile_module import example_inputs_of
 from .errors import ToastcError
+from .files import scratch
 
-SCHEMES = ("timm:", "hf:")
 RANDOM = "random"
 OPSET = 20
 INLINE_LIMIT = 1 << 30  # bytes of weights; more of them get a file of their own
@@ -44,9 +43,12 @@ class Source:
 def as_file(name: str, weights: str | None = None) -> Iterator[tuple[Path, Preprocess | None]]:
     """The named model as an ONNX file, for as long as it takes."""
     source = built(name, weights)
-    with tempfile.TemporaryDirectory(prefix="toastc-") as folder:
-        path = Path(folder) / "dense.onnx"
-        export(source, path)
+    with scratch() as folder:
+        path = folder / "dense.onnx"
+        try:
+            export(source, path)
+        except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+            raise ToastcError(f"{name}: can not be exported ({' '.join(str(error).split())[:200]})") from error
         yield path, source.preprocess
 
 
@@ -124,13 +126,7 @@ def of_transformers(what: str, weights: str | None, options: dict[str, Any]) -> 
     if module.main_input_name != "pixel_values":
         raise ToastcError(f"hf:{what}: takes {module.main_input_name}; models of images alone are exported, give an ONNX file")
     config.return_dict = True
-    module.image_size = image_size(config)
     return Source(module, "pixel_values", preprocessing(transformers, what))
-
-
-def image_size(config: Any) -> int:
-    size = getattr(config, "image_size", None) or 224
-    return int(size[0] if isinstance(size, list | tuple) else size)
 
 
 def preprocessing(transformers: Any, what: str) -> Preprocess | None:

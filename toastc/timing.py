@@ -16,7 +16,7 @@ import numpy as np
 from .errors import ToastcError
 from .files import scratch
 from .graphs.onnx import OnnxGraph, load_model, macs_of, sample_inputs, sizes_for
-from .graphs.onnx.facts import symbols
+from .graphs.onnx.inputs import batch_symbol
 from .progress import Tell
 
 GAIN = 1.02  # less is none
@@ -52,13 +52,13 @@ def bench_files(
 
     model = load_model(dense)
     macs = OnnxGraph(load_model(dense)).totals()[0], macs_of(pruned)
-    free = symbols(model)
+    free = batch_symbol(model)
     rows: list[dict[str, Any]] = []
     for batch in batches if free else batches[:1]:
         tell(f"batch {batch}")
         sizes = sizes_for(model)
-        if free:
-            sizes[free[0]] = batch
+        if free is not None:
+            sizes[free] = batch
         feeds = sample_inputs(model, sizes)
         times = ort.time_interleaved([dense, pruned], feeds, provider, threads, seconds, options=options)
         actual = batch if free else next(iter(feeds.values())).shape[0]

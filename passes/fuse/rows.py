@@ -51,8 +51,8 @@ class Writer:
         """An attention that is one node already, but another runtime's."""
         graph, spec = self.graph, op.attention
         assert spec is not None
-        if not spec.plain:
-            raise Unfusable("it has a mask of booleans, caps its scores, or shares keys between heads")
+        if spec.more:
+            raise Unfusable(f"it {spec.more}")
         q, k, v = (
             self.rows(value, (0, 1, 2, 3), spec.heads, op) if layout != "bn(hd)" else whole_rows(graph, value)
             for value, layout in zip(op.inputs[:3], spec.layouts, strict=False)

@@ -59,7 +59,7 @@ def multiply(flow: Flow, op: Op) -> None:
     heads = None
     if other is not None:
         other_spec = left if slot == 0 else right
-        heads = heads_of(flow, other, other_spec, groups)
+        heads = heads_of(other, other_spec, groups)
         if heads is None:
             flow.pin(op, other, f"{op} does not keep its heads apart")
     flow.mixes.append(Mix(op, slot, ids, heads))
@@ -67,7 +67,7 @@ def multiply(flow: Flow, op: Op) -> None:
     return None
 
 
-def heads_of(flow: Flow, labels: np.ndarray, spec: str, groups: list[str]) -> np.ndarray | None:
+def heads_of(labels: np.ndarray, spec: str, groups: list[str]) -> np.ndarray | None:
     if any(size(labels, spec, x) > 1 for x in spec if x not in groups):
         return None
     return over(labels, spec, "".join(groups)).reshape(-1)

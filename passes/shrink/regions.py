@@ -167,7 +167,7 @@ def emit_view(
     groups = coalesce(source, view.target)
     target = [[g for atom in axis for g in groups if g[0] is atom] for axis in view.target]
     order = [g for axis in target for g in axis]
-    whole = {g: whole_axis(g, view.source_shape, source) for g in groups}
+    whole = {g: whole_axis(g, source) for g in groups}
     unknown = {g: any(varies[a.axis] and a in moving for a in g) for g in groups}
     length = {g: int(np.prod([size[a] for a in g])) for g in groups}
 
@@ -220,7 +220,7 @@ def coalesce(source: Sequence[Atom], target: Sequence[Sequence[Atom]]) -> list[t
     return groups
 
 
-def whole_axis(group: tuple[Atom, ...], shape: tuple[int, ...], source: Sequence[Atom]) -> int | None:
+def whole_axis(group: tuple[Atom, ...], source: Sequence[Atom]) -> int | None:
     axes = {a.axis for a in group}
     axis = next(iter(axes))
     own = [a for a in source if a.axis == axis]

@@ -5,6 +5,7 @@ Images are decoded by threads while the model runs. Whatever cannot be read is s
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -151,7 +152,9 @@ class Batches:
                 failed.append(f"{path.name} ({' '.join(str(error).split())[:60]})")
                 return None
 
-        with ThreadPoolExecutor(4) as pool:
+        with contextlib.ExitStack() as stack:
+            pool = ThreadPoolExecutor(4)
+            stack.callback(pool.shutdown, cancel_futures=True)  # whoever asked has had enough, or has failed
             queue: list[list[Future[np.ndarray | None]]] = []
             rest = self._own(files)
             while True:

@@ -27,6 +27,8 @@ class Preprocess:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise ToastcError("calibrate: mean and std have one number for each channel, 1 or 3 of them")
+        if min(self.std) <= 0:
+            raise ToastcError("calibrate: std is above zero")
 
     def fit(self, sizes: Sequence[int | None]) -> Preprocess:
         """For an input of these sizes, [n, channels, height, width]."""

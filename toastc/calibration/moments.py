@@ -7,7 +7,6 @@ all channels together ([channels, channels]) or of each group alone ([groups, wi
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,13 +81,6 @@ class Sums:
     def covariance(self) -> np.ndarray:
         mean = self.mean.reshape(len(self.outer), -1)
         return self.second - mean[:, :, None] * mean[:, None, :]
-
-    @property
-    def sampling_error(self) -> float:
-        """Relative standard error of the energy: how far another sample as large would be off."""
-        mean = self.energy / self.count
-        spread = max(self.energy2 / self.count - mean**2, 0.0)
-        return math.sqrt(spread / self.count) / max(mean, 1e-30)
 
     def arrays(self) -> dict[str, np.ndarray]:
         numbers = np.array([self.count, self.energy, self.energy2])

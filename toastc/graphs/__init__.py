@@ -44,7 +44,7 @@ class AttentionSpec:
     scale: float
     masks: tuple[int, ...] = ()
     bias: int = -1
-    plain: bool = True  # nothing but a scale and a mask that is added
+    more: str = ""  # what it does besides a scale and a mask that is added
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ..cost import saved_macs, saved_params
 from ..plan import Keep, Plan
@@ -87,6 +89,15 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
+
+
+def finite(value: Any) -> Any:
+    """JSON knows no infinity: null."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def coupling_rows(sites: Sequence[Site], plan: Plan) -> tuple[CouplingRow, ...]:

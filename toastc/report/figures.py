@@ -132,12 +132,12 @@ def lines(curves: Sequence[Data], kind: str, name: str) -> Figure:
         depth = number / max(len(own) - 1, 1)
         colour = f"hsl({215 - 195 * depth:.0f}, 62%, 52%)"
         chosen = min(curve["chosen"], at[-1])
-        hover = f"{site}, %{{x}}: %{{y:.4g}}<extra></extra>"
+        hover = "%{meta}, %{x}: %{y:.4g}<extra></extra>"
         traces.append({"type": "scatter", "mode": "lines", "name": site, "x": at, "y": values, "line": {"color": colour},
-                       "legendgroup": site, "hovertemplate": hover})  # fmt: skip
+                       "legendgroup": site, "meta": site, "hovertemplate": hover})  # fmt: skip
         traces.append({"type": "scatter", "mode": "markers", "name": f"{site}, chosen", "x": [chosen],
                        "y": [values[at.index(chosen)]], "marker": {"color": colour, "size": 9, "symbol": "circle-open"},
-                       "legendgroup": site, "showlegend": False, "hovertemplate": f"chosen: {hover}"})  # fmt: skip
+                       "legendgroup": site, "meta": site, "showlegend": False, "hovertemplate": f"chosen: {hover}"})  # fmt: skip
     positive = [v for trace in traces for v in trace["y"] if v > 0]
     scale = {"type": "log", "exponentformat": "power"} if kind != "score" and positive else {}
     drawn = {"data": traces, "layout": layout(420, xaxis=axis(across), yaxis=axis(up, **scale), legend={"font": {"size": 10}})}

@@ -15,6 +15,7 @@ from string import Template
 from typing import Any
 
 from ..files import write_beside
+from .data import finite
 from .figures import Figure, figures, shown
 from .grids import token_grids
 from .terminal import change, human
@@ -26,14 +27,14 @@ Section = tuple[str, str, str]  # its place, its heading, its HTML
 def write_page(report: Data, target: Path) -> None:
     drawn = list(figures(report))
     body = [cards(report), *sections(report, drawn)]
-    lead = " · ".join(str(report[k]) for k in ("recipe",) if report.get(k))
-    write(target, str(report.get("model") or "toastc"), f"toastc, recipe {lead}" if lead else "toastc", body, drawn, report)
+    lead = f"toastc, recipe {report['recipe']}" if report.get("recipe") else "toastc"
+    write(target, str(report.get("model") or "toastc"), lead, body, drawn, report)
 
 
 def write(target: Path, title: str, lead: str, body: Sequence[Section], drawn: Sequence[Figure], data: Data) -> None:
     page = Template(asset("page.html")).substitute(
         title=shown(title), heading=shown(title), lead=shown(lead), style=asset("page.css"), script=asset("page.js"),
-        nav=" ".join(f'<a href="#{key}">{shown(heading)}</a>' for key, heading, _ in body if heading and key[:5] != "loss-"),
+        nav=" ".join(f'<a href="#{shown(key)}">{shown(heading)}</a>' for key, heading, _ in body if heading),
         body="\n".join(section(*part) for part in body), report=inert(data), plotly=library(),
         figures=inert([{"key": f.key, "drawn": f.drawn} for f in drawn]),
     )  # fmt: skip
@@ -53,7 +54,7 @@ def library() -> str:
 
 def inert(data: Any) -> str:
     """JSON that can not end the element it stands in."""
-    return json.dumps(data).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return json.dumps(finite(data), allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def section(key: str, heading: str, content: str) -> str:
@@ -70,7 +71,8 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], name: str =
     """Cells are text; numbers are sorted as numbers."""
     head = "".join(f"<th>{shown(h)}</th>" for h in headings)
     body = "".join(f"<tr>{''.join(cell(c) for c in row)}</tr>" for row in rows)
-    whole = f'<table class="sortable" id="{name}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    own = f' id="{name}"' if name else ""
+    whole = f'<table class="sortable"{own}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="scroll">{whole}</div>'
 
 
@@ -94,7 +96,7 @@ def cards(report: Data) -> Section:
     if proof:
         word = "verified" if proof["ok"] else "NOT EQUAL"
         made.append(card("proof", word, f"error {proof['error']:.1e}, allowed {proof['tolerance']:.0e}", proof["ok"]))
-    if apart:
+    if apart and apart["error"] is not None:
         made.append(card("outputs", f"{100 * apart['error']:.2f} %", f"rms error to dense, {apart['inputs']} {apart['of']}"))
     if report.get("bench"):
         best = max(report["bench"]["rows"], key=lambda row: row["speedup"])
@@ -126,11 +128,8 @@ def sections(report: Data, drawn: Sequence[Figure]) -> Iterable[Section]:
         rows = [[r.get(k) for k in ("site", "setting", "before", "after", "hint")] for r in report["kernels"]]
         yield "kernels", "Attention kernels", table(("site", "setting", "before", "after", "hint"), rows)
     if report.get("deployed"):
-        yield (
-            "deployed",
-            "For the runtime",
-            table(("", "value"), [(k, str(v)) for k, v in report["deployed"].items() if k != "notes"]),
-        )
+        rows = [(k, str(v)) for k, v in report["deployed"].items() if k != "notes"]
+        yield "deployed", "For the runtime", table(("", "value"), rows)
     said = [*(f"not cut: {r['node']}: {r['reason']}" for r in report.get("rejects") or ()), *(report.get("notes") or ())]
     if said:
         yield "notes", "Notes", "<ul>" + "".join(f"<li>{shown(line)}</li>" for line in said) + "</ul>"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,26 @@ from ..errors import ToastcError
 from ..plan import Plan
 
 DATA = re.compile(r'<script type="application/json" id="report">(.*?)</script>', re.DOTALL)
+
+
+BROKEN = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError)
+
+
+@contextlib.contextmanager
+def as_written(*sources: Path | None) -> Iterator[None]:
+    """What somebody else wrote may lack anything, or say it otherwise; it is found out when it is shown."""
+    try:
+        yield
+    except BROKEN as error:
+        names = ", ".join(str(source) for source in sources if source is not None)
+        raise ToastcError(f"{names}: not what toastc writes, or damaged ({type(error).__name__}: {str(error)[:120]})") from None
+
+
+def read_from(path: Path) -> list[Path]:
+    """The file, and those a model's weights are in."""
+    from ..graphs.onnx import external_files, load_model
+
+    return [path, *external_files(load_model(path))] if path.suffix == ".onnx" else [path]
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -27,7 +48,8 @@ def read_report(path: Path) -> dict[str, Any]:
             raise ToastcError(f"{path}: is no page of toastc's")
         text = found[1]
     data = parsed(path, text)
-    if "couplings" not in data:
+    rows = data.get("couplings")
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise ToastcError(f"{path}: is no report; give what `toastc ... --json` printed, a page, a plan or a model")
     return data
 

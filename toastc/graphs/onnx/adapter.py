@@ -130,9 +130,8 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
 
     def _batch(self) -> int:
         for value in facts_of.runtime_inputs(self.model):
-            varying = [i for i, v in enumerate(self.varies(value)) if v] if self.has_shape(value) else []
             if self.has_shape(value) and len(self.shape(value)):
-                return self.shape(value)[varying[0] if varying else 0]
+                return self.shape(value)[batch_axis(self.shape(value), self.varies(value))]
         return 1
 
     def _find_constants(self) -> set[ir.Value]:
@@ -201,8 +200,8 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
         elif kind is Kind.REDUCE:
             axes = self._axes_input(node)
             op.axes = reduced_axes(node, len(shapes[0] or ()), axes)
-        elif (kind is Kind.LINEAR and node.op_type == "Gemm") or (kind is Kind.LINEAR and node.op_type == "FusedMatMul"):
-            op.weight_axes = (1, 0) if node.attributes.get("transB") and node.attributes["transB"].as_int() else (0, 1)
+        elif kind is Kind.LINEAR:
+            op.weight_axes = (1, 0) if attribute(node, "transB", 0) else (0, 1)
         elif kind is Kind.ATTENTION:
             op.attention = attention_spec(node, shapes, [self.facts.dtypes.get(v) == ir.DataType.BOOL for v in node.inputs])  # type: ignore[call-overload]
         op.macs = self._macs(op, shapes)

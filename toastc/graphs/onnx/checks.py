@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from ...errors import ToastcError
+from .facts import has_branches
 
 INT, INTS, FLOAT = ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.FLOAT
 # com.microsoft nodes have no schema in onnx: the types of those attributes that are read here.
@@ -90,8 +91,7 @@ def check_nodes(model: ir.Model, what: str) -> None:
         try:
             check_attributes(node)
             version = model.graph.opset_imports.get(node.domain, 1)
-            plain = not any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-            if plain and onnx.defs.has(node.op_type, version, node.domain):
+            if not has_branches(node) and onnx.defs.has(node.op_type, version, node.domain):
                 onnx.checker.check_node(ir.serde.serialize_node(node), context)
         except (onnx.checker.ValidationError, ir.serde.SerdeError, TypeError, ValueError) as error:
             text = " ".join(str(error).split())[:160]

@@ -112,9 +112,14 @@ def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None], truths: 
             return None
         if not width or kv < 1:
             return None
-        plain = heads == kv and not any(truths) and not any(attribute(node, name, 0) for name in ("is_causal", "softcap"))
+        asked = {
+            "has a mask of booleans": any(truths), "shares keys between heads": heads != kv,
+            "is causal": attribute(node, "is_causal", 0), "caps its scores": attribute(node, "softcap", 0),
+        }  # fmt: skip
         own = float(scale or 1 / math.sqrt(width))  # type: ignore[arg-type]
-        return fitting(AttentionSpec(heads, kv, layouts, own, masks=(3,), plain=plain), shapes)  # type: ignore[arg-type]
+        return fitting(
+            AttentionSpec(heads, kv, layouts, own, masks=(3,), more=", ".join(w for w, is_so in asked.items() if is_so)), shapes
+        )  # type: ignore[arg-type]
     if node.op_type == "MultiHeadAttention" and node.domain == "com.microsoft":
         heads = int(attribute(node, "num_heads", 0))  # type: ignore[call-overload]
         if ranks[0] != 3 or ranks[1] not in (3, 4) or ranks[2] not in (3, 4) or len(node.outputs) > 1:

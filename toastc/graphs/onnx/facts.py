@@ -46,7 +46,7 @@ class Facts:
 
 
 def symbols(model: ir.Model) -> list[str]:
-    """Names of the symbolic sizes of the inputs, in order; the first is taken for the batch."""
+    """Names of the symbolic sizes of the inputs, in order."""
     found: dict[str, None] = {}
     for value in runtime_inputs(model):
         for axis, dim in enumerate(value.shape or ()):
@@ -104,12 +104,17 @@ def note_tensor(facts: Facts, value: ir.Value, tensor: ir.TensorProtocol) -> Non
         facts.data[value] = read_tensor(tensor)
 
 
+def has_branches(node: ir.Node) -> bool:
+    """If, Loop and Scan have graphs of their own."""
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+
+
 def visit(facts: Facts, node: ir.Node, opsets: dict[str, int], imports: list[onnx.OperatorSetIdProto]) -> None:
     if node.op_type == "Constant" and node.domain == "":
         attr = next(iter(node.attributes.values()))
         tensor = attr.value if attr.type == ir.AttributeType.TENSOR else ir.tensor(np.asarray(attr.value))
         return note_tensor(facts, node.outputs[0], tensor)
-    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+    if has_branches(node):
         return declared(facts, node)
     given = [v for v in node.inputs if v is not None]
     if node.op_type == "Shape" and given[0] in facts.shapes:

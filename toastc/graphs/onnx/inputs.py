@@ -1,8 +1,8 @@
-"""Random inputs that make sense: token ids within their table, masks with something left to see."""
+"""What a model takes: which axis is the batch, and random inputs that make sense (ids within their table, masks that leave something)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +25,21 @@ def sample_inputs(model: ir.Model, sizes: Mapping[str, int], seed: int = 0) -> d
             array = rng.standard_normal(shape)
         feeds[str(value.name)] = np.asarray(array).astype(dtype)
     return feeds
+
+
+def batch_axis(sizes: Sequence[int | None], varies: Sequence[bool]) -> int:
+    """The first; but of [tokens, batch, width] the one that is free."""
+    return list(varies).index(True) if len(sizes) == 3 and sizes[0] != 1 and True in varies else 0
+
+
+def batch_symbol(model: ir.Model) -> str | None:
+    """The name of the batch size, if that is free."""
+    for value in facts_of.runtime_inputs(model):
+        if value.shape:
+            free = [not isinstance(dim, int) for dim in value.shape]
+            axis = batch_axis([dim if isinstance(dim, int) else None for dim in value.shape], free)
+            return facts_of.symbol_of(value, axis) if free[axis] else None
+    return None
 
 
 def visible(mask: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from ...errors import ToastcError
 from .adapter import OnnxGraph
-from .facts import RANDOM
+from .facts import RANDOM, has_branches
 
 FLOAT = ir.DataType.FLOAT
 TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -34,7 +34,7 @@ def to_half(model: ir.Model, dtype: str) -> int:
     half = TYPES[dtype]
     graph = OnnxGraph(model)
     types = graph.facts.dtypes
-    if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for n in graph.graph for attr in n.attributes.values()):
+    if any(has_branches(node) for node in graph.graph):
         raise ToastcError(f"dtype: the model has branches or loops; {dtype} is for models without")
     if ir.DataType.FLOAT not in types.values():
         raise ToastcError(f"dtype: the model computes nothing in float32 that could be {dtype}")

@@ -19,8 +19,6 @@ from .. import Guide, Op, Selection, Value
 if TYPE_CHECKING:
     from .facts import Facts
 
-AXIS = {"bhnd": 2, "bnhd": 1, "bn(hd)": 1}  # of the tokens
-
 
 class OnnxSelects:
     """The verbs of the protocol that have channels chosen at run time."""
