@@ -113,7 +113,7 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
             raise VerificationFailed(f"{name}: verification failed: {result.reason}")
     for part in gm.modules():
         part.training = False  # as it was exported
-    gm.toastc_plan = plan  # type: ignore[assignment]
+    gm.toastc_plan = plan
     size = size_of(gm, report.after.macs)
     report = replace(report, after=size, seconds=seconds | took, verified=verified, notes=state.notes, measured=measured)
     return Result(gm, plan, report, state.moments)

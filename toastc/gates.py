@@ -101,7 +101,7 @@ def install(model: nn.Module, graph: FxGraph, sites: Sequence[Site]) -> tuple[li
 
 def producers(coupling: Coupling) -> list[Op]:
     """The linears that make a coupling's channels."""
-    ops = [m.operand[0] for m in coupling.members if m.role != "out" and m.operand is not None]  # type: ignore[index]
+    ops = [m.operand[0] for m in coupling.members if m.role != "out" and m.operand is not None]
     return list(dict.fromkeys(op for op in ops if op.kind is Kind.LINEAR))
 
 

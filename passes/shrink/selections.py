@@ -12,7 +12,7 @@ from toastc.sites import Coupling, Site
 
 def readers(coupling: Coupling) -> list[Op]:
     """The linears that take a coupling's channels."""
-    return list(dict.fromkeys(m.operand[0] for m in coupling.members if m.role == "out"))  # type: ignore[index]
+    return list(dict.fromkeys(m.operand[0] for m in coupling.members if m.role == "out"))
 
 
 def taken(sites: Sequence[Site], plan: Plan) -> Iterator[tuple[Coupling, Keep]]:

@@ -77,7 +77,7 @@ class Sums:
     @property
     def covariance(self) -> np.ndarray:
         mean = self.mean.reshape(len(self.outer), -1)
-        return self.second - mean[:, :, None] * mean[:, None, :]
+        return np.asarray(self.second - mean[:, :, None] * mean[:, None, :])
 
     @property
     def sampling_error(self) -> float:
