@@ -138,7 +138,7 @@ class FxEdits:
             new = self.gm.graph.call_function(aten.add.Tensor, (op.node, bias))
         new.meta = dict(op.node.meta)
         op.node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-        return Op(Kind.ELEMENTWISE, "add", str(new.name), op.path, [op.node, bias], [new], new, "affine"), 1
+        return Op(Kind.ELEMENTWISE, "add", str(new.name), op.path, [op.node, bias], [new], new, effect="affine"), 1
 
     def _fresh(self, stem: str) -> str:
         name = stem

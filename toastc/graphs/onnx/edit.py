@@ -176,7 +176,7 @@ class OnnxEdits:
         self.graph.insert_after(op.node, node)
         if new.is_graph_output():
             out.name, new.name = f"{stem}_in", out.name
-        return Op(Kind.ELEMENTWISE, "Add", stem, op.path, [out, bias], [new], node, "affine"), 1
+        return Op(Kind.ELEMENTWISE, "Add", stem, op.path, [out, bias], [new], node, effect="affine"), 1
 
     def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None:
         node, spec = op.node, op.attention
