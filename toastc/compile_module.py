@@ -90,7 +90,7 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
     state, seconds = choose(state, request, macs, tell)
     seconds = {"export": exporting} | seconds
     plan, name = state.plan, type(model).__name__
-    called = [s for s in state.sites if s.kind == "attention" and s.wiring.mix.attention is not None]  # type: ignore[attr-defined]
+    called = [s for s in state.sites if s.kind == "attention" and s.wiring.mix.attention is not None]
     report = planned(name, request, state, before, seconds, called)
     if request.dry_run or not plan:
         return Result(gm, plan, report if plan else replace(report, after=before), state.moments)

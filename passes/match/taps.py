@@ -22,7 +22,7 @@ def taps_of(ledger: Ledger, site: Site) -> dict[str, Tap]:
         if not coupling.members or coupling.reason:
             continue
         if coupling.name == "qk":
-            product: Op = site.wiring.scores  # type: ignore[attr-defined]
+            product: Op = site.wiring.scores
             found["qk/q"] = with_bias(ledger, product, tap(ledger, coupling, product.inputs[0]))
             found["qk/k"] = tap(ledger, coupling, product.inputs[1], key_axis(product))
         else:
