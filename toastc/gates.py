@@ -126,7 +126,8 @@ def origin(graph: FxGraph, value: Any) -> tuple[str, tuple[int, ...], np.ndarray
     def numbered(start: int) -> Callable[[Any], Tensor]:
         def run(node: Any) -> Tensor:
             if node.op != "get_attr":
-                return Call.of(node).run(run)  # type: ignore[no-any-return]
+                made: Tensor = Call.of(node).run(run)
+                return made
             names.add(str(node.target))
             shape = graph.tensor(node).shape
             return torch.arange(shape.numel(), dtype=torch.float64).add(start).view(shape)

@@ -92,4 +92,5 @@ def computed(graph: FxGraph, value: Any) -> Tensor:
     """A constant of the graph, with the way back to the parameters it is made of."""
     if value.op == "get_attr":
         return graph.tensor(value)
-    return Call.of(value).run(lambda node: computed(graph, node))  # type: ignore[no-any-return]
+    made: Tensor = Call.of(value).run(lambda node: computed(graph, node))
+    return made
