@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from toastc.pipeline import State
+from toastc.sites import Coupling
 
 from .losses import Loss, loss_of
 
@@ -23,10 +24,14 @@ class AnalyseLosses:
         assert moments is not None
         pairs = [(f"{s.name}.{c.name}", c) for s in state.sites for c in s.couplings if c.prunable]
 
-        def analyse(pair: tuple[str, object]) -> Loss | None:
+        def analyse(pair: tuple[str, Coupling]) -> Loss | None:
             name, coupling = pair
             own = {key.rpartition("/")[2]: moments[key] for key in moments if key.rpartition("/")[0] == name}
+<<<<<<< HEAD
             return loss_of(state.graph, coupling, own, self.int8)  # type: ignore[arg-type]
+=======
+            return loss_of(state.graph, coupling, own)
+>>>>>>> strict
 
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             found = dict(zip([name for name, _ in pairs], pool.map(analyse, pairs), strict=True))

@@ -24,10 +24,10 @@ def drop_unread(graph: Graph) -> tuple[Graph, str]:
     attention = [s for s in match(graph)[1] if s.kind == "attention"]
     if not attention:
         return graph, "no attention was found behind which tokens could stand unread"
-    last = max(attention, key=lambda s: graph.ops.index(s.wiring.mix))  # type: ignore[attr-defined]
+    last = max(attention, key=lambda s: graph.ops.index(s.wiring.mix))
     try:
         add, slot = residual_of(graph, last)
-        queries, at, axis = queries_of(last.wiring.scores)  # type: ignore[attr-defined]
+        queries, at, axis = queries_of(last.wiring.scores)
         stream = add.inputs[slot]
         count = graph.shape(queries.inputs[at])[axis]
         if len(graph.shape(stream)) != 3 or graph.shape(stream)[1] != count or graph.varies(stream)[1]:

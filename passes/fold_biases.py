@@ -41,7 +41,7 @@ def biases(state: State, coupling: Coupling) -> np.ndarray:
     """[groups, width]: what is added to each channel of the values."""
     found = np.zeros((coupling.groups, coupling.width))
     for member in coupling.members:
-        op, slot = member.operand  # type: ignore[misc]
+        op, slot = member.operand
         array = state.graph.constant(op.inputs[slot])
         if member.role == "v" and array.size == array.shape[member.axes[-1]]:
             found += array.reshape(-1)[member.index].astype(np.float64)

@@ -61,7 +61,7 @@ def loss_of(graph: Graph, coupling: Coupling, moments: dict[str, Sums], rounded:
 
 def columns(graph: Graph, consumer: Member) -> np.ndarray:
     """[channels, out] in float64: the consumer's weight, a row for each channel."""
-    op, slot = consumer.operand  # type: ignore[misc]
+    op, slot = consumer.operand
     weight = np.moveaxis(graph.constant(op.inputs[slot]), op.weight_axes, (0, 1)).astype(np.float64)
     return np.asarray(weight[consumer.index.ravel()])
 

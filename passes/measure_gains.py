@@ -55,10 +55,9 @@ class MeasureGains:
                 outputs, _ = probe(batch, {tap.value: residual(tap, values_seen[tap.value], choice)})
                 far += sum(size(as_array(a) - as_array(b)) / s for a, b, s in zip(clean, outputs, scale, strict=True))
             gains[n] = far / max(float(loss.curve[width]), 1e-30)
-        if not np.isfinite(gains).all():
-            raise ToastcError(
-                f"calibrate: what {names[int(np.isfinite(gains).argmin())]} loses makes the outputs NaN or infinite"
-            )
+        known = np.isfinite(gains)
+        if not known.all():
+            raise ToastcError(f"calibrate: what {names[int(known.argmin())]} loses makes the outputs NaN or infinite")
         gains = tempered(state.workers.add(gains), np.array([state.losses[n].curve[0] for n in names]), self.temper)
         found = dict(zip(names, gains.tolist(), strict=True))
         if state.moments is not None:

@@ -102,7 +102,7 @@ def matched_pairs(pen: Pen, keys: Value, layout: Layout, count: int) -> Value:
 
 def keys_of(pen: Pen, site: Site) -> Value:
     """[B, N, d]: the keys of an attention, the mean over its heads."""
-    op: Op = site.wiring.scores  # type: ignore[attr-defined]
+    op: Op = site.wiring.scores
     spec = op.attention
     if spec is not None:
         value, layout = op.inputs[1], spec.layouts[1]

@@ -96,7 +96,7 @@ def guided_by(graph: Graph, sites: Sequence[Site], ffn: Site) -> Guide | None:
 
 def tokens_of(graph: Graph, site: Site) -> int | None:
     """How many tokens of one image an FFN works on; None where that is not known when it is compiled."""
-    op = site.couplings[0].members[0].operand[0]  # type: ignore[index]
+    op = site.couplings[0].members[0].operand[0]
     value = op.inputs[0]
     shape = graph.shape(value)
     if len(shape) < 3 or shape[0] != graph.batch or any(graph.varies(value)[1:]):

@@ -152,7 +152,7 @@ class Quantize:
 
 def weight_of(graph: Graph, op: Op) -> np.ndarray:
     """[in, out]"""
-    weight = graph.constant(op.inputs[1])  # type: ignore[arg-type]
+    weight = graph.constant(op.inputs[1])
     return np.asarray(weight if op.weight_axes == (0, 1) else weight.T, np.float32)
 
 

@@ -104,7 +104,7 @@ def jobs_of(state: State) -> Iterator[Job]:
             stream = weight = None
             if len(consumers) == 1 and tap.copies == 1 and not choice.exact:
                 weight = columns(state.graph, consumers[0])
-                stream = stream_behind(state.graph, consumers[0].operand[0])  # type: ignore[index]
+                stream = stream_behind(state.graph, consumers[0].operand[0])
             yield Job(name, tap, choice, state.plan.groups(site.name, coupling), weight, stream)
 
 
@@ -123,8 +123,8 @@ def stream_behind(graph: Graph, op: Op) -> Value | None:
 
 
 def flat(array: Any) -> np.ndarray:
-    array = as_array(array)
-    return array.reshape(-1, array.shape[-1])
+    rows = as_array(array)
+    return rows.reshape(-1, rows.shape[-1])
 
 
 def like(array: np.ndarray, tensor: Any) -> Any:

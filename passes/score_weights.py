@@ -106,7 +106,7 @@ class Weights:
 
     def flattened(self, member: Member) -> np.ndarray:
         """[positions, rest]: the weight with the member's axes in front."""
-        op, slot = member.operand  # type: ignore[misc]
+        op, slot = member.operand
         array = self.graph.constant(op.inputs[slot])
         front = np.moveaxis(array, member.axes, range(len(member.axes)))
         return front.reshape(int(np.prod(front.shape[: len(member.axes)])), -1)
@@ -122,11 +122,11 @@ class Weights:
                 self.known[key] = np.abs(rows).sum(axis=1, dtype=np.float64)
             else:
                 self.known[key] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-        return self.known[key][member.index]
+        return np.asarray(self.known[key][member.index])
 
     def vectors(self, member: Member) -> np.ndarray:
         """[groups, width, rest]: the member's slice for each channel."""
-        return self.flattened(member)[member.index].astype(np.float32, copy=False)
+        return np.asarray(self.flattened(member)[member.index]).astype(np.float32, copy=False)
 
 
 def distance_to_median(rows: np.ndarray, how: str, steps: int = 50, tolerance: float = 1e-6) -> np.ndarray:

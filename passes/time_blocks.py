@@ -76,9 +76,9 @@ def block_of(graph: Graph, site: Site, batch: int) -> Block:
     consumer = next(m for m in coupling.members if m.role == "out")
     makers = {m.operand: m for m in coupling.members if m.role != "out" and is_matrix(m)}
     maker = next(iter(makers.values()))
-    op = maker.operand[0]  # type: ignore[index]
+    op = maker.operand[0]
     dim, wide = (graph.shape(op.inputs[1])[axis] for axis in op.weight_axes)
-    end = consumer.operand[0]  # type: ignore[index]
+    end = consumer.operand[0]
     out = graph.shape(end.inputs[1])[end.weight_axes[1]]
     rows = max(1, op.macs // (dim * wide))
     if site.kind == "ffn":
@@ -88,5 +88,5 @@ def block_of(graph: Graph, site: Site, batch: int) -> Block:
 
 
 def is_matrix(member: Member) -> bool:
-    op, slot = member.operand  # type: ignore[misc]
+    op, slot = member.operand
     return op.kind is Kind.LINEAR and slot == 1

@@ -181,7 +181,8 @@ def verify(dense: str | Path, pruned: str | Path, *, seed: int = 0) -> dict[str,
     """Pad `pruned` back into `dense` and compare: the data of `toastc verify --json`."""
     from .passes.verify import verify_files
 
-    return verify_files(Path(dense), Path(pruned), seed).to_dict()
+    found: dict[str, Any] = verify_files(Path(dense), Path(pruned), seed).to_dict()
+    return found
 
 
 def bench(

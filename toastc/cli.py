@@ -86,17 +86,8 @@ def run_prune(args: argparse.Namespace) -> int:
         raise ToastcError("give -o OUT.onnx, or --dry-run")
     deploy = args.runtime != "portable" or args.dtype or args.quantize
     if not any((args.ratios, args.target, args.plan, args.tokens, deploy)):
-        more = (
-            args.dry_run,
-            args.report,
-            args.plan_out,
-            args.calibrate,
-            args.moments,
-            args.moments_out,
-            args.ratios_out,
-            args.passes,
-        )
-        if is_named(args.model) and not any(more):
+        more = ("dry_run", "report", "plan_out", "calibrate", "moments", "moments_out", "ratios_out", "passes", "search")
+        if is_named(args.model) and not any(getattr(args, name) for name in more):
             return run_export(args)
         raise ToastcError("one of the arguments --ratios --target --plan --tokens is required (see toastc --help)")
     with progress(args.quiet) as tell:

@@ -97,7 +97,7 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
     state, seconds = choose(state, request, macs, tell)
     seconds = {"export": exporting} | seconds
     plan, name = state.plan, type(model).__name__
-    called = [s for s in state.sites if s.kind == "attention" and s.wiring.mix.attention is not None]  # type: ignore[attr-defined]
+    called = [s for s in state.sites if s.kind == "attention" and s.wiring.mix.attention is not None]
     report = planned(name, request, state, before, seconds, called)
     if request.dry_run or not plan:
         return Result(gm, plan, report if plan else replace(report, after=before), state.moments)
@@ -119,7 +119,7 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
             raise VerificationFailed(f"{name}: verification failed: {result.reason}")
     for part in gm.modules():
         part.training = False  # as it was exported
-    gm.toastc_plan = plan  # type: ignore[assignment]
+    gm.toastc_plan = plan
     size = size_of(gm, report.after.macs)
     report = replace(report, after=size, seconds=seconds | took, verified=verified, notes=state.notes, measured=measured)
     return Result(gm, plan, report, state.moments)

@@ -131,7 +131,8 @@ def steps_of(request: Request, graph: Graph) -> tuple[Pass, ...]:
     data = request.data is not None or request.moments is not None
     fits = Synthetic.fits(graph.input_sizes())
     passes = request.passes or recipe(request.recipe, data, fits)
-    return tuned(passes, request.search, request.batch, request.deploy)
+    steps: tuple[Pass, ...] = tuned(passes, request.search, request.batch, request.deploy)
+    return steps
 
 
 def opened(state: State, request: Request, tell: Tell) -> tuple[State, tuple[Pass, ...]]:

@@ -76,7 +76,7 @@ class Compiled:
             out = self.run(*[inputs[i] for i in self.used])
         if self.needs_grad and torch.is_grad_enabled():
             anchor = torch.zeros((), requires_grad=True)
-            return torch.utils._pytree.tree_map(lambda t: NoGradient.apply(t, anchor) if is_float(t) else t, out)  # type: ignore[no-untyped-call]
+            return torch.utils._pytree.tree_map(lambda t: NoGradient.apply(t, anchor) if is_float(t) else t, out)
         return out
 
 
@@ -108,7 +108,7 @@ def shrunken(gm: fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any])
     bound = {n: v for n, v in zip(placeholders, inputs, strict=True) if is_weight(v)}
     graph = FxGraph(gm, bound)
     if options.get("fuse", True):
-        graph = fuse_attention(graph)[0]  # type: ignore[assignment]
+        graph = fuse_attention(graph)[0]
     plan = cut(graph, options)
     if plan is not None:
         log.info("toastc: %d couplings made narrower", len(plan.choices))

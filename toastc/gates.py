@@ -101,7 +101,7 @@ def install(model: nn.Module, graph: FxGraph, sites: Sequence[Site]) -> tuple[li
 
 def producers(coupling: Coupling) -> list[Op]:
     """The linears that make a coupling's channels."""
-    ops = [m.operand[0] for m in coupling.members if m.role != "out" and m.operand is not None]  # type: ignore[index]
+    ops = [m.operand[0] for m in coupling.members if m.role != "out" and m.operand is not None]
     return list(dict.fromkeys(op for op in ops if op.kind is Kind.LINEAR))
 
 
@@ -126,7 +126,8 @@ def origin(graph: FxGraph, value: Any) -> tuple[str, tuple[int, ...], np.ndarray
     def numbered(start: int) -> Callable[[Any], Tensor]:
         def run(node: Any) -> Tensor:
             if node.op != "get_attr":
-                return Call.of(node).run(run)  # type: ignore[no-any-return]
+                made: Tensor = Call.of(node).run(run)
+                return made
             names.add(str(node.target))
             shape = graph.tensor(node).shape
             return torch.arange(shape.numel(), dtype=torch.float64).add(start).view(shape)

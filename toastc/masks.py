@@ -63,7 +63,7 @@ def masks_of(graph: FxGraph, sites: Sequence[Site], plan: Plan) -> dict[str, Ten
         graph.gm.zero_grad()
         for made, stays in learnt:
             noise = torch.from_numpy(np.random.default_rng(0).uniform(1, 2, made.shape)).to(made)  # so that no sum is 0
-            made.backward(noise * (1 - stays if removed else stays), retain_graph=True)  # type: ignore[no-untyped-call]
+            made.backward(noise * (1 - stays if removed else stays), retain_graph=True)
         reach.append({n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in graph.gm.named_parameters()})
     gone = {n: (grad != 0) & (reach[1][n] == 0) for n, grad in reach[0].items()}
     return {n: ~mask for n, mask in gone.items() if mask.any()}
@@ -92,4 +92,5 @@ def computed(graph: FxGraph, value: Any) -> Tensor:
     """A constant of the graph, with the way back to the parameters it is made of."""
     if value.op == "get_attr":
         return graph.tensor(value)
-    return Call.of(value).run(lambda node: computed(graph, node))  # type: ignore[no-any-return]
+    made: Tensor = Call.of(value).run(lambda node: computed(graph, node))
+    return made

@@ -29,9 +29,9 @@ def measure(
     """What `prune(..., moments=)` needs to know of a model on its calibration data, for any number of targets.
 
     Images are prepared as the model's own configuration says, if it has one; `preprocess` says otherwise. `weights`: a file, or
-    "random", for a model given by name. With `output` it is saved there, and where model and data are files, what has been summed so far is kept beside it, in
-    `<output>.part`: a measurement that was stopped goes on from there. Under torchrun every process takes its share of the data,
-    all return the same, and nothing is kept.
+    "random", for a model given by name. With `output` the moments are saved there, and where model and data are files, what has
+    been summed so far is kept beside it, in `<output>.part`: a measurement that was stopped goes on from there. Under torchrun
+    every process takes its share of the data, all return the same, and nothing is kept.
     """
     targets = [] if output is None else [Path(output), Path(f"{output}.part")]
     check_targets(targets, [Path(p) for p in (model, weights, data) if isinstance(p, str | Path)])

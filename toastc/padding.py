@@ -54,7 +54,7 @@ def pad_back(dense: Graph, dense_sites: Sequence[Site], pruned: Graph, pruned_si
         raise VerificationFailed(f"{sorted(named)[0]}: planned, but not found in the dense model")
     for (to, source), by_axes in touched.items():
         op, slot = to
-        value = source[0].inputs[source[1]]  # type: ignore[index]
+        value = source[0].inputs[source[1]]
         pairings = [join(parts) for parts in by_axes.values()]
         free = shifted.pop(to, None) is not None
         dense.set_constant(op, slot, dense.shape(op.inputs[slot]), filler(dense, op, slot, pruned, value, pairings, free))
@@ -72,10 +72,10 @@ def shifted_biases(dense: Graph, site: Site, pruned: Graph, other: Site, plan: P
             continue
         for a, b in zip(coupling.members, matching(coupling, partner, site.name, pruned), strict=True):
             if a.role == "out":
-                source = bias_of(pruned, b.operand[0])  # type: ignore[index]
+                source = bias_of(pruned, b.operand[0])
                 if source is None:
                     raise VerificationFailed(f"{site.name}.{coupling.name}: the plan shifts a bias, the pruned model has none")
-                op: Op = a.operand[0]  # type: ignore[index]
+                op: Op = a.operand[0]
                 found[bias_of(dense, op) or dense.insert_bias(op)] = source
     return found
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -107,10 +108,10 @@ def choice_of(name: str, part: Mapping[str, np.ndarray]) -> Choice:
     raise ValueError(f"{name} has neither {', '.join(kinds)}")
 
 
-def from_dict(data: Mapping[str, object]) -> Plan:
+def from_dict(data: Mapping[str, Any]) -> Plan:
     """The JSON form, back to a plan: index sets exactly; of folds, bases and shifts only that they are there."""
     choices: dict[str, Choice] = {}
-    for name, row in data["choices"].items():  # type: ignore[attr-defined]
+    for name, row in data["choices"].items():
         blank = np.zeros((int(row["groups"]), int(row.get("of", 0)), int(row["width"])))
         shift = blank[:, :, 0] if row.get("shifted") else None
         if row["kind"] == "keep":

@@ -90,11 +90,11 @@ def skeleton(recipe: Mapping[str, Any]) -> nn.Module:
     if recipe["library"] == "timm":
         import timm
 
-        return timm.create_model(name, pretrained=False, **options)  # type: ignore[no-any-return]
+        return timm.create_model(name, pretrained=False, **options)
     import transformers
 
     kind: Any = getattr(transformers, name, None)
     if recipe["library"] != "transformers" or not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ValueError(f"transformers has no model called {name}")
     config = transformers.AutoConfig.for_model(options.pop("model_type"), **options)
-    return kind(config)  # type: ignore[no-any-return]
+    return kind(config)

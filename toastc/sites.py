@@ -91,7 +91,7 @@ class Site:
     inputs: Coupling | None = None  # of an FFN: what its first linear reads of the residual stream
     scale: float | None = None
     tokens: tuple[int, int] = (0, 0)  # query and key tokens of one sample
-    wiring: object = field(default=None, repr=False)
+    wiring: Any = field(default=None, repr=False)
 
     def coupling(self, name: str) -> Coupling | None:
         return next((c for c in self.every if c.name == name), None)

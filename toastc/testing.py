@@ -40,4 +40,4 @@ def assert_equivalent(dense: Any, pruned: Any, plan: Plan | None = None, *, exam
                 write_model(loaded, paths[-1])
             result = verify_files(*paths)
     assert result.ok, f"not equivalent: {result.reason}"
-    return result.error
+    return float(result.error)

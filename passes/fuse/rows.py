@@ -75,7 +75,7 @@ class Writer:
         """The node itself, with the factors that stood on the way to it."""
         q, k, v = rows
         queries, keys, values = self.parts(rows, like)
-        pen = self.graph.pen(like, like.outputs[0])  # type: ignore[arg-type]
+        pen = self.graph.pen(like, like.outputs[0])
         if by_head is not None:
             queries = pen.math("mul", queries, np.repeat(by_head, q.width // heads)[None, None])
         whole = self.graph.attend((queries, keys, values), bias, heads, scale * q.factor * k.factor, like)
@@ -93,10 +93,10 @@ class Writer:
         while (op := graph.producer(here)) is not None:
             by = scaled(graph, op)
             if by is not None:
-                here, factor = op.inputs[by[0]], factor * by[1]  # type: ignore[assignment]
+                here, factor = op.inputs[by[0]], factor * by[1]
             elif op.kind is Kind.SHAPE and len([v for v in op.inputs if v is not None]) == 1:
                 chain.insert(0, (op, op.outputs.index(here)))
-                here = op.inputs[0]  # type: ignore[assignment]
+                here = op.inputs[0]
             else:
                 break
             shape = graph.shape(here)
@@ -190,7 +190,7 @@ class Writer:
             op = users[0][0]
             if op.kind is not Kind.SHAPE or len(op.outputs) != 1 or len([v for v in op.inputs if v is not None]) != 1:
                 break
-            moved, here = graph.push(op, [moved])[0], op.outputs[0]  # type: ignore[assignment]
+            moved, here = graph.push(op, [moved])[0], op.outputs[0]
             if here in graph.outputs:
                 break
             if moved.ndim in (2, 3) and moved.shape[-1] == heads * width and np.array_equal(moved.ravel(), wanted.ravel()):

@@ -62,7 +62,7 @@ def match(graph: Graph) -> tuple[Ledger, tuple[Site, ...], tuple[Reject, ...]]:
     attention, rejected = find_attention(ledger)
     ffn, more = find_ffn(ledger, classes_of(attention))
     order = {op: i for i, op in enumerate(graph.ops)}
-    found = sorted(attention + ffn, key=lambda s: min(order[m.operand[0]] for c in s.couplings for m in c.members))  # type: ignore[index]
+    found = sorted(attention + ffn, key=lambda s: min(order[m.operand[0]] for c in s.couplings for m in c.members))
     names = unique([s.name for s in found], [s.kind for s in found])
     sites = tuple(replace(s, name=n) for s, n in zip(found, names, strict=True))
     return ledger, sites, tuple(rejected + more)

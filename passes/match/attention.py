@@ -11,8 +11,8 @@ from toastc.graphs import Graph, Kind, Op
 from toastc.sites import Coupling, Member, Reject, Site
 
 from .couplings import Block, Ledger, cost_of, coupling, linear_ops
-from .flow import Contraction, Mix
 from .names import site_name
+from .records import Contraction, Mix
 
 SOFTMAX = {"softmax", "logsoftmax", "_softmax", "_safe_softmax"}
 

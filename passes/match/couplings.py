@@ -150,11 +150,11 @@ def coupling(ledger: Ledger, name: str, block: Block, roles: dict[str, str], mac
 
 def cost_of(graph: Graph, member: Member) -> tuple[int, int]:
     """MACs and parameters of one channel of a member."""
-    op, slot = member.operand  # type: ignore[misc]
+    op, slot = member.operand
     shape = graph.shape(op.inputs[slot])
     own = math.prod(shape[a] for a in member.axes)
     return op.macs // own if op.kind is Kind.LINEAR and slot == 1 else 0, math.prod(shape) // own
 
 
 def linear_ops(members: Sequence[Member]) -> list[Op]:
-    return [m.operand[0] for m in members if m.operand[0].kind is Kind.LINEAR and m.operand[1] == 1]  # type: ignore[index]
+    return [m.operand[0] for m in members if m.operand[0].kind is Kind.LINEAR and m.operand[1] == 1]

@@ -50,7 +50,7 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
     if not reason and len(consumers) > 1:
         reason = "its hidden channels are used twice: " + ", ".join(
             str(op) for op, _ in sorted(consumers, key=lambda o: o[0].name)
-        )  # type: ignore[misc]
+        )
     if reason:
         return Reject(name or str(consumer.op), reason)
     width = hidden.groups * hidden.width
@@ -65,7 +65,7 @@ def inputs_of(graph: Graph, hidden: Coupling) -> Coupling | None:
     """
     rows: dict[Op, int] = {}
     for member in hidden.members:
-        op, slot = member.operand  # type: ignore[misc]
+        op, slot = member.operand
         if member.role == "in" and op.kind is Kind.LINEAR and slot == 1:
             rows[op] = rows.get(op, 0) + member.index.size
     readers = list(rows)
@@ -85,7 +85,7 @@ def end_of(ledger: Ledger, op: Op, end: int) -> Op:
     flow, seen = ledger.flow, set[Op]()
     while op not in seen:
         seen.add(op)
-        ids = flow.of(op, 0) if end == 0 else flow.labels.get(op.outputs[0])  # type: ignore[arg-type]
+        ids = flow.of(op, 0) if end == 0 else flow.labels.get(op.outputs[0])
         if ids is None or (ids < 0).any() or ledger.pin_reason(ledger.root[ids]):
             return op
         next_ops = (s.op for s in ledger.sources_of(ledger.root[ids]) if s.role == ("in", "out")[end])

@@ -67,12 +67,12 @@ def operand(flow: Flow, op: Op, slot: int) -> np.ndarray | None:
 def attention_bias(flow: Flow, op: Op, labels: tuple[np.ndarray | None, ...]) -> None:
     """One vector [q|k|v] added inside the node."""
     assert op.attention is not None
-    if any(x is None for x in labels):
-        for x in labels:
-            if x is not None:
-                flow.pin(op, x, f"{op} adds one bias to it and to a tensor no linear makes")
+    known = [x for x in labels if x is not None]
+    if len(known) < len(labels):
+        for x in known:
+            flow.pin(op, x, f"{op} adds one bias to it and to a tensor no linear makes")
         return
-    flat = np.concatenate([rows(x, op.attention.heads).reshape(-1) for x in labels])  # type: ignore[arg-type]
+    flat = np.concatenate([rows(x, op.attention.heads).reshape(-1) for x in known])
     flow.meet_constant(op, op.attention.bias, flat)
 
 

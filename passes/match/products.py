@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def product(flow: Flow, op: Op) -> None:
     multiply(flow, op)
-    made = flow.labels.get(op.outputs[0])  # type: ignore[arg-type]
+    made = flow.labels.get(op.outputs[0])
     if len(op.inputs) > 2 and made is not None:
         flow.pin(op, made, f"{op} adds a tensor to it")
 

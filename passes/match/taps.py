@@ -22,11 +22,11 @@ def taps_of(ledger: Ledger, site: Site) -> dict[str, Tap]:
         if not coupling.members or coupling.reason:
             continue
         if coupling.name == "qk":
-            product: Op = site.wiring.scores  # type: ignore[attr-defined]
+            product: Op = site.wiring.scores
             found["qk/q"] = with_bias(ledger, product, tap(ledger, coupling, product.inputs[0]))
             found["qk/k"] = tap(ledger, coupling, product.inputs[1], key_axis(product))
         else:
-            consumers = {m.operand[0] for m in coupling.members if m.role == "out"}  # type: ignore[index]
+            consumers = {m.operand[0] for m in coupling.members if m.role == "out"}
             if len(consumers) == 1:
                 found[f"{coupling.name}/out"] = tap(ledger, coupling, consumers.pop().inputs[0])
     return {name: t for name, t in found.items() if t is not None}

@@ -224,4 +224,4 @@ def surviving(flow: TokenFlow, stays: np.ndarray, value: Value) -> np.ndarray:
     small = compact(mask)
     if small is None:
         raise CannotShrink(f"tokens: what stays of {flow.graph.producer(value)} is no grid")
-    return ids.ravel()[small[1].ravel()].reshape(small[0])
+    return np.take(ids, small[1])

@@ -162,7 +162,7 @@ class Work:
         small = compact(self.full_mask(value))
         if small is None:
             raise CannotShrink(f"{self.graph.producer(value)}: what stays of its output {shape} is no grid")
-        return labels.ravel()[small[1].ravel()].reshape(small[0])
+        return np.take(labels, small[1])
 
     def _attention(self, op: Op) -> None:
         spec = op.attention
@@ -180,11 +180,11 @@ class Work:
         order = {op: i for i, op in enumerate(self.graph.ops)}
         for inputs, kept in taken(self.sites, self.plan):
             for member in inputs.members:
-                by_operand.setdefault(member.operand, []).append(Cut(member.axes, kept.index[0]))  # type: ignore[arg-type]
+                by_operand.setdefault(member.operand, []).append(Cut(member.axes, kept.index[0]))
             self.graph.take(sorted(readers(inputs), key=order.__getitem__), kept.index[0])
         for coupling, choice, groups in self.choices:
             for member in coupling.members:
-                members.setdefault(member.operand, []).append((member, choice, groups))  # type: ignore[arg-type]
+                members.setdefault(member.operand, []).append((member, choice, groups))
         for source in sources:
             kept_rows = self.orders.get(source)
             if kept_rows is None:
@@ -211,7 +211,7 @@ class Work:
 
     def _bias(self, member: Member) -> tuple[Op, int]:
         """The bias of a consumer; an empty one is put behind it if it has none."""
-        op: Op = member.operand[0]  # type: ignore[index]
+        op: Op = member.operand[0]
         found = bias_of(self.graph, op)
         if found is None:
             if op.outputs[0] in self.touched:

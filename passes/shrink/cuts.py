@@ -90,7 +90,7 @@ def evaluation(
 
 def drift(graph: Graph, member: Member, shift: np.ndarray) -> Callable[[], np.ndarray]:
     """What a consumer gets on average from channels that are gone: W . shift."""
-    op, slot = member.operand  # type: ignore[misc]
+    op, slot = member.operand
 
     def make() -> np.ndarray:
         weight = np.moveaxis(graph.constant(op.inputs[slot]), op.weight_axes, (0, 1)).astype(np.float64)

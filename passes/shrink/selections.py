@@ -12,7 +12,7 @@ from toastc.sites import Coupling, Site
 
 def readers(coupling: Coupling) -> list[Op]:
     """The linears that take a coupling's channels."""
-    return list(dict.fromkeys(m.operand[0] for m in coupling.members if m.role == "out"))  # type: ignore[index]
+    return list(dict.fromkeys(m.operand[0] for m in coupling.members if m.role == "out"))
 
 
 def taken(sites: Sequence[Site], plan: Plan) -> Iterator[tuple[Coupling, Keep]]:
@@ -40,8 +40,8 @@ def guide_of(graph: Graph, attention: Site | None, name: str) -> Guide:
     if attention is None:
         raise CannotShrink(f"{name}: no attention stands before it whose class token could guide the choice")
     wiring = attention.wiring
-    slot: int = wiring.scores_at  # type: ignore[attr-defined]
-    op: Op = wiring.mix  # type: ignore[attr-defined]
+    slot: int = wiring.scores_at
+    op: Op = wiring.mix
     shared = op.attention is not None and op.attention.heads != op.attention.kv_heads
     if shared or (slot >= 0 and len(graph.shape(op.inputs[slot])) != 4):
         raise CannotShrink(f"{name}: {op} does not keep images and heads apart; the class token's attention can not be read")

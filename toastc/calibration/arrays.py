@@ -25,7 +25,7 @@ class Rows:
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         if self.whole is not None:
-            return self.whole[rows]
+            return np.asarray(self.whole[rows])
         size = int(np.prod(self.shape[1:], dtype=np.int64))
         made = np.empty((len(rows), *self.shape[1:]), self.dtype)
         for own, row in zip(made.reshape(len(rows), -1), rows, strict=True):

@@ -80,7 +80,7 @@ class Sums:
     @property
     def covariance(self) -> np.ndarray:
         mean = self.mean.reshape(len(self.outer), -1)
-        return self.second - mean[:, :, None] * mean[:, None, :]
+        return np.asarray(self.second - mean[:, :, None] * mean[:, None, :])
 
     def arrays(self) -> dict[str, np.ndarray]:
         numbers = np.array([self.count, self.energy, self.energy2])

@@ -64,7 +64,8 @@ def textures(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
     alike = np.linalg.cholesky(np.array([[1, 0.9, 0.8], [0.9, 1, 0.9], [0.8, 0.9, 1]]))
     noise = np.einsum("ij,njhw->nihw", alike, noise)
     noise /= noise.std(axis=(2, 3), keepdims=True)
-    return (0.25 * noise + 0.1 * rng.standard_normal((count, 3, 1, 1))).astype(np.float32)
+    made: np.ndarray = 0.25 * noise + 0.1 * rng.standard_normal((count, 3, 1, 1))
+    return made.astype(np.float32)
 
 
 def scene(rng: np.random.Generator, bank: np.ndarray) -> np.ndarray:
@@ -82,4 +83,4 @@ def scene(rng: np.random.Generator, bank: np.ndarray) -> np.ndarray:
         colour = np.clip(rng.random() + 0.35 * rng.random() * rng.standard_normal(3), 0, 1)
         shade = 1 + rng.uniform(-0.8, 0.8) * u[inside] / size
         image[:, inside] = colour[:, None] * shade + rng.uniform(0, 1.2) * bank[rng.integers(len(bank))][:, inside]
-    return np.clip(image, 0, 1)
+    return np.asarray(np.clip(image, 0, 1))

@@ -108,8 +108,7 @@ def coupling_rows(sites: Sequence[Site], plan: Plan) -> tuple[CouplingRow, ...]:
             kept = coupling.width if choice is None else choice.width
             if choice is None and (coupling.name == "inputs" or (coupling.name == "heads" and coupling.reason)):
                 continue
-            heads = coupling.name == "heads" and isinstance(choice, Keep)
-            which = tuple(choice.index[0].tolist()) if heads else ()  # type: ignore[union-attr]
+            which = tuple(choice.index[0].tolist()) if coupling.name == "heads" and isinstance(choice, Keep) else ()
             rows.append(CouplingRow(site.name, coupling.name, coupling.groups, coupling.width, kept, coupling.reason, which))
     return tuple(rows)
 

@@ -41,7 +41,7 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
         self.gm = gm
         self._biases, self._attended = {}, {}
         self.bound = dict(bound or {})
-        self._constants: dict[fx.Node, Any] = {}  # tensor, or the node to compute it from
+        self._constants: dict[Value, Any] = {}  # tensor, or the node to compute it from
         nodes = list(gm.graph.nodes)
         for node in nodes:
             self._note_constant(node)
@@ -64,13 +64,13 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
         return isinstance(meta(value), torch.Tensor)
 
     def shape(self, value: Value) -> tuple[int, ...]:
-        return tuple(hint(d) for d in meta(value).shape)  # type: ignore[arg-type]
+        return tuple(hint(d) for d in meta(value).shape)
 
     def varies(self, value: Value) -> tuple[bool, ...]:
-        return tuple(isinstance(d, torch.SymInt) for d in meta(value).shape)  # type: ignore[arg-type]
+        return tuple(isinstance(d, torch.SymInt) for d in meta(value).shape)
 
     def size_at_runtime(self, value: Value, axis: int) -> Dim | None:
-        wanted = str(meta(value).shape[axis])  # type: ignore[arg-type]
+        wanted = str(meta(value).shape[axis])
         for given in self.inputs:
             for i, size in enumerate(meta(given).shape):
                 if str(size) == wanted:
@@ -82,18 +82,18 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
 
     def tensor(self, value: Any) -> torch.Tensor:
         """The constant as it was before any edit; computed on first use where the graph computes it."""
-        found = self._constants[value]
-        if isinstance(found, Call):
+        if isinstance(self._constants[value], Call):
             with torch.no_grad():
-                found = self._constants[value] = found.run(self.tensor)
-        return found  # type: ignore[no-any-return]
+                self._constants[value] = self._constants[value].run(self.tensor)
+        found: torch.Tensor = self._constants[value]
+        return found
 
     def constant(self, value: Value) -> np.ndarray:
         tensor = self.tensor(value).detach().cpu()
         return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
     def identity(self, value: Value) -> Hashable:
-        found = self._constants.get(value)  # type: ignore[call-overload]
+        found = self._constants.get(value)
         return id(found) if isinstance(found, torch.Tensor) else value
 
     def constant_name(self, op: Op, slot: int) -> str:
@@ -198,7 +198,8 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
                 op.inputs = op.inputs[:1]
         elif kind is Kind.PRODUCT:
             if name == "baddbmm":  # a mask and two factors
-                op.inputs = above = [above[1], above[2], above[0]]
+                above = [above[1], above[2], above[0]]
+                op.inputs = list(above)
             spec = product_spec(node, name, [len(self.shape(n)) for n in above[:2]])
             op.kind, op.spec = (kind, spec) if spec else (Kind.OPAQUE, op.spec)
         elif kind is Kind.ATTENTION:
@@ -207,14 +208,14 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
         return op
 
     def _sdpa(self, op: Op, node: fx.Node) -> None:
-        shapes = [self.shape(v) for v in op.inputs[:3]]  # type: ignore[arg-type]
+        shapes = [self.shape(v) for v in op.inputs[:3]]
         heads, kv = shapes[0][1], shapes[1][1]
         if heads % kv or shapes[2][1] != kv:
             op.kind = Kind.OPAQUE
             return
         scale = argument(node, 6, "scale")
         own = 1 / math.sqrt(shapes[0][3]) if scale is None else float(scale)
-        op.attention = AttentionSpec(heads, kv, ("bhnd",) * 4, own, masks=(3,) if len(op.inputs) > 3 else ())  # type: ignore[arg-type]
+        op.attention = AttentionSpec(heads, kv, ("bhnd",) * 4, own, masks=(3,) if len(op.inputs) > 3 else ())
 
     def _outputs(self, node: fx.Node) -> list[Value | None]:
         value = meta(node)
@@ -223,7 +224,8 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
         outputs: list[Value | None] = [None] * len(value)
         for user in node.users:
             if is_getitem_of_tuple(user):
-                outputs[int(user.args[1])] = user  # type: ignore[arg-type]
+                at: Any = user.args[1]
+                outputs[int(at)] = user
         return outputs
 
     def _macs(self, op: Op) -> int:

@@ -15,7 +15,8 @@ def block_function(block: Block, like: torch.Tensor) -> Callable[[], torch.Tenso
     """Runs the block once, on the device and in the type of `like`."""
 
     def weight(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, device=like.device, dtype=like.dtype) / shape[-1] ** 0.5
+        drawn: torch.Tensor = torch.randn(shape, device=like.device, dtype=like.dtype) / shape[-1] ** 0.5
+        return drawn
 
     x = weight(block.rows // block.tokens, block.tokens, block.dim)
     if block.heads:
@@ -45,7 +46,7 @@ def block_function(block: Block, like: torch.Tensor) -> Callable[[], torch.Tenso
 
 def milliseconds(run: Callable[[], object], like: torch.Tensor, times: int = 5) -> float:
     """The median of a few runs, after a warm-up."""
-    wait = torch.cuda.synchronize if like.is_cuda else lambda: None
+    wait: Callable[[], None] = torch.cuda.synchronize if like.is_cuda else lambda: None
     found = []
     with torch.no_grad():
         for _ in range(times + 2):

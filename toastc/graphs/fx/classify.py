@@ -164,7 +164,7 @@ def is_tuple(node: Any) -> bool:
     return isinstance(node, fx.Node) and isinstance(meta(node), tuple | list)
 
 
-def meta(node: fx.Node) -> Any:
-    """The fake value the tracer left: under `val` by torch.export, under `example_value` by Dynamo."""
+def meta(node: Any) -> Any:
+    """The fake value the tracer left on a node: under `val` by torch.export, under `example_value` by Dynamo."""
     found = node.meta.get("val")
     return node.meta.get("example_value") if found is None else found

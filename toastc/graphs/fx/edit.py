@@ -20,7 +20,9 @@ class FxEdits:
     """The verbs of the protocol that change the graph. New nodes stand right before the op they are made for."""
 
     gm: fx.GraphModule
-    _constants: dict[fx.Node, Any]
+    tensor: Callable[[Any], torch.Tensor]
+    push: Callable[..., list[np.ndarray]]
+    _constants: dict[Value, Any]
     _counter = 0
     _biases: dict[Op, tuple[Op, int]]
 
@@ -30,7 +32,7 @@ class FxEdits:
         array = make()
         if array.shape != tuple(shape):
             raise CannotShrink(f"{op}: operand {slot} became {array.shape}, expected {tuple(shape)}")
-        like = self.tensor(old)  # type: ignore[attr-defined]
+        like = self.tensor(old)
         new = torch.from_numpy(np.ascontiguousarray(array)).to(dtype=like.dtype, device=like.device)
         if old.op == "get_attr" and len(old.users) == 1 and self._sole(old):
             self._install(str(old.target), new, isinstance(like, torch.nn.Parameter), like.requires_grad)
@@ -89,7 +91,8 @@ class FxEdits:
         return self._call(aten.reshape.default, (value, target), like)
 
     def replace(self, old: Value, new: Value) -> None:
-        old.replace_all_uses_with(new)  # type: ignore[attr-defined]
+        assert isinstance(old, fx.Node) and isinstance(new, fx.Node)
+        old.replace_all_uses_with(new)
 
     def redirect(self, op: Op, slot: int, value: Value) -> None:
         """Replace the operand of one slot and leave the same tensor in other slots alone."""
@@ -119,7 +122,7 @@ class FxEdits:
 
     def _new_bias(self, op: Op) -> tuple[Op, int]:
         """A third argument of `linear`; behind a matmul it is an add."""
-        weight = self.tensor(op.inputs[1])  # type: ignore[attr-defined]
+        weight = self.tensor(op.inputs[1])
         zeros = torch.zeros(weight.shape[op.weight_axes[1]], dtype=weight.dtype, device=weight.device)
         name = self._fresh(f"{(op.path or op.name).replace('.', '_')}_bias")
         self._install(name, zeros, isinstance(weight, torch.nn.Parameter), weight.requires_grad)
@@ -135,7 +138,7 @@ class FxEdits:
             new = self.gm.graph.call_function(aten.add.Tensor, (op.node, bias))
         new.meta = dict(op.node.meta)
         op.node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-        return Op(Kind.ELEMENTWISE, "add", str(new.name), op.path, [op.node, bias], [new], new, "affine"), 1
+        return Op(Kind.ELEMENTWISE, "add", str(new.name), op.path, [op.node, bias], [new], new, effect="affine"), 1
 
     def _fresh(self, stem: str) -> str:
         name = stem
@@ -156,7 +159,7 @@ class FxEdits:
         apart = [self._call(aten.unflatten.int, (x, 2, [heads, -1]), like) for x in qkv]
         turned = [self._call(aten.transpose.int, (x, 1, 2), like) for x in apart]
         whole = self._call(aten.scaled_dot_product_attention.default, (*turned, bias, 0.0, False), like, scale=scale)
-        return self._call(aten.flatten.using_ints, (self._call(aten.transpose.int, (whole, 1, 2), like), 2), like)  # type: ignore[no-any-return]
+        return self._call(aten.flatten.using_ints, (self._call(aten.transpose.int, (whole, 1, 2), like), 2), like)
 
     def finish(self) -> None:
         for node in self.gm.graph.nodes:  # a view asks for strides that a permuted tensor does not have

@@ -14,8 +14,9 @@ WRAPPED = re.compile(r"L\['self'\]\.?|_modules\['([^']*)'\]|\['([^']*)'\]|\[(\d+
 def hint(size: Any) -> Any:
     """The number behind a symbolic size."""
     if isinstance(size, torch.SymInt):
-        value = size.node.hint
-        return int(value if value is not None else size.node.shape_env.size_hint(size.node.expr))
+        node: Any = size.node
+        value = node.hint
+        return int(value if value is not None else node.shape_env.size_hint(node.expr))
     return tuple(hint(s) for s in size) if isinstance(size, tuple | list) else size
 
 

@@ -99,4 +99,5 @@ class FxPen:
         return self._call(aten.to.dtype, x, self.like.dtype)
 
     def named(self, x: Value, name: str) -> None:
-        x.meta[CHOSEN] = name  # type: ignore[attr-defined]
+        assert isinstance(x, fx.Node)
+        x.meta[CHOSEN] = name

@@ -61,7 +61,7 @@ class FxSlopes(FxProbe):
 
     def slopes(self, feed: Mapping[str, np.ndarray], seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         self.seen = {}
-        given = placed(self.module, self.bound, self.inputs, feed)  # type: ignore[arg-type]
+        given = placed(self.module, self.bound, self.inputs, feed)
         given = {n: t.requires_grad_() if t.is_floating_point() else t for n, t in given.items()}
         with torch.enable_grad():
             made = self.run(*[self.bound.get(n, given.get(n)) for n in self.graph.nodes if n.op == "placeholder"])
@@ -72,6 +72,6 @@ class FxSlopes(FxProbe):
                 if leaf.requires_grad:
                     draw = torch.randn(leaf.shape, generator=noise, device=leaf.device, dtype=leaf.dtype)
                     total = total + (leaf * draw).sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         tensors = [self.seen[n] for n in self.watch]
         return [t.detach() for t in tensors], [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]

@@ -47,7 +47,7 @@ def resize(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence
 
 def comes_out_right(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> bool:
     try:
-        made = graph.push(op, before)  # type: ignore[attr-defined]
+        made = graph.push(op, before)
     except (RuntimeError, IndexError, ValueError):
         return False
     kept = [m for m, v in zip(made, op.outputs, strict=False) if v is not None]

@@ -35,7 +35,7 @@ class FxRuns:
         return placed(self.gm, self.bound, self.inputs, feed) | dict(self.bound)
 
     def position(self, value: Value) -> int:
-        return list(self.gm.graph.nodes).index(value)  # type: ignore[arg-type]
+        return list(self.gm.graph.nodes).index(value)
 
     def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]:
         return stages(self.gm, cuts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ class FxSelects:
     """The verbs of the protocol that have channels chosen at run time."""
 
     gm: fx.GraphModule
-    _call: Any
+    _call: Callable[..., fx.Node]
     _fresh: Any
     _install: Any
     redirect: Any
@@ -39,7 +39,7 @@ class FxSelects:
         shape = self.shape(op.inputs[0])
         if len(shape) < 3:
             raise CannotShrink(f"{op}: the tokens of all images stand on one axis; which image they are of can not be told")
-        call = lambda target, *args: self._call(target, args, op)  # noqa: E731  every node here stands before the linear
+        call = self._drawing(op)  # every node here stands before the linear
         flat = x if len(shape) == 3 else call(aten.flatten.using_ints, x, 1, -2)
         which = self._which(op, flat, selection)
         which.meta[CHOSEN] = selection.name
@@ -60,11 +60,13 @@ class FxSelects:
         bias = current(op, 2) if len(op.inputs) > 2 and op.inputs[2] is not None else None
         if bias is not None:
             made = call(aten.add.Tensor, made, bias)
-        op.outputs[0].replace_all_uses_with(made)  # type: ignore[union-attr]
+        out = op.outputs[0]
+        assert isinstance(out, fx.Node)
+        out.replace_all_uses_with(made)
         return which
 
     def _which(self, op: Op, x: fx.Node, selection: Selection) -> fx.Node:
-        call = lambda target, *args: self._call(target, args, op)  # noqa: E731
+        call = self._drawing(op)
         tokens = self._numbers(op, np.array(selection.tokens))
         size = call(aten.abs.default, call(aten.index_select.default, x, 1, tokens))
         if selection.guide is not None:
@@ -79,13 +81,13 @@ class FxSelects:
             score = call(aten.mean.dim, score, [0], True)
         import operator
 
-        return call(operator.getitem, call(aten.topk.default, score, selection.count, -1), 1)  # type: ignore[no-any-return]
+        return call(operator.getitem, call(aten.topk.default, score, selection.count, -1), 1)
 
     def _attention_of(self, guide: Guide) -> fx.Node:
         """[B, N]: how much the class token attends to every token, the mean over heads."""
         if guide.op not in self._attended:
             op = guide.op
-            call = lambda target, *args: self._call(target, args, op)  # noqa: E731
+            call = self._drawing(op)
             if guide.slot >= 0:
                 row = call(aten.select.int, current(op, guide.slot), 2, 0)
             else:
@@ -100,7 +102,7 @@ class FxSelects:
 
     def mask(self, op: Op, slot: int, chosen: Value) -> None:
         x, shape = current(op, slot), self.shape(op.inputs[slot])
-        call = lambda target, *args: self._call(target, args, op)  # noqa: E731
+        call = self._drawing(op)
         hot = call(aten.sum.dim_IntList, call(aten.one_hot.default, chosen, shape[-1]), [1])
         for _ in range(len(shape) - 2):
             hot = call(aten.unsqueeze.default, hot, 1)
@@ -110,6 +112,10 @@ class FxSelects:
         last = [n for n in self.gm.graph.nodes if n.op == "placeholder"][-1]
         with self.gm.graph.inserting_after(last):
             return self.gm.graph.placeholder(name.replace(".", "_").replace("/", "_"))
+
+    def _drawing(self, op: Op) -> Callable[..., fx.Node]:
+        """Draws calls before an op, given what to call and with what."""
+        return lambda target, *args: self._call(target, args, op)
 
     def _numbers(self, op: Op, index: np.ndarray) -> fx.Node:
         """A buffer of positions, where the weights are."""

@@ -33,6 +33,6 @@ def stages(gm: fx.GraphModule, cuts: Sequence[Value]) -> Iterator[Stage]:
 
     start = -1
     for cut in cuts:
-        yield stage(start, place[cut])  # type: ignore[index]
-        start = place[cut]  # type: ignore[index]
+        yield stage(start, place[cut])
+        start = place[cut]
     yield stage(start, len(nodes) - 2)  # the last node is the output

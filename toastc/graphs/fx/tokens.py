@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from ...errors import CannotShrink
 from .. import Op, Value
+from .calls import Call
 from .classify import meta
 from .edit import has_effect
 from .pen import FxPen
@@ -31,7 +32,7 @@ class FxTokens:
     gm: fx.GraphModule
     ops: list[Op]
     bound: dict[fx.Node, torch.Tensor]
-    _call: Any
+    _call: Callable[..., fx.Node]
     _fresh: Any
     _install: Any
     _numbers: Any
@@ -40,28 +41,30 @@ class FxTokens:
     _users: dict[Value, list[tuple[Op, int]]]
 
     def pick(self, value: Value, axis: int, index: np.ndarray, like: Op) -> Value:
-        return self._call(aten.index_select.default, (value, axis, self._numbers(like, index)), like)  # type: ignore[no-any-return]
+        return self._call(aten.index_select.default, (value, axis, self._numbers(like, index)), like)
 
     def pick_output(self, value: Value, axis: int, index: np.ndarray | Value) -> None:
         out = next(n for n in self.gm.graph.nodes if n.op == "output")
-        if not isinstance(index, np.ndarray):
+        assert isinstance(value, fx.Node)
+        if isinstance(index, fx.Node):
             if axis != 1 or meta(value).ndim != 3:
                 raise CannotShrink("tokens: an output has tokens merged at run time, on another axis than its second")
             calls = self.gm.graph.call_function
             with self.gm.graph.inserting_before(out):
-                column = calls(aten.unsqueeze.default, (index, 2))  # type: ignore[arg-type]
+                column = calls(aten.unsqueeze.default, (index, 2))
                 wide = calls(aten.expand.default, (column, [-1, -1, meta(value).shape[2]]))
-                made = calls(aten.gather.default, (value, 1, wide))  # type: ignore[arg-type]
-            out.replace_input_with(value, made)  # type: ignore[arg-type]
+                made = calls(aten.gather.default, (value, 1, wide))
+            out.replace_input_with(value, made)
             return
+        assert isinstance(index, np.ndarray)
         tensor = torch.from_numpy(np.ascontiguousarray(index, np.int64)).to(meta(value).device)
         name = self._fresh("whole_positions")
         self._install(name, tensor, False, False)
         with self.gm.graph.inserting_before(out):
             numbers = self.gm.graph.get_attr(name)
-            made = self.gm.graph.call_function(aten.index_select.default, (value, axis, numbers))  # type: ignore[arg-type]
+            made = self.gm.graph.call_function(aten.index_select.default, (value, axis, numbers))
         numbers.meta["val"] = tensor
-        out.replace_input_with(value, made)  # type: ignore[arg-type]
+        out.replace_input_with(value, made)
 
     def weigh_keys(self, op: Op, plus: Value) -> None:
         if op.attention is None:
@@ -82,7 +85,8 @@ class FxTokens:
         return FxPen(self, before, like)
 
     def rewire(self, value: Value, made: Value, but: Sequence[fx.Node]) -> None:
-        for user in list(value.users):  # type: ignore[attr-defined]
+        assert isinstance(value, fx.Node) and isinstance(made, fx.Node)
+        for user in list(value.users):
             if user not in but and user.op != "output":
                 user.replace_input_with(value, made)
 
@@ -104,7 +108,7 @@ class FxTokens:
                 op.node.args, op.node.kwargs = tuple(args), {k: v for k, v in op.node.kwargs.items() if v is not mask}
                 found = True
         if not found:
-            return self  # type: ignore[return-value]
+            return cast("FxGraph", self)
         from .adapter import FxGraph
 
         self.gm.graph.eliminate_dead_code(has_effect)
@@ -142,8 +146,7 @@ def is_idle(mask: fx.Node, constant: Callable[[fx.Node], torch.Tensor]) -> bool:
             return int(meta(node.args[0]).shape[node.args[1]])
         if node.op != "call_function":
             raise LookupError(node.name)
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return Call.of(node).run(value)
 
     try:
         made = value(mask)

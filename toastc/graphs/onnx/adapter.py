@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from .branches import inline_known_branches
 from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_macs, attention_spec, attribute, kind_of, product_spec, reduced_axes
 from .edit import OnnxEdits
 from .files import read_tensor
+from .inputs import batch_axis
 from .names import module_path
 from .runs import OnnxRuns
 from .select import OnnxSelects
@@ -36,7 +38,7 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
             self._gather()
         self.batch = self._batch()
         self._tensors = {v: v.const_value for v in self.graph.initializers.values() if v.const_value is not None}
-        self._recipes: dict[ir.Value, tuple[onnx.NodeProto, tuple[ir.Value, ...], int]] = {}  # how constants are computed
+        self._recipes: dict[Value, tuple[onnx.NodeProto, tuple[ir.Value, ...], int]] = {}  # how constants are computed
         self._constants = self._find_constants()
         self._folded = self._fold_small()
         self.ops = [op for node in self.graph if (op := self._op(node)) is not None]
@@ -46,21 +48,21 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
     # ---- reading ---------------------------------------------------------------------------------------
 
     def shape(self, value: Value) -> tuple[int, ...]:
-        return self.facts.shapes[value]  # type: ignore[index]
+        return self.facts.shapes[value]
 
     def has_shape(self, value: Value) -> bool:
         return value in self.facts.shapes
 
     def varies(self, value: Value) -> tuple[bool, ...]:
-        other = self._other.shapes.get(value, ())  # type: ignore[call-overload]
+        other = self._other.shapes.get(value, ())
         mine = self.shape(value)
         return tuple(a != b for a, b in zip(mine, other, strict=True)) if len(other) == len(mine) else (True,) * len(mine)
 
     def size_at_runtime(self, value: Value, axis: int) -> Dim | None:
         """An axis of a model input that is as long as this one, whatever the sizes are."""
-        if value not in self._other.shapes:  # type: ignore[operator]
+        if value not in self._other.shapes:
             return None
-        wanted = self.shape(value)[axis], self._other.shapes[value][axis]  # type: ignore[index]
+        wanted = self.shape(value)[axis], self._other.shapes[value][axis]
         for given in facts_of.runtime_inputs(self.model):
             for i, pair in enumerate(zip(self.shape(given), self._other.shapes[given], strict=True)):
                 if pair == wanted:
@@ -75,19 +77,19 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
         if value in self._folded:
             return self._folded[value]
         if value in self._tensors:
-            return read_tensor(self._tensors[value])  # type: ignore[index]
-        proto, inputs, position = self._recipes[value]  # type: ignore[index]
+            return read_tensor(self._tensors[value])
+        proto, inputs, position = self._recipes[value]
         arrays = facts_of.evaluate_proto(proto, [self.constant(v) for v in inputs], self.opsets)
         return np.asarray(arrays[position])
 
     def identity(self, value: Value) -> Hashable:
-        while (node := value.producer()) is not None and node.op_type == "Identity":  # type: ignore[attr-defined]
+        while isinstance(value, ir.Value) and (node := value.producer()) is not None and node.op_type == "Identity":
             value = node.inputs[0]
         return value
 
     def constant_name(self, op: Op, slot: int) -> str:
-        value = op.inputs[slot]
-        named = str(value.name)  # type: ignore[union-attr]
+        value: Any = op.inputs[slot]
+        named = str(value.name)
         if "." in named and not named.startswith(("onnx::", "/")):
             return named
         return f"{op.path}.weight" if op.path else named
@@ -106,7 +108,7 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
 
     def float_types(self) -> set[str]:
         """Names of the types that the values at run time have: float32, float16, ..."""
-        return {FLOATS.get(self.facts.dtypes[v], "") for op in self.ops for v in op.outputs if v in self.facts.dtypes}  # type: ignore[index]
+        return {FLOATS.get(self.facts.dtypes[v], "") for op in self.ops for v in op.outputs if v in self.facts.dtypes}
 
     def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]:
         given = facts_of.runtime_inputs(self.model)
@@ -196,14 +198,14 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
         elif kind is Kind.PRODUCT:
             spec = product_spec(node, shapes)
             op.kind, op.spec = (Kind.PRODUCT, spec) if spec else (Kind.OPAQUE, op.spec)
-            op.factor = attribute(node, "alpha")  # type: ignore[assignment]
+            op.factor = attribute(node, "alpha")
         elif kind is Kind.REDUCE:
             axes = self._axes_input(node)
             op.axes = reduced_axes(node, len(shapes[0] or ()), axes)
         elif kind is Kind.LINEAR:
             op.weight_axes = (1, 0) if attribute(node, "transB", 0) else (0, 1)
         elif kind is Kind.ATTENTION:
-            op.attention = attention_spec(node, shapes, [self.facts.dtypes.get(v) == ir.DataType.BOOL for v in node.inputs])  # type: ignore[call-overload]
+            op.attention = attention_spec(node, shapes, [self.facts.dtypes.get(v) == ir.DataType.BOOL for v in node.inputs])
         op.macs = self._macs(op, shapes)
         return op
 
@@ -214,7 +216,7 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
 
     def _macs(self, op: Op, shapes: list[tuple[int, ...] | None]) -> int:
         """Multiply-accumulates of one sample: linears, convolutions and the two attention products."""
-        out = self.facts.shapes.get(op.outputs[0]) if op.outputs else None  # type: ignore[call-overload]
+        out = self.facts.shapes.get(op.outputs[0]) if op.outputs else None
         if out is None:
             return 0
         if op.kind is Kind.LINEAR:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -22,14 +24,14 @@ class Writer:
         self.weights.append(numpy_helper.from_array(array, f"w{len(self.weights)}"))
         return self.weights[-1].name
 
-    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: object) -> list[str]:
+    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
         names = [f"t{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         return names
 
     def linear(self, value: str, into: int, out: int) -> str:
         if self.int8:
-            grid = [self.constant(np.float32(0.03)), self.constant(np.uint8(128))]
+            grid = [self.constant(np.array(0.03, np.float32)), self.constant(np.array(128, np.uint8))]
             held = [self.rng.integers(-127, 128, (into, out), np.int8), np.full(out, 1e-3, np.float32), np.zeros(out, np.int8)]
             (value,) = self.op("DequantizeLinear", *self.op("QuantizeLinear", value, *grid), *grid)
             (weight,) = self.op("DequantizeLinear", *map(self.constant, held), axis=1)
@@ -45,7 +47,8 @@ class Writer:
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], self.weights,
         )  # fmt: skip
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+        written: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+        return written
 
 
 def block_model(block: Block) -> tuple[bytes, np.ndarray]:
@@ -57,8 +60,7 @@ def block_model(block: Block) -> tuple[bytes, np.ndarray]:
         wide = [block.heads * block.qk, block.heads * block.qk, block.heads * block.vo]
         parts = w.op("Split", w.linear("x", block.dim, sum(wide)), w.constant(np.array(wide)), outputs=3, axis=2)
         if block.fused:
-            how = {"num_heads": block.heads, "scale": 0.125, "domain": "com.microsoft"}
-            (mixed,) = w.op("MultiHeadAttention", *parts, **how)
+            (mixed,) = w.op("MultiHeadAttention", *parts, num_heads=block.heads, scale=0.125, domain="com.microsoft")
             return w.model(w.linear(mixed, wide[2], block.out)), given
         sides = []
         perms = [0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]

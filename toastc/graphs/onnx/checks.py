@@ -39,9 +39,10 @@ def check_names(model: ir.Model, path: Path) -> None:
 
 def check_wires(model: ir.Model, path: Path) -> None:
     """Whatever a node takes or the model gives is an input, a weight, or made by a node."""
-    for graph in (*model.graphs(), *model.functions.values()):
+    every: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
+    for graph in every:
         taken = [(v, node.name or node.op_type) for node in graph for v in node.inputs if v is not None]
-        for value, who in (*taken, *((v, "the output") for v in graph.outputs)):  # type: ignore[attr-defined]
+        for value, who in [*taken, *((v, "the output") for v in graph.outputs)]:
             if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
                 raise ToastcError(f"{path}: a damaged ONNX model ({who} takes {value.name!r}, which nothing makes)")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import onnx_ir as ir
 
@@ -26,7 +27,7 @@ SKIP_NORMS = {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Sim
 RANGES_OF_AXIS = {"LayerNormalization", "RMSNormalization"}
 
 
-def attribute(node: ir.Node, name: str, default: object = None) -> object:
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     found = node.attributes.get(name)
     return default if found is None else found.value
 
@@ -61,10 +62,10 @@ def reduced_axes(node: ir.Node, rank: int, axes_input: list[int] | None) -> tupl
     if node.op_type in SKIP_NORMS:
         return (rank - 1,)
     if node.op_type in LAST_AXES:
-        axis = int(attribute(node, "axis", -1)) % rank  # type: ignore[call-overload]
+        axis = int(attribute(node, "axis", -1)) % rank
         return tuple(range(axis, rank)) if node.op_type in RANGES_OF_AXIS else (axis,)
     axes = attribute(node, "axes") if axes_input is None else axes_input
-    return tuple(int(a) % rank for a in axes) if axes else ()  # type: ignore[attr-defined]
+    return tuple(int(a) % rank for a in axes) if axes else ()
 
 
 def product_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> tuple[str, str, str] | None:
@@ -95,19 +96,20 @@ def einsum_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> tuple[st
 
 def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None], truths: Sequence[bool] = ()) -> AttentionSpec | None:
     """Layouts and heads of ONNX `Attention` and `com.microsoft.MultiHeadAttention`; None if it is neither."""
-    if len(shapes) < 3 or any(s is None for s in shapes[:3]):
+    known = [s for s in shapes[:3] if s is not None]
+    if len(known) < 3:
         return None
-    ranks = [len(s) for s in shapes[:3] if s is not None]
+    ranks = [len(s) for s in known]
     scale = attribute(node, "scale")
     if node.op_type == "Attention" and node.domain == "":
         if len(node.outputs) > 1 or len([v for v in node.inputs[4:] if v is not None]):
             return None  # a KV cache or the scores as an output
         if ranks == [4, 4, 4]:
-            heads, kv = shapes[0][1], shapes[1][1]  # type: ignore[index]
-            layouts, width = ("bhnd",) * 4, shapes[0][3]  # type: ignore[index]
+            heads, kv = known[0][1], known[1][1]
+            layouts, width = ("bhnd",) * 4, known[0][3]
         elif ranks == [3, 3, 3]:
-            heads, kv = int(attribute(node, "q_num_heads", 0)), int(attribute(node, "kv_num_heads", 0))  # type: ignore[call-overload]
-            layouts, width = ("bn(hd)",) * 4, divided(shapes[0][2], heads)  # type: ignore[index]
+            heads, kv = int(attribute(node, "q_num_heads", 0)), int(attribute(node, "kv_num_heads", 0))
+            layouts, width = ("bn(hd)",) * 4, divided(known[0][2], heads)
         else:
             return None
         if not width or kv < 1:
@@ -116,22 +118,21 @@ def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None], truths: 
             "has a mask of booleans": any(truths), "shares keys between heads": heads != kv,
             "is causal": attribute(node, "is_causal", 0), "caps its scores": attribute(node, "softcap", 0),
         }  # fmt: skip
-        own = float(scale or 1 / math.sqrt(width))  # type: ignore[arg-type]
-        return fitting(
-            AttentionSpec(heads, kv, layouts, own, masks=(3,), more=", ".join(w for w, is_so in asked.items() if is_so)), shapes
-        )  # type: ignore[arg-type]
+        more = ", ".join(words for words, so in asked.items() if so)
+        own = float(scale or 1 / math.sqrt(width))
+        return fitting(AttentionSpec(heads, kv, layouts, own, masks=(3,), more=more), shapes)
     if node.op_type == "MultiHeadAttention" and node.domain == "com.microsoft":
-        heads = int(attribute(node, "num_heads", 0))  # type: ignore[call-overload]
+        heads = int(attribute(node, "num_heads", 0))
         if ranks[0] != 3 or ranks[1] not in (3, 4) or ranks[2] not in (3, 4) or len(node.outputs) > 1:
             return None
         if len([v for v in node.inputs[6:] if v is not None]) or len(shapes[3] or (0,) if len(shapes) > 3 else (0,)) != 1:
             return None  # a KV cache, or a bias that is none
-        kv_layouts = ["bn(hd)" if r == 3 else "bhnd" for r in ranks[1:]]
-        width = divided(shapes[0][2], heads)  # type: ignore[index]
+        of_k, of_v = ("bn(hd)" if r == 3 else "bhnd" for r in ranks[1:])
+        width = divided(known[0][2], heads)
         if not width:
             return None
         made = AttentionSpec(
-            heads, heads, ("bn(hd)", *kv_layouts, "bn(hd)"), float(scale or 1 / math.sqrt(width)),  # type: ignore[arg-type]
+            heads, heads, ("bn(hd)", of_k, of_v, "bn(hd)"), float(scale or 1 / math.sqrt(width)),
             masks=(5,), bias=3 if len(node.inputs) > 3 and node.inputs[3] is not None else -1,
         )  # fmt: skip
         return fitting(made, shapes)

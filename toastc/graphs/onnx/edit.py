@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,8 @@ class OnnxEdits:
     model: ir.Model
     graph: ir.Graph
     facts: Facts
+    shape: Callable[[Any], tuple[int, ...]]
+    varies: Callable[[Any], tuple[bool, ...]]
     _users: dict[Value, list[tuple[Op, int]]]
     _tensors: dict[ir.Value, ir.TensorProtocol]
     _folded: dict[ir.Value, np.ndarray]
@@ -45,8 +47,8 @@ class OnnxEdits:
 
     def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
         """Give this one operand new numbers. Other users of the old constant keep the old one."""
-        old = op.inputs[slot]
-        dtype = ir.DataType(self.facts.dtypes[old])  # type: ignore[index]
+        old: Any = op.inputs[slot]
+        dtype = ir.DataType(self.facts.dtypes[old])
 
         def evaluate() -> ir.TensorProtocol:
             array = make()
@@ -54,23 +56,24 @@ class OnnxEdits:
                 raise CannotShrink(f"{op}: operand {slot} became {array.shape}, expected {tuple(shape)}")
             return ir.Tensor(np.ascontiguousarray(array.astype(dtype.numpy(), copy=False)), dtype=dtype)
 
-        uses = old.uses()  # type: ignore[union-attr]
-        alone = len(uses) == 1 and old in self._tensors and not old.is_graph_input()  # type: ignore[union-attr]
-        name = str(old.name) if alone else self._name(str(old.name or op.name))  # type: ignore[union-attr]
+        uses = old.uses()
+        alone = len(uses) == 1 and old in self._tensors and not old.is_graph_input()
+        name = str(old.name) if alone else self._name(str(old.name or op.name))
         tensor = ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(shape), name=name)
         if alone:
-            old.const_value, old.shape = tensor, ir.Shape(shape)  # type: ignore[union-attr]
+            old.const_value, old.shape = tensor, ir.Shape(shape)
             return
         value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
         self.graph.register_initializer(value)
         op.node.replace_input_with(slot, value)
 
-    def _held(self, array: np.ndarray, stem: str, dtype: ir.DataType | None = None) -> ir.Value:
+    def _held(self, array: np.ndarray | np.generic, stem: str, dtype: ir.DataType | None = None) -> ir.Value:
         """Numbers that the file carries, under a fresh name."""
         tensor = ir.tensor(
             array if dtype is None else np.ascontiguousarray(array, dtype.numpy()), dtype=dtype, name=self._name(stem)
         )
-        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+        value = ir.Value(name=tensor.name, shape=shape, type=kind, const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
@@ -80,18 +83,15 @@ class OnnxEdits:
     def _insert(
         self,
         kind: str,
-        inputs: Sequence[ir.Value | None],
+        inputs: Sequence[Any],
         like: Op,
         outputs: int = 1,
         of: ir.DataType | None = None,
         domain: str = "",
-        **attributes: object,
+        **attributes: Any,
     ) -> list[ir.Value]:
         stem = self._name(f"{like.path or like.name or 'graph'}/{kind}")
-        made = [
-            ir.Value(name=f"{stem}_{i}", type=ir.TensorType(of) if of else inputs[0].type)  # type: ignore[union-attr]
-            for i in range(outputs)
-        ]
+        made = [ir.Value(name=f"{stem}_{i}", type=ir.TensorType(of) if of else inputs[0].type) for i in range(outputs)]
         node = ir.Node(
             domain, kind, inputs, ir.convenience.convert_attributes(attributes), outputs=made, name=stem,
             metadata_props=dict(like.node.metadata_props),
@@ -101,26 +101,26 @@ class OnnxEdits:
 
     def split(self, value: Value, sizes: Sequence[int], like: Op) -> list[Value]:
         numbers = self._constant_input(list(sizes), "split")
-        return list(self._insert("Split", [value, numbers], like, outputs=len(sizes), axis=-1))  # type: ignore[list-item]
+        return list(self._insert("Split", [value, numbers], like, outputs=len(sizes), axis=-1))
 
     def transpose(self, value: Value, perm: Sequence[int], like: Op) -> Value:
-        return self._insert("Transpose", [value], like, perm=list(perm))[0]  # type: ignore[list-item]
+        return self._insert("Transpose", [value], like, perm=list(perm))[0]
 
     def reshape(self, value: Value, dims: Sequence[int | Dim], shape: Sequence[int], like: Op) -> Value:
         """`0` copies the size of the same axis; one size may be inferred; further ones are read at run time."""
         numbers = [d if isinstance(d, int) else 0 if d.of is None and d.axis == i else -1 for i, d in enumerate(dims)]
         if numbers.count(-1) <= 1:
-            return self._insert("Reshape", [value, self._constant_input(numbers, "shape")], like)[0]  # type: ignore[list-item]
+            return self._insert("Reshape", [value, self._constant_input(numbers, "shape")], like)[0]
         parts = []
         for d in dims:
             if isinstance(d, Dim):
-                sizes = self._insert("Shape", [d.of or value], like, of=ir.DataType.INT64)  # type: ignore[list-item]
+                sizes = self._insert("Shape", [d.of or value], like, of=ir.DataType.INT64)
                 index = self._constant_input([d.axis], "axis")
                 parts += self._insert("Gather", [*sizes, index], like, of=ir.DataType.INT64, axis=0)
             else:
                 parts.append(self._constant_input([d], "size"))
         target = self._insert("Concat", parts, like, axis=0)[0]
-        return self._insert("Reshape", [value, target], like)[0]  # type: ignore[list-item]
+        return self._insert("Reshape", [value, target], like)[0]
 
     def replace(self, old: Value, new: Value) -> None:
         """All users of `old`, those that only read its size included, use `new`; an output keeps its name and its face."""
@@ -156,12 +156,14 @@ class OnnxEdits:
 
     def _new_bias(self, op: Op) -> tuple[Op, int]:
         """Gemm takes one as an input; behind a MatMul it is an Add."""
-        out: ir.Value = op.outputs[0]  # type: ignore[assignment]
+        out = op.outputs[0]
+        assert isinstance(out, ir.Value)
         dtype = ir.DataType(self.facts.dtypes[out])
         bias = self._held(np.zeros(self.facts.shapes[out][-1:]), f"{op.path or op.name}.bias", dtype)
         self.facts.shapes[bias], self.facts.dtypes[bias] = self.facts.shapes[out][-1:], int(dtype)
         self._constants.add(bias)
-        self._tensors[bias] = bias.const_value  # type: ignore[assignment]
+        assert bias.const_value is not None
+        self._tensors[bias] = bias.const_value
         if op.type == "Gemm":
             op.node.resize_inputs(3)
             op.node.replace_input_with(2, bias)
@@ -174,7 +176,7 @@ class OnnxEdits:
         self.graph.insert_after(op.node, node)
         if new.is_graph_output():
             out.name, new.name = f"{stem}_in", out.name
-        return Op(Kind.ELEMENTWISE, "Add", stem, op.path, [out, bias], [new], node, "affine"), 1
+        return Op(Kind.ELEMENTWISE, "Add", stem, op.path, [out, bias], [new], node, effect="affine"), 1
 
     def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None:
         node, spec = op.node, op.attention
@@ -187,7 +189,8 @@ class OnnxEdits:
 
     def quantize(self, op: Op, read: tuple[float, int, int], weight: np.ndarray, scales: np.ndarray) -> None:
         """A linear reads and holds 8-bit numbers: `read` is scale, zero and the least number; `weight` is int8 [in, out]."""
-        value: ir.Value = op.inputs[0]  # type: ignore[assignment]
+        value = op.inputs[0]
+        assert isinstance(value, ir.Value)
         if value not in self._rounded:
             scale, zero, least = read
             kind = np.uint8 if least == 0 else np.int8
@@ -205,9 +208,7 @@ class OnnxEdits:
         """One node, before an op: rows [batch, tokens, heads * width] to rows; `bias` is [images|1, heads|1, queries, keys]."""
         self.graph.opset_imports.setdefault("com.microsoft", 1)
         inputs = [*qkv] if bias is None else [*qkv, None, None, bias]
-        return self._insert(  # type: ignore[arg-type]
-            "MultiHeadAttention", inputs, like, domain="com.microsoft", num_heads=heads, scale=float(scale)
-        )[0]
+        return self._insert("MultiHeadAttention", inputs, like, domain="com.microsoft", num_heads=heads, scale=float(scale))[0]
 
     def finish(self) -> None:
         """Fold what is known, drop what is dead, forget the shapes that are no longer true."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from ...errors import ToastcError
+from .. import Value
 from .files import read_tensor
 from .growth import stays_small
 
@@ -40,9 +42,9 @@ class CannotCompute(ToastcError):
 
 @dataclass
 class Facts:
-    shapes: dict[ir.Value, tuple[int, ...]] = field(default_factory=dict)
-    data: dict[ir.Value, np.ndarray] = field(default_factory=dict)
-    dtypes: dict[ir.Value, int] = field(default_factory=dict)
+    shapes: dict[Value, tuple[int, ...]] = field(default_factory=dict)
+    data: dict[Value, np.ndarray] = field(default_factory=dict)
+    dtypes: dict[Value, int] = field(default_factory=dict)
 
 
 def symbols(model: ir.Model) -> list[str]:
@@ -60,7 +62,8 @@ def runtime_inputs(model: ir.Model) -> list[ir.Value]:
 
 
 def symbol_of(value: ir.Value, axis: int) -> str:
-    dim = value.shape[axis]  # type: ignore[index]
+    assert value.shape is not None
+    dim: Any = value.shape[axis]
     return str(dim.value) if dim.value else f"{value.name}.{axis}"
 
 
@@ -98,7 +101,7 @@ def gather(model: ir.Model, sizes: Mapping[str, int]) -> Facts:
 
 
 def note_tensor(facts: Facts, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-    facts.shapes[value] = tuple(int(d) for d in tensor.shape)
+    facts.shapes[value] = tuple(tensor.shape.numpy())
     facts.dtypes[value] = int(tensor.dtype)
     if tensor.size <= SMALL and tensor.dtype != ir.DataType.STRING:
         facts.data[value] = read_tensor(tensor)
@@ -151,7 +154,7 @@ def evaluate(node: ir.Node, given: list[np.ndarray], opsets: Mapping[str, int]) 
 def evaluate_proto(proto: onnx.NodeProto, given: list[np.ndarray], opsets: Mapping[str, int]) -> list[np.ndarray]:
     feeds = dict(zip([name for name in proto.input if name], given, strict=True))
     try:
-        return ReferenceEvaluator(proto, opsets=dict(opsets)).run(None, feeds)  # type: ignore[no-any-return]
+        return list(ReferenceEvaluator(proto, opsets=dict(opsets)).run(None, feeds))
     except UNKNOWN_TO_REFERENCE as error:
         text = " ".join(str(error).split())[:160]
         raise CannotCompute(f"node {proto.name or proto.op_type} ({proto.op_type}) can not be carried out: {text}") from None
@@ -161,15 +164,17 @@ def infer(facts: Facts, node: ir.Node, imports: list[onnx.OperatorSetIdProto], o
     version = opsets.get(node.domain, 1)
     if not onnx.defs.has(node.op_type, version, node.domain):
         return infer_contrib(facts, node)
-    types, data = {}, {}
+    types: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
     for value in node.inputs:
         if value is None:
             continue
         if value not in facts.shapes:
             return declared(facts, node)
-        types[value.name] = onnx.helper.make_tensor_type_proto(facts.dtypes[value], facts.shapes[value])
+        name = str(value.name)
+        types[name] = onnx.helper.make_tensor_type_proto(facts.dtypes[value], facts.shapes[value])
         if value in facts.data:
-            data[value.name] = onnx.numpy_helper.from_array(np.ascontiguousarray(facts.data[value]), value.name)
+            data[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(facts.data[value]), name)
     schema = onnx.defs.get_schema(node.op_type, version, node.domain)
     proto_node = ir.serde.serialize_node(node)
     narrow = 0
@@ -188,7 +193,7 @@ def infer(facts: Facts, node: ir.Node, imports: list[onnx.OperatorSetIdProto], o
     except (onnx.shape_inference.InferenceError, RuntimeError):
         return declared(facts, node)
     for value in node.outputs:
-        proto = found.get(value.name)
+        proto = found.get(str(value.name))
         if proto is None or not proto.HasField("tensor_type"):
             continue
         tensor = proto.tensor_type
@@ -213,8 +218,8 @@ def infer_contrib(facts: Facts, node: ir.Node) -> None:
         if value is not None:
             width = value[2] if len(value) == 3 else heads * value[-1] if value else 0
         shape = (first[0], first[1], width)
-    elif node.op_type == "FusedMatMul" and min(len(first), len(facts.shapes.get(node.inputs[1], ()))) > 1:  # type: ignore[arg-type]
-        a, b = list(first), list(facts.shapes[node.inputs[1]])  # type: ignore[index]
+    elif node.op_type == "FusedMatMul" and min(len(first), len(facts.shapes.get(node.inputs[1], ()))) > 1:
+        a, b = list(first), list(facts.shapes[node.inputs[1]])
         if "transA" in node.attributes and node.attributes["transA"].as_int():
             a[-1], a[-2] = a[-2], a[-1]
         if "transB" in node.attributes and node.attributes["transB"].as_int():
@@ -236,6 +241,6 @@ def declared(facts: Facts, node: ir.Node) -> None:
     """Last resort: what the file itself says of shapes, where it is all numbers."""
     for value in node.outputs:
         if value not in facts.shapes and value.shape is not None and all(isinstance(d, int) for d in value.shape):
-            facts.shapes[value] = tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
+            facts.shapes[value] = value.shape.numpy()
         if value not in facts.dtypes and value.dtype is not None:
             facts.dtypes[value] = int(value.dtype)

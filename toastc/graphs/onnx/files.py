@@ -231,7 +231,7 @@ def read_tensor(tensor: ir.TensorProtocol) -> np.ndarray:
         return tensor.numpy()
     if tensor.dtype.bitwidth < 8:
         return tensor.numpy().copy()
-    shape = tuple(int(d) for d in tensor.shape)
+    shape = tuple(tensor.shape.numpy())
     count = math.prod(shape)
     array = np.fromfile(tensor.path, tensor.dtype.numpy().newbyteorder("<"), count, offset=tensor.offset or 0)
     if len(array) != count:

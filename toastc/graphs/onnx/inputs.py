@@ -1,4 +1,4 @@
-"""What a model takes: which axis is the batch, and random inputs that make sense (ids within their table, masks that leave something)."""
+"""What a model takes: which axis is the batch, and random inputs that make sense."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def sample_inputs(model: ir.Model, sizes: Mapping[str, int], seed: int = 0) -> d
     for value in facts_of.runtime_inputs(model):
         shape = tuple(d if isinstance(d, int) else sizes[facts_of.symbol_of(value, i)] for i, d in enumerate(value.shape or ()))
         dtype = ir.DataType(int(value.dtype or 1)).numpy()
+        array: np.ndarray
         if dtype.kind == "b":
             array = rng.random(shape) < 0.5
         elif dtype.kind in "iu":

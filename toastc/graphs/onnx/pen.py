@@ -16,58 +16,63 @@ class OnnxPen:
 
     def __init__(self, graph: Any, op: Op, like: Value) -> None:
         self.graph, self.op, self.real = graph, op, ir.DataType(graph.facts.dtypes.get(like, 1))
-        self.drawn: list[ir.Node] = []
+        self.drawn: list[ir.Node | None] = []
 
-    def _emit(self, kind: str, inputs: Sequence[Any], of: ir.DataType | None = None, outputs: int = 1, **attributes: Any) -> Any:
-        made = self.graph._insert(kind, list(inputs), self.op, outputs=outputs, of=of, **attributes)
+    def _draw(self, kind: str, inputs: Sequence[Any], of: ir.DataType | None, outputs: int, **attributes: Any) -> list[ir.Value]:
+        made: list[ir.Value] = self.graph._insert(kind, list(inputs), self.op, outputs=outputs, of=of, **attributes)
         self.drawn.append(made[0].producer())
-        return made if outputs > 1 else made[0]
+        return made
+
+    def _emit(self, kind: str, inputs: Sequence[Any], of: ir.DataType | None = None, **attributes: Any) -> ir.Value:
+        return self._draw(kind, inputs, of, 1, **attributes)[0]
 
     def _axes(self, *axes: int) -> ir.Value:
-        return self.graph._constant_input(list(axes), "axes")  # type: ignore[no-any-return]
+        held: ir.Value = self.graph._constant_input(list(axes), "axes")
+        return held
 
     def number(self, numbers: np.ndarray) -> ir.Value:
         dtype = ir.DataType.INT64 if numbers.dtype.kind in "iu" else self.real
-        return self.graph._held(numbers, "numbers", dtype)  # type: ignore[no-any-return]
+        held: ir.Value = self.graph._held(numbers, "numbers", dtype)
+        return held
 
     def math(self, kind: str, a: Value, b: Value | np.ndarray) -> ir.Value:
-        return self._emit(kind.capitalize(), [a, self.number(b) if isinstance(b, np.ndarray) else b])  # type: ignore[no-any-return]
+        return self._emit(kind.capitalize(), [a, self.number(b) if isinstance(b, np.ndarray) else b])
 
     def root(self, x: Value) -> ir.Value:
-        return self._emit("Sqrt", [x])  # type: ignore[no-any-return]
+        return self._emit("Sqrt", [x])
 
     def log(self, x: Value) -> ir.Value:
-        return self._emit("Log", [x])  # type: ignore[no-any-return]
+        return self._emit("Log", [x])
 
     def total(self, x: Value, axis: int) -> ir.Value:
-        return self._emit("ReduceSum", [x, self._axes(axis)], keepdims=0)  # type: ignore[no-any-return]
+        return self._emit("ReduceSum", [x, self._axes(axis)], keepdims=0)
 
     def product(self, a: Value, b: Value) -> ir.Value:
-        return self._emit("MatMul", [a, b])  # type: ignore[no-any-return]
+        return self._emit("MatMul", [a, b])
 
     def turn(self, x: Value, perm: Sequence[int]) -> ir.Value:
-        return self._emit("Transpose", [x], perm=list(perm))  # type: ignore[no-any-return]
+        return self._emit("Transpose", [x], perm=list(perm))
 
     def fold(self, x: Value, dims: Sequence[int]) -> ir.Value:
-        return self._emit("Reshape", [x, self._axes(*dims)])  # type: ignore[no-any-return]
+        return self._emit("Reshape", [x, self._axes(*dims)])
 
     def widen(self, x: Value, axis: int) -> ir.Value:
-        return self._emit("Unsqueeze", [x, self._axes(axis)])  # type: ignore[no-any-return]
+        return self._emit("Unsqueeze", [x, self._axes(axis)])
 
     def take(self, x: Value, index: np.ndarray, axis: int) -> ir.Value:
-        return self._emit("Gather", [x, self._axes(*index.tolist())], axis=axis)  # type: ignore[no-any-return]
+        return self._emit("Gather", [x, self._axes(*index.tolist())], axis=axis)
 
     def along(self, x: Value, index: Value) -> ir.Value:
-        return self._emit("GatherElements", [x, index], axis=1)  # type: ignore[no-any-return]
+        return self._emit("GatherElements", [x, index], axis=1)
 
     def look_up(self, table: np.ndarray, index: Value) -> ir.Value:
-        return self._emit("Gather", [self._axes(*table.tolist()), index], axis=0)  # type: ignore[no-any-return]
+        return self._emit("Gather", [self._axes(*table.tolist()), index], axis=0)
 
     def spread(self, x: Value, index: Value) -> ir.Value:
-        return self._emit("GatherND", [x, self.widen(index, 2)], batch_dims=1)  # type: ignore[no-any-return]
+        return self._emit("GatherND", [x, self.widen(index, 2)], batch_dims=1)
 
     def best(self, x: Value, count: int) -> tuple[ir.Value, ir.Value]:
-        values, index = self._emit("TopK", [x, self._axes(count)], outputs=2, axis=1)
+        values, index = self._draw("TopK", [x, self._axes(count)], None, 2, axis=1)
         index.type = ir.TensorType(ir.DataType.INT64)
         return values, index
 
@@ -77,7 +82,7 @@ class OnnxPen:
 
     def running(self, x: Value) -> ir.Value:
         axis = self._axes(1)
-        return self._emit("CumSum", [x, axis])  # type: ignore[no-any-return]
+        return self._emit("CumSum", [x, axis])
 
     def where_equal(self, x: Value, numbers: np.ndarray) -> ir.Value:
         return self.as_real(self._emit("Equal", [x, self.number(numbers)], of=ir.DataType.BOOL))
@@ -87,10 +92,11 @@ class OnnxPen:
         own, whole = (self._emit("Shape", [v], of=of, start=0, end=1) for v in (x, like))
         ones = self.number(np.ones(3, np.int64))
         times = self._emit("Concat", [self._emit("Div", [whole, own], of=of), ones], of=of, axis=0)
-        return self._emit("Tile", [x, times])  # type: ignore[no-any-return]
+        return self._emit("Tile", [x, times])
 
     def as_real(self, x: Value) -> ir.Value:
-        return self._emit("Cast", [x], of=self.real, to=int(self.real))  # type: ignore[no-any-return]
+        return self._emit("Cast", [x], of=self.real, to=int(self.real))
 
     def named(self, x: Value, name: str) -> None:
-        x.name = name  # type: ignore[attr-defined]
+        assert isinstance(x, ir.Value)
+        x.name = name

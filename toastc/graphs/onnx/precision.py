@@ -7,13 +7,14 @@ from constants alone, and the model's inputs and outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from ...errors import ToastcError
+from .. import Value
 from .adapter import OnnxGraph
 from .facts import RANDOM, has_branches
 
@@ -73,7 +74,7 @@ def to_half(model: ir.Model, dtype: str) -> int:
     return len(wide)
 
 
-def touches(node: ir.Node, types: dict[ir.Value, int]) -> bool:
+def touches(node: ir.Node, types: Mapping[Value, int]) -> bool:
     return any(v is not None and types.get(v) == FLOAT for v in (*node.inputs, *node.outputs))
 
 
@@ -82,8 +83,7 @@ def stays(node: ir.Node, graph: OnnxGraph, half: ir.DataType) -> bool:
     if node.op_type in DELICATE or all(v in graph._constants for v in node.outputs):
         return True
     if node.op_type == "Cast":  # positions that count higher than a half float can
-        given: ir.Value = node.inputs[0]  # type: ignore[assignment]
-        return types.get(given) not in (int(FLOAT), int(ir.DataType.BOOL))
+        return types.get(node.inputs[0]) not in (int(FLOAT), int(ir.DataType.BOOL))
     if node.domain == "com.microsoft":
         return node.op_type not in OF_THE_RUNTIME
     schema = onnx.defs.get_schema(node.op_type, graph.opsets.get(node.domain, 1), node.domain)
@@ -92,7 +92,7 @@ def stays(node: ir.Node, graph: OnnxGraph, half: ir.DataType) -> bool:
     return any(word not in allowed.get(kind, {kind}) for kind in floats_of(schema, node, types))
 
 
-def floats_of(schema: onnx.defs.OpSchema, node: ir.Node, types: dict[ir.Value, int]) -> Iterator[str]:
+def floats_of(schema: onnx.defs.OpSchema, node: ir.Node, types: Mapping[Value, int]) -> Iterator[str]:
     """The type parameters that the node's floats stand for."""
     for formal, values in ((schema.inputs, node.inputs), (schema.outputs, node.outputs)):
         for i, value in enumerate(values):
@@ -117,7 +117,7 @@ def narrowed(graph: OnnxGraph, value: ir.Value, half: ir.DataType, known: dict[i
             return ir.Tensor(finite(tensor.numpy(), half), dtype=half)
 
         name = graph._name(str(value.name))
-        lazy = ir.LazyTensor(evaluate, dtype=half, shape=ir.Shape(list(tensor.shape)), name=name)
+        lazy = ir.LazyTensor(evaluate, dtype=half, shape=ir.Shape(tensor.shape.numpy()), name=name)
         known[value] = ir.Value(name=name, shape=lazy.shape, type=ir.TensorType(half), const_value=lazy)
         graph.graph.register_initializer(known[value])
     return known[value]

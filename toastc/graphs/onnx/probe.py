@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,20 @@ NUDGE = "toastc_nudge_"
 class OnnxProbe:
     """`probe(feed)`: the model's outputs and the watched tensors. `nudges[value]` is added to a tensor before use."""
 
+    run: Callable[[Mapping[str, np.ndarray]], list[Any]]
+
     def __init__(
         self, model: ir.Model, dtypes: Mapping[Any, int], watch: Sequence[Value], nudge: Sequence[Value], provider: str
     ) -> None:
         from ...runtimes import ort
 
-        self.watch, self.nudge = list(watch), list(nudge)
+        self.watch: list[Any] = list(watch)
+        self.nudge: list[Any] = list(nudge)
         model = runnable(model)
         self.kinds = kinds_of(model)
         proto = ir.to_proto(model)
-        names = [v.name for v in self.watch]  # type: ignore[attr-defined]
-        self.types = {str(v.name): runnable_type(dtypes[v]) for v in self.nudge}  # type: ignore[attr-defined]
+        names = [v.name for v in self.watch]
+        self.types = {str(v.name): runnable_type(dtypes[v]) for v in self.nudge}
         for name, kind in self.types.items():
             add_nudge(proto.graph, name, kind)
         self.outputs = [o.name for o in proto.graph.output]
@@ -43,11 +46,11 @@ class OnnxProbe:
     def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Any, np.ndarray] | None = None) -> Tensors:
         given = typed(feed, self.kinds)
         for value in self.nudge:
-            name = str(value.name)  # type: ignore[attr-defined]
+            name = str(value.name)
             dtype = onnx.helper.tensor_dtype_to_np_dtype(self.types[name])
             given[NUDGE + name] = (nudges or {}).get(value, np.zeros((), dtype)).astype(dtype, copy=False)
         made = dict(zip([*self.outputs, *self.extra], self.run(given), strict=True))
-        return [made[n] for n in self.outputs], [made[v.name] for v in self.watch]  # type: ignore[attr-defined]
+        return [made[n] for n in self.outputs], [made[v.name] for v in self.watch]
 
 
 def runnable(model: ir.Model) -> ir.Model:

@@ -36,8 +36,8 @@ def resized_inputs(graph: OnnxEdits, op: Op, before: Sequence[np.ndarray], after
 
 def target_sizes(graph: OnnxEdits, op: Op, shape: tuple[int, ...]) -> list[int]:
     """Sizes that vary at run time are copied (`0`) where the input has them on the same axis, else inferred."""
-    varies = graph.varies(op.outputs[0])  # type: ignore[attr-defined]
-    given, made = graph.shape(op.inputs[0]), graph.shape(op.outputs[0])  # type: ignore[attr-defined]
+    varies = graph.varies(op.outputs[0])
+    given, made = graph.shape(op.inputs[0]), graph.shape(op.outputs[0])
     numbers = []
     for axis, size in enumerate(shape):
         if not varies[axis]:
@@ -65,7 +65,7 @@ def sliced(graph: OnnxEdits, op: Op, before: np.ndarray, after: np.ndarray) -> d
     for i, axis in enumerate(axes):
         axis %= before.ndim
         source, taken = line(before, axis).tolist(), line(after, axis).tolist()
-        if len(set(source)) != len(source) or len(source) == graph.shape(op.inputs[0])[axis]:  # type: ignore[attr-defined]
+        if len(set(source)) != len(source) or len(source) == graph.shape(op.inputs[0])[axis]:
             continue
         at = [source.index(x) for x in taken]
         step = at[1] - at[0] if len(at) > 1 else 1
@@ -80,7 +80,7 @@ def sliced(graph: OnnxEdits, op: Op, before: np.ndarray, after: np.ndarray) -> d
 def gathered(graph: OnnxEdits, op: Op, before: np.ndarray, after: np.ndarray) -> dict[int, list[int]]:
     axis = int(op.node.attributes["axis"].as_int()) if "axis" in op.node.attributes else 0
     axis %= before.ndim
-    if before.shape[axis] == graph.shape(op.inputs[0])[axis]:  # type: ignore[attr-defined]
+    if before.shape[axis] == graph.shape(op.inputs[0])[axis]:
         return {}
     indices = graph.facts.data[op.node.inputs[1]]
     source = line(before, axis).tolist()

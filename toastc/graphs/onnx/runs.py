@@ -39,8 +39,8 @@ class OnnxRuns:
         given = typed(feed, kinds)
         return {value: given[str(value.name)] for value in facts_of.runtime_inputs(self.model)}
 
-    def position(self, value: Value) -> int:
-        return self._order[value.producer()]  # type: ignore[attr-defined]
+    def position(self, value: Any) -> int:
+        return self._order[value.producer()]
 
     def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]:
         return stages(self.model, self.facts.dtypes, cuts, self.provider)

@@ -27,7 +27,7 @@ def annotated(graph: OnnxGraph) -> ir.Model:
     """What is known of shapes and types, written to the model: sizes known at run time alone get a name each."""
     facts = graph.facts
     for value, shape in facts.shapes.items():
-        if value.producer() is not None and not value.is_graph_output():
+        if isinstance(value, ir.Value) and value.producer() is not None and not value.is_graph_output():
             known = zip(shape, graph._other.shapes.get(value, shape), strict=False)
             value.shape = ir.Shape([a if a == b else f"size_{a}_{b}" for a, b in known])
             value.type = ir.TensorType(ir.DataType(facts.dtypes[value])) if value in facts.dtypes else value.type

@@ -7,7 +7,7 @@ batch:  Gather(x, which)         [B, N, k]  MatMul  Gather(W, which)    [k, out]
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,9 +26,9 @@ class OnnxSelects:
     graph: ir.Graph
     model: ir.Model
     facts: Facts
-    _insert: Any
-    _constant_input: Any
-    _name: Any
+    _insert: Callable[..., list[ir.Value]]
+    _constant_input: Callable[[Sequence[int], str], ir.Value]
+    _name: Callable[[str], str]
     _attended: dict[Op, ir.Value]
 
     def take(self, ops: Sequence[Op], index: np.ndarray) -> None:
@@ -65,7 +65,7 @@ class OnnxSelects:
                 made = self._unflatten(op, made, shape)
         if len(op.node.inputs) > 2 and op.node.inputs[2] is not None:
             made = self._emit("Add", [made, op.node.inputs[2]], op)
-        ir.convenience.replace_all_uses_with(op.outputs[0], made, replace_graph_outputs=True)  # type: ignore[arg-type]
+        ir.convenience.replace_all_uses_with(op.node.outputs[0], made, replace_graph_outputs=True)
         return which
 
     def _unflatten(self, op: Op, made: ir.Value, shape: tuple[int, ...]) -> ir.Value:
@@ -94,7 +94,7 @@ class OnnxSelects:
         count = self._constant_input([selection.count], "count")
         _, which = self._insert("TopK", [score, count], op, outputs=2, axis=-1)
         which.type, which.name = ir.TensorType(ir.DataType.INT64), selection.name
-        return which  # type: ignore[no-any-return]
+        return which
 
     def _attention_of(self, guide: Guide) -> ir.Value:
         """[B, N]: how much the class token attends to every token, the mean over heads."""
@@ -121,7 +121,8 @@ class OnnxSelects:
         return self._emit("Squeeze", [weights, self._constant_input([2], "axis")], op)
 
     def _by_head(self, op: Op, slot: int, heads: int) -> ir.Value:
-        value, layout = op.node.inputs[slot], op.attention.layouts[slot]  # type: ignore[union-attr]
+        assert op.attention is not None
+        value, layout = op.node.inputs[slot], op.attention.layouts[slot]
         if layout == "bn(hd)":
             value = self._emit("Reshape", [value, self._constant_input([0, 0, heads, -1], "heads")], op)
         return value if layout == "bhnd" else self._emit("Transpose", [value], op, perm=[0, 2, 1, 3])
@@ -130,13 +131,13 @@ class OnnxSelects:
 
     def mask(self, op: Op, slot: int, chosen: Value) -> None:
         x: ir.Value = op.node.inputs[slot]
-        shape = self.facts.shapes[op.inputs[slot]]  # type: ignore[index]
+        shape = self.facts.shapes[op.inputs[slot]]
         depth, ends = self._constant_input([shape[-1]], "depth"), self._constant_input([0, 1], "ends")
         hot = self._emit("OneHot", [chosen, depth, ends], op, of=ir.DataType.INT64, axis=-1)
         some = self._emit("ReduceSum", [hot, self._constant_input([1], "axis")], op, of=ir.DataType.INT64, keepdims=0)
         wide = self._constant_input(list(range(1, len(shape) - 1)), "axes")
         flags = self._emit("Unsqueeze", [some, wide], op, of=ir.DataType.INT64)
-        dtype = ir.DataType(self.facts.dtypes[op.inputs[slot]])  # type: ignore[index]
+        dtype = ir.DataType(self.facts.dtypes[op.inputs[slot]])
         mask = self._emit("Cast", [flags], op, of=dtype, to=int(dtype))
         op.node.replace_input_with(slot, self._emit("Mul", [x, mask], op))
 
@@ -147,8 +148,8 @@ class OnnxSelects:
 
     # ---- small things --------------------------------------------------------------------------------------
 
-    def _emit(self, kind: str, inputs: list[Any], like: Op, of: ir.DataType | None = None, **attributes: object) -> ir.Value:
-        return self._insert(kind, inputs, like, of=of, **attributes)[0]  # type: ignore[no-any-return]
+    def _emit(self, kind: str, inputs: list[Any], like: Op, of: ir.DataType | None = None, **attributes: Any) -> ir.Value:
+        return self._insert(kind, inputs, like, of=of, **attributes)[0]
 
     def _mean(self, value: ir.Value, axis: int, keep: bool, like: Op) -> ir.Value:
         if self.model.graph.opset_imports.get("", 1) < 18:
@@ -156,7 +157,7 @@ class OnnxSelects:
         return self._emit("ReduceMean", [value, self._constant_input([axis], "axis")], like, keepdims=int(keep))
 
     def _position(self, number: int, scalar: bool = False) -> ir.Value:
-        value: ir.Value = self._constant_input([number], "index")
+        value = self._constant_input([number], "index")
         if scalar:
             value.const_value = ir.tensor(np.array(number, np.int64), name=value.name)
             value.shape = ir.Shape([])

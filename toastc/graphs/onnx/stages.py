@@ -9,13 +9,13 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from .. import Live, Stage, Value
+from .. import Live, Stage
 from .probe import external, runnable, runnable_type
 
 END = 1 << 60
 
 
-def stages(model: ir.Model, dtypes: Mapping[Any, int], cuts: Sequence[Value], provider: str) -> Iterator[Stage]:
+def stages(model: ir.Model, dtypes: Mapping[Any, int], cuts: Sequence[Any], provider: str) -> Iterator[Stage]:
     """One stage up to each cut in turn, and one to the outputs. Each is built when it is asked for."""
     from ...runtimes import ort
 
@@ -55,7 +55,7 @@ def stages(model: ir.Model, dtypes: Mapping[Any, int], cuts: Sequence[Value], pr
         session = ort.session_of(part.SerializeToString(), folder, provider) if made else None
 
         def run(live: Live) -> Live:
-            kept = {v: t for v, t in live.items() if last.get(v.name, -1) > end}  # type: ignore[attr-defined]
+            kept = {v: t for v, t in live.items() if last.get(v.name, -1) > end}
             if session is None:
                 return kept
             out = ort.run_session(session, "the model", {n: live[by_name[n]] for n in given}, made)
@@ -65,8 +65,8 @@ def stages(model: ir.Model, dtypes: Mapping[Any, int], cuts: Sequence[Value], pr
 
     start = -1
     for cut in cuts:
-        end = maker[cut.name]  # type: ignore[attr-defined]
-        yield stage(start, end, cut.name)  # type: ignore[attr-defined]
+        end = maker[cut.name]
+        yield stage(start, end, cut.name)
         start = end
     yield stage(start, len(nodes) - 1, "")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -36,20 +36,19 @@ class OnnxTokens:
     is_constant: Any
     size_at_runtime: Any
     provider: str
-    _emit: Any
-    _insert: Any
-    _constant_input: Any
-    _name: Any
+    _emit: Callable[..., ir.Value]
+    _insert: Callable[..., list[ir.Value]]
+    _constant_input: Callable[[Sequence[int], str], ir.Value]
+    _name: Callable[[str], str]
     _users: dict[Value, list[tuple[Op, int]]]
     _order: dict[ir.Node, int]
 
     def pick(self, value: Value, axis: int, index: np.ndarray, like: Op) -> Value:
         numbers = self._constant_input(index.tolist(), "tokens")
-        made: ir.Value = self._emit("Gather", [value, numbers], like, axis=axis)
-        return made
+        return self._emit("Gather", [value, numbers], like, axis=axis)
 
     def pick_output(self, value: Value, axis: int, index: np.ndarray | Value) -> None:
-        out: ir.Value = value  # type: ignore[assignment]
+        out: Any = value
         new = ir.Value(name=self._name("whole"), type=out.type, shape=out.shape)
         for i, given in enumerate(self.graph.outputs):
             if given is out:
@@ -61,8 +60,8 @@ class OnnxTokens:
             if axis != 1 or len(self.facts.shapes[out]) != 3:
                 raise CannotShrink("tokens: an output has tokens merged at run time, on another axis than its second")
             column = ir.Value(name=self._name("tokens"), type=ir.TensorType(ir.DataType.INT64))
-            given = [index, self._constant_input([2], "axis")]
-            self.graph.append(ir.node("Unsqueeze", given, outputs=[column]))  # type: ignore[arg-type]
+            assert isinstance(index, ir.Value)
+            self.graph.append(ir.node("Unsqueeze", [index, self._constant_input([2], "axis")], outputs=[column]))
             self.graph.append(ir.node("GatherND", [out, column], {"batch_dims": 1}, outputs=[new]))
         out.name, new.name = new.name, out.name
         out.shape = None
@@ -84,12 +83,13 @@ class OnnxTokens:
         return OnnxPen(self, before, like)
 
     def rewire(self, value: Value, made: Value, but: Sequence[ir.Node]) -> None:
-        for use in list(value.uses()):  # type: ignore[attr-defined]
+        assert isinstance(value, ir.Value) and isinstance(made, ir.Value)
+        for use in list(value.uses()):
             if use.node not in but:
                 use.node.replace_input_with(use.idx, made)
 
     def given(self, name: str, like: Value, count: int) -> Value:
-        images: Any = self.facts.shapes[like][0]  # type: ignore[index]
+        images: Any = self.facts.shapes[like][0]
         if self.varies(like)[0]:
             long = self.size_at_runtime(like, 0)
             images = None if long is None else long.of.shape[long.axis]
@@ -103,9 +103,9 @@ class OnnxTokens:
             op.node.replace_input_with(slot, None)
         sums = [(op, slot) for op in self.ops if op.type == "Add" for slot in (0, 1) if self._adds_nothing(op, slot)]
         for op, slot in sums:
-            ir.convenience.replace_all_uses_with(op.outputs[0], op.node.inputs[1 - slot])  # type: ignore[arg-type]
+            ir.convenience.replace_all_uses_with(op.node.outputs[0], op.node.inputs[1 - slot])
             self.graph.remove(op.node, safe=True)
-        return self.reopened() if idle or sums else self  # type: ignore[return-value]
+        return self.reopened() if idle or sums else cast("OnnxGraph", self)
 
     def _adds_nothing(self, op: Op, slot: int) -> bool:
         """A mask of zeros for pairs of tokens."""
@@ -128,9 +128,10 @@ class OnnxTokens:
             elif self.is_constant(value):
                 known[value] = self.constant(value)
             elif node is not None and node.op_type not in RANDOM and math.prod(self.facts.shapes.get(value, (LARGE,))) < LARGE:
-                given = [self._computed(v, known) for v in node.inputs if v is not None]
-                if given and all(array is not None for array in given):
-                    known[value] = evaluate(node, given, self.opsets)[node.outputs.index(value)]  # type: ignore[arg-type]
+                wanted = [v for v in node.inputs if v is not None]
+                given = [array for v in wanted if (array := self._computed(v, known)) is not None]
+                if given and len(given) == len(wanted):
+                    known[value] = evaluate(node, given, self.opsets)[node.outputs.index(value)]
         return known[value]
 
     def reopened(self) -> OnnxGraph:

@@ -36,10 +36,10 @@ def unpack(graph: ir.Graph, node: ir.Node) -> None:
     x, weight = node.inputs[0], node.inputs[1]
     assert x is not None and weight is not None and weight.shape is not None
     sizes = node.attributes.get("qkv_hidden_sizes")
-    widths = list(sizes.as_ints()) if sizes is not None else [int(weight.shape[1]) // 3] * 3  # type: ignore[arg-type]
+    widths = list(sizes.as_ints()) if sizes is not None else [weight.shape.numpy()[1] // 3] * 3
     stem = node.name or node.outputs[0].name or "attention"
     tensor = ir.tensor(widths, dtype=ir.DataType.INT64, name=f"{stem}.widths")
-    numbers = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    numbers = ir.Value(name=tensor.name, shape=ir.Shape([len(widths)]), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(numbers)
     made = [ir.Value(name=f"{stem}.{part}", type=x.type) for part in ("qkv", "q", "k", "v")]
     product = ir.Node("", "MatMul", [x, weight], outputs=made[:1], name=f"{stem}.qkv")

@@ -32,4 +32,4 @@ def widened(tensor: ir.TensorProtocol) -> ir.LazyTensor:
     def evaluate() -> ir.TensorProtocol:
         return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
 
-    return ir.LazyTensor(evaluate, dtype=TO, shape=ir.Shape(list(tensor.shape)), name=tensor.name)
+    return ir.LazyTensor(evaluate, dtype=TO, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
