@@ -128,8 +128,8 @@ def sections(report: Data, drawn: Sequence[Figure]) -> Iterable[Section]:
         rows = [[r.get(k) for k in ("site", "setting", "before", "after", "hint")] for r in report["kernels"]]
         yield "kernels", "Attention kernels", table(("site", "setting", "before", "after", "hint"), rows)
     if report.get("deployed"):
-        rows = [(k, str(v)) for k, v in report["deployed"].items() if k != "notes"]
-        yield "deployed", "For the runtime", table(("", "value"), rows)
+        told = [(k, str(v)) for k, v in report["deployed"].items() if k != "notes"]
+        yield "deployed", "For the runtime", table(("", "value"), told)
     said = [*(f"not cut: {r['node']}: {r['reason']}" for r in report.get("rejects") or ()), *(report.get("notes") or ())]
     if said:
         yield "notes", "Notes", "<ul>" + "".join(f"<li>{shown(line)}</li>" for line in said) + "</ul>"
