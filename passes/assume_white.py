@@ -39,4 +39,4 @@ class AssumeWhite:
             rows = rows.reshape(1, -1, rows.shape[2])
         outer = rows @ rows.swapaxes(1, 2)
         none = np.zeros((coupling.groups, coupling.width))
-        return Sums(1.0, none, outer, none, none, float(np.trace(outer, axis1=1, axis2=2).sum()), float((outer**2).sum()))
+        return Sums(1.0, none, outer, none, float(np.trace(outer, axis1=1, axis2=2).sum()), float((outer**2).sum()))

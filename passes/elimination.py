@@ -6,15 +6,15 @@ import numpy as np
 
 LEAST = 1e-6  # of the mean variance, added to every variance before a system is solved
 STEPS = 96  # of backward elimination
-LEVELS = 255  # of an 8-bit number
+STEP = 6 / 255  # of an 8-bit grid that is cut off at six times the loudest channel's root mean square
 
 
-def eliminate(cov: np.ndarray, weight: np.ndarray, peak: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def eliminate(cov: np.ndarray, weight: np.ndarray, rms: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Channels in the order in which they go, and what is lost when k stay.
 
     Each step takes those whose loss, after the others made up for them, is smallest, several at once so that wide
-    FFNs are done in seconds. The inverse covariance and the weight are updated, not computed anew. With the largest value of
-    each channel, those go sooner without which the others can be rounded more finely.
+    FFNs are done in seconds. The inverse covariance and the weight are updated, not computed anew. With the root
+    mean square of each channel, those go sooner without which the others can be rounded more finely.
     """
     count = len(cov)
     inverse = np.linalg.inv(cov + (LEAST * np.trace(cov) / count + 1e-30) * np.eye(count))
@@ -23,8 +23,8 @@ def eliminate(cov: np.ndarray, weight: np.ndarray, peak: np.ndarray | None = Non
     step = max(1, count // STEPS)
     while len(left) > 1:
         cost = (weight**2).sum(axis=1) / np.diag(inverse)
-        if peak is not None:
-            cost -= rounding_without(peak[left], weight)
+        if rms is not None:
+            cost -= rounding_without(rms[left], weight)
         going = np.sort(np.argpartition(cost, min(step, len(left) - 1) - 1)[: min(step, len(left) - 1)])
         stay = np.delete(np.arange(len(left)), going)
         solved = np.linalg.solve(inverse[np.ix_(going, going)], np.hstack([weight[going], inverse[np.ix_(going, stay)]]))
@@ -41,12 +41,12 @@ def eliminate(cov: np.ndarray, weight: np.ndarray, peak: np.ndarray | None = Non
     return np.concatenate(order), np.interp(np.arange(count + 1), widths, [known[w] for w in widths])
 
 
-def rounding_without(peak: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def rounding_without(rms: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """By how much the error of rounding to one scale for all channels falls when each of them goes alone.
 
     The scale follows from the loudest: without it all others are rounded more finely, without another only its own error is gone.
     """
-    noise, power = (peak / LEVELS) ** 2 / 12, (weight**2).sum(axis=1)
+    noise, power = (STEP * rms) ** 2 / 12, (weight**2).sum(axis=1)
     top = int(np.argmax(noise))
     gain = noise[top] * power
     gain[top] += (noise[top] - np.delete(noise, top).max(initial=0.0)) * (power.sum() - power[top])

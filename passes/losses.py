@@ -131,7 +131,7 @@ def turned_values(out: Sums, weight: np.ndarray) -> Loss:
 def kept_channels(out: Sums, weight: np.ndarray, coupling: Coupling, rounded: bool) -> Loss:
     mean, cov = out.mean, shrunken(out)
     if coupling.groups == 1:
-        order, curve = eliminate(cov, weight, out.peak.ravel() if rounded else None)
+        order, curve = eliminate(cov, weight, np.sqrt(out.squares / out.count).ravel() if rounded else None)
         curves, gone = curve[None], np.zeros(1, int)
     else:
         energy = (np.diag(cov) * (weight**2).sum(axis=1)).reshape(mean.shape)

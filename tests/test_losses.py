@@ -18,7 +18,7 @@ from toastc.errors import ToastcError
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.latency import Block, Times
 from toastc.passes import AllocateWidths, AnalyseLosses, CollectMoments, MatchSites, TimeBlocks
-from toastc.passes.elimination import LEVELS, eliminate, rounding_without
+from toastc.passes.elimination import STEP, eliminate, rounding_without
 from toastc.passes.losses import energy, ranked, roots, turned_products, turned_values
 from toastc.passes.simulate import remade
 from toastc.pipeline import State, run
@@ -106,27 +106,27 @@ def test_backward_elimination_is_exact_one_by_one() -> None:
     assert (np.diff(curve) <= 1e-9).all()
 
 
-def rounded(peak: np.ndarray, weight: np.ndarray) -> float:
+def rounded(rms: np.ndarray, weight: np.ndarray) -> float:
     """What rounding all channels to one scale of 8 bits does to the output."""
-    return float((peak.max(initial=0) / LEVELS) ** 2 / 12 * np.square(weight).sum())
+    return float((STEP * rms.max(initial=0)) ** 2 / 12 * np.square(weight).sum())
 
 
 def test_what_rounding_gains_without_a_channel() -> None:
-    peak, weight = np.abs(RNG.standard_normal(7)), RNG.standard_normal((7, 3))
-    without = [rounded(np.delete(peak, j), np.delete(weight, j, axis=0)) for j in range(7)]
-    assert np.allclose(rounding_without(peak, weight), rounded(peak, weight) - np.array(without))
+    rms, weight = np.abs(RNG.standard_normal(7)), RNG.standard_normal((7, 3))
+    without = [rounded(np.delete(rms, j), np.delete(weight, j, axis=0)) for j in range(7)]
+    assert np.allclose(rounding_without(rms, weight), rounded(rms, weight) - np.array(without))
 
 
 def test_loud_channels_go_sooner_where_all_are_rounded() -> None:
     """One of usual importance, but with a thousandfold values: by far the largest error of the rounded output is its doing."""
     rows, weight = correlated(500, 1, 8).reshape(500, 8), RNG.standard_normal((8, 3))
     rows[:, 2], weight[2] = rows[:, 2] * 1000, weight[2] / 1000
-    cov, peak = np.cov(rows.T, bias=True), np.abs(rows).max(axis=0)
+    cov, rms = np.cov(rows.T, bias=True), np.sqrt(np.square(rows).mean(axis=0))
     errors = []
-    for given in (None, peak):
+    for given in (None, rms):
         order, curve = eliminate(cov, weight, given)
         stay = order[1:]
-        errors.append(curve[7] + rounded(peak[stay], weight[stay]))
+        errors.append(curve[7] + rounded(rms[stay], weight[stay]))
         assert (order[0] == 2) == (given is not None)
     assert errors[1] < errors[0] / 100
 

@@ -23,6 +23,9 @@ from toastc.report.reading import read_report
 HOSTILE = '<img src=x onerror="hit=1">'
 BROKEN = {
     "text.json": "no", "list.json": "[]", "other.json": "{}", "other.html": "<p>", "bad.safetensors": "x", "bad.onnx": "x",
+    "calibrate.json": '{"images": 8, "couplings": ["blocks.0.attn.qk"]}', "row.json": '{"couplings": [{"site": "a"}]}',
+    "none.json": '{"couplings": [{"site": "a", "coupling": "qk", "groups": 1, "original": 0, "kept": 0, "reason": ""}]}',
+    "words.json": '{"couplings": [], "before": {"macs": "many"}, "after": {"macs": 1}}',
 }  # fmt: skip
 ENDING = "</script><script>window.hit=1</script>\x00\u202e&amp;"
 
@@ -154,6 +157,39 @@ def test_names_of_a_model_are_text_and_nothing_else(browser: Any, made: tuple[Pa
     assert read_report(tmp_path / "hostile.html") == report
 
 
+def poisoned(value: Any, key: str = "") -> Any:
+    """Every text in a report with markup behind it, but for what decides which figures there are."""
+    if isinstance(value, dict):
+        return {k: poisoned(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [poisoned(v, key) for v in value]
+    return (
+        f'{value}"><img src=x onerror="hit=1">%{{y}}'
+        if isinstance(value, str) and value and key not in ("kind", "photo")
+        else value
+    )
+
+
+def test_whatever_a_report_says_is_text(browser: Any, made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Reports are handed on: what somebody else wrote into one must not run."""
+    write_page(poisoned(made[1]), tmp_path / "poisoned.html")
+    assert visit(browser, tmp_path / "poisoned.html") == []
+    assert numbers(browser, "window.hit === undefined && document.images.length === 0")
+    anchors = numbers(
+        browser, "[...document.querySelectorAll('nav a')].map(a => !!document.getElementById(a.hash.slice(1)) || a.hash)"
+    )
+    assert len(anchors) > 5 and anchors[0] is True
+
+
+def test_what_is_no_number_is_null_in_the_page(browser: Any, made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    report = made[1] | {"measured": {"error": float("nan"), "inputs": 1, "of": "calibration inputs"}}
+    write_page(report, tmp_path / "nan.html")
+    assert visit(browser, tmp_path / "nan.html") == []
+    assert read_report(tmp_path / "nan.html")["measured"]["error"] is None
+    write_page(read_report(tmp_path / "nan.html"), tmp_path / "again.html")
+    assert visit(browser, tmp_path / "again.html") == []
+
+
 def test_merged_tokens_are_drawn_over_an_input(browser: Any, made: tuple[Path, dict[str, Any]]) -> None:
     folder, report = made
     visit(browser, folder / "r.html")
@@ -188,7 +224,7 @@ def test_a_report_can_be_made_of_whatever_was_saved(
     assert again["after"]["bytes"] == report["after"]["bytes"]
 
 
-@pytest.mark.parametrize("name", [*BROKEN, "none.json"])
+@pytest.mark.parametrize("name", [*BROKEN, "absent.json"])
 def test_what_is_no_report_is_refused_in_one_line(toastc: Command, tmp_path: Path, name: str) -> None:
     if name in BROKEN:
         (tmp_path / name).write_text(BROKEN[name])
@@ -214,6 +250,23 @@ def test_runs_are_compared_on_one_page(browser: Any, made: tuple[Path, dict[str,
     drawn = numbers(browser, "[0, 1].map(i => Array.from(document.getElementById('plot-error-macs').data[i].x))")
     assert drawn == [[0.4, 0.8], [0.4, 0.8, 0.8]]
     assert browser.find_elements(By.CSS_SELECTOR, "#reports tbody tr")
+
+
+def test_reports_of_one_name_are_told_apart(made: tuple[Path, dict[str, Any]], toastc: Command, tmp_path: Path) -> None:
+    files = [tmp_path / folder / "r.json" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(json.dumps(made[1]))
+    done = toastc("compare", *files, "-o", tmp_path / "pareto.html", "--json")
+    assert [row["name"] for row in json.loads(done.stdout)["reports"]] == [str(file) for file in files]
+
+
+def test_figures_of_another_command_that_lack_something(
+    made: tuple[Path, dict[str, Any]], toastc: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "b.json").write_text('{"rows": [], "ideal": 1}')
+    done = toastc("report", made[0] / "r.json", "--bench", tmp_path / "b.json", "-o", tmp_path / "page.html")
+    assert done.returncode == 2 and "b.json: not what toastc writes, or damaged" in done.stderr
 
 
 def test_without_losses_there_is_nothing_to_compare(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

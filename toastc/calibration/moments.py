@@ -18,7 +18,7 @@ from array_api_compat import array_namespace
 from ..errors import ToastcError
 from .workers import Workers
 
-FORMAT = 4
+FORMAT = 3
 
 
 @dataclass(eq=False)
@@ -29,7 +29,6 @@ class Sums:
     total: np.ndarray  # [groups, width]
     outer: np.ndarray  # [groups, width, width], or [1, channels, channels]
     absolute: np.ndarray  # [groups, width], of |x|
-    peak: np.ndarray  # [groups, width], the largest |x|
     energy: float = 0.0
     energy2: float = 0.0
 
@@ -43,24 +42,21 @@ class Sums:
         outer = xp.matmul(xp.permute_dims(side, (0, 2, 1)), side)
         lengths = xp.sum(xp.reshape(rows, (samples, -1)) ** 2, axis=1)
         total = to_float64(xp.sum(rows, axis=0))
-        sizes = xp.abs(rows)
-        absolute, peak = to_float64(xp.sum(sizes, axis=0)), to_float64(xp.max(sizes, axis=0))
-        return Sums(float(samples), total, to_float64(outer), absolute, peak, float(xp.sum(lengths)), float(xp.sum(lengths**2)))
+        absolute = to_float64(xp.sum(xp.abs(rows), axis=0))
+        return Sums(float(samples), total, to_float64(outer), absolute, float(xp.sum(lengths)), float(xp.sum(lengths**2)))
 
     @staticmethod
     def none(groups: int, width: int, together: bool) -> Sums:
         """Of no vectors."""
         side = groups * width if together else width
-        outer = np.zeros((1 if together else groups, side, side))
-        return Sums(0.0, np.zeros((groups, width)), outer, np.zeros((groups, width)), np.zeros((groups, width)))
+        return Sums(0.0, np.zeros((groups, width)), np.zeros((1 if together else groups, side, side)), np.zeros((groups, width)))
 
     def __add__(self, other: Sums) -> Sums:
         """Adds in place, because the sums of wide couplings are large; `self` is not to be used again."""
         for mine, more in ((self.total, other.total), (self.outer, other.outer), (self.absolute, other.absolute)):
             mine += more
-        np.maximum(self.peak, other.peak, out=self.peak)
         energy, energy2 = self.energy + other.energy, self.energy2 + other.energy2
-        return Sums(self.count + other.count, self.total, self.outer, self.absolute, self.peak, energy, energy2)
+        return Sums(self.count + other.count, self.total, self.outer, self.absolute, energy, energy2)
 
     @property
     def mean(self) -> np.ndarray:
@@ -84,16 +80,12 @@ class Sums:
 
     def arrays(self) -> dict[str, np.ndarray]:
         numbers = np.array([self.count, self.energy, self.energy2])
-        return {"numbers": numbers, "total": self.total, "outer": self.outer, "absolute": self.absolute, "peak": self.peak}
+        return {"numbers": numbers, "total": self.total, "outer": self.outer, "absolute": self.absolute}
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, np.ndarray]) -> Sums:
         count, energy, energy2 = (float(x) for x in arrays["numbers"])
-        return Sums(count, arrays["total"], arrays["outer"], arrays["absolute"], arrays["peak"], energy, energy2)
-
-    def gathered(self, workers: Workers) -> Sums:
-        """Of all processes together."""
-        return Sums.from_arrays({n: workers.most(a) if n == "peak" else workers.add(a) for n, a in self.arrays().items()})
+        return Sums(count, arrays["total"], arrays["outer"], arrays["absolute"], energy, energy2)
 
 
 def to_float64(array: Any) -> np.ndarray:
@@ -133,7 +125,7 @@ class Moments:
         if workers.count == 1:
             return self
         images = int(workers.add(np.array([float(self.images)]))[0])
-        sums = {k: own.gathered(workers) for k, own in self.sums.items()}
+        sums = {k: Sums.from_arrays({n: workers.add(a) for n, a in own.arrays().items()}) for k, own in self.sums.items()}
         return Moments(sums, images, self.source, self.gains)
 
     def save(self, path: Path, more: Mapping[str, Any] | None = None) -> None:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Workers:
-    """`rank` of `count`. Whatever is gathered is the same in all of them afterwards."""
+    """`rank` of `count`. Whatever is added up is the same in all of them afterwards."""
 
     rank: int = 0
     count: int = 1
@@ -25,20 +25,13 @@ class Workers:
 
     def add(self, array: np.ndarray) -> np.ndarray:
         """The sum over all processes."""
-        return self.reduced(array, "SUM")
-
-    def most(self, array: np.ndarray) -> np.ndarray:
-        """The largest of all processes."""
-        return self.reduced(array, "MAX")
-
-    def reduced(self, array: np.ndarray, how: str) -> np.ndarray:
         if self.count == 1:
             return array
         import torch
         import torch.distributed as dist
 
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-        dist.all_reduce(tensor, getattr(dist.ReduceOp, how))
+        dist.all_reduce(tensor)
         return tensor.numpy()
 
     @staticmethod

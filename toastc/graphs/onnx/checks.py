@@ -9,7 +9,6 @@ import onnx
 import onnx_ir as ir
 
 from ...errors import ToastcError
-from .facts import has_branches
 
 INT, INTS, FLOAT = ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.FLOAT
 # com.microsoft nodes have no schema in onnx: the types of those attributes that are read here.
@@ -100,6 +99,11 @@ def check_nodes(model: ir.Model, what: str) -> None:
     for value in model.graph.inputs:
         if any(isinstance(d, int) and d < 1 for d in value.shape or ()):
             raise ToastcError(f"{what}: a damaged ONNX model (input {value.name} has a size below one)")
+
+
+def has_branches(node: ir.Node) -> bool:
+    """If, Loop and Scan have graphs of their own."""
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
 
 
 def check_attributes(node: ir.Node) -> None:

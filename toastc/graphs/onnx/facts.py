@@ -19,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 
 from ...errors import ToastcError
 from .. import Value
+from .checks import has_branches
 from .files import read_tensor
 from .growth import stays_small
 
@@ -105,11 +106,6 @@ def note_tensor(facts: Facts, value: ir.Value, tensor: ir.TensorProtocol) -> Non
     facts.dtypes[value] = int(tensor.dtype)
     if tensor.size <= SMALL and tensor.dtype != ir.DataType.STRING:
         facts.data[value] = read_tensor(tensor)
-
-
-def has_branches(node: ir.Node) -> bool:
-    """If, Loop and Scan have graphs of their own."""
-    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
 
 
 def visit(facts: Facts, node: ir.Node, opsets: dict[str, int], imports: list[onnx.OperatorSetIdProto]) -> None:

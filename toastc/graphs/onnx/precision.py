@@ -16,7 +16,8 @@ import onnx_ir as ir
 from ...errors import ToastcError
 from .. import Value
 from .adapter import OnnxGraph
-from .facts import RANDOM, has_branches
+from .checks import has_branches
+from .facts import RANDOM
 
 FLOAT = ir.DataType.FLOAT
 TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
