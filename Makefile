@@ -1,9 +1,10 @@
-# make demo: the main job, end to end.   make test: the tests.   make docs: the site.   All set everything up themselves.
+# make demo: the main job, end to end.   make test: the tests.   make coverage: which lines they reach.   make docs: the site.
+# All set everything up themselves.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
 
-.PHONY: demo test docs check install browser clean
+.PHONY: demo test coverage docs check install browser clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -30,6 +31,9 @@ browser:
 
 test: check browser
 	$(RUN)/python -m pytest -n 2
+
+coverage: install browser
+	$(RUN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
 
 clean:
 	rm -rf $(VENV) build
