@@ -208,7 +208,7 @@ class Merging:
         if step.attention is None:
             of = alike_lines(pen, step.value, step.before, step.merge)
         else:
-            keys = keys_of(self.graph, pen, step.attention)
+            keys = keys_of(pen, step.attention)
             of = matched_pairs(pen, keys, step.before, step.before.count - step.layout.count)
         pen.named(of, name)
         return of
