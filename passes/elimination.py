@@ -6,7 +6,7 @@ import numpy as np
 
 LEAST = 1e-6  # of the mean variance, added to every variance before a system is solved
 STEPS = 96  # of backward elimination
-STEP = 6 / 255  # of an 8-bit grid that is cut off at six times the loudest channel's root mean square
+STEP = 4 / 255  # of an 8-bit grid that is cut off at four times the loudest channel's root mean square
 
 
 def eliminate(cov: np.ndarray, weight: np.ndarray, rms: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
