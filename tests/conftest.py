@@ -13,11 +13,11 @@ from typing import Any
 
 import models
 import pytest
+from reliable import RATIOS
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 ZooFile = Callable[..., Path]
 PLAIN = ("--recipe", "magnitude")  # the quickest, where it does not matter
-RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
 
 
 @pytest.fixture(scope="session")

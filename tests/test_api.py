@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from conftest import ZooFile
+from conftest import RATIOS, ZooFile
 from onnx import TensorProto, helper, numpy_helper
 from zoo_exports import quiet
 from zoo_models import FAMILIES
@@ -20,7 +20,6 @@ import toastc
 from toastc.testing import assert_equivalent
 
 torch.set_num_threads(1)
-RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from . import PLAIN, Row, found_in, workplace, wrong
+from . import QUICK, Row, found_in, workplace, wrong
 from .limits import limited
 from .mutate_nodes import NAMES
 from .runs import ran
@@ -149,7 +149,7 @@ def cases() -> list[Case]:
 
     def prune(path: Path, *more: str) -> list[str]:
         out = str(path.parent / "out.onnx")
-        return [str(path), "-o", out, "--ratios", str(path.parent / "r.json"), *PLAIN, *more]
+        return [str(path), "-o", out, "--ratios", str(path.parent / "r.json"), *QUICK, *more]
 
     def calibrate(model: Path, data: Path) -> list[str]:
         return ["calibrate", str(model), str(data), "-o", str(model.parent / "m"), "--quiet"]

@@ -8,7 +8,7 @@ import shutil
 import threading
 from pathlib import Path
 
-from . import PLAIN, Row, progress, workplace, wrong
+from . import QUICK, Row, progress, workplace, wrong
 from .images import photo
 from .runs import ended, ran, runs, started
 
@@ -22,7 +22,7 @@ def one_output(folder: Path, rng: random.Random) -> str:
     dense = models.save_external(models.vit(), folder / "model.onnx", threshold=0)
     for name, share in (("a", 0.25), ("b", 0.5)):
         (folder / f"{name}.json").write_text(json.dumps({"attention": share, "ffn": share, "round_to": 4}))
-    args = [[str(dense), "-o", str(folder / "out.onnx"), "--ratios", str(folder / f"{name}.json"), *PLAIN] for name in "ab"]
+    args = [[str(dense), "-o", str(folder / "out.onnx"), "--ratios", str(folder / f"{name}.json"), *QUICK] for name in "ab"]
     begun = time.perf_counter()
     first = started(args[0])
     time.sleep(rng.random() * 0.2)
