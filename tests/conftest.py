@@ -55,6 +55,12 @@ def zoo_file(tmp_path_factory: pytest.TempPathFactory) -> ZooFile:
     return get
 
 
+@pytest.fixture(scope="session")
+def deit(zoo_file: ZooFile) -> Path:
+    """The small DeiT of the zoo as a file."""
+    return zoo_file("deit_tiny")
+
+
 @pytest.fixture
 def temp(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder for temporary files, for this test alone."""
