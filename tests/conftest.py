@@ -13,11 +13,11 @@ from typing import Any
 
 import models
 import pytest
+from reliable import RATIOS
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 ZooFile = Callable[..., Path]
 PLAIN = ("--recipe", "magnitude")  # the quickest, where it does not matter
-RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +53,12 @@ def zoo_file(tmp_path_factory: pytest.TempPathFactory) -> ZooFile:
         return path
 
     return get
+
+
+@pytest.fixture(scope="session")
+def deit(zoo_file: ZooFile) -> Path:
+    """The small DeiT of the zoo as a file."""
+    return zoo_file("deit_tiny")
 
 
 @pytest.fixture

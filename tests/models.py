@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 BLOCKS, DIM, HEADS, WIDTH, HIDDEN, CLASSES = 2, 32, 2, 16, 64, 10
 IMAGE, PATCH = 16, 4
@@ -209,11 +210,21 @@ def points_at(path: Path, weight: str, **entries: str) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def run(model: onnx.ModelProto | Path, batch: int = 3, seed: int = 0) -> list[np.ndarray]:
+def opened(model: onnx.ModelProto | Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def run_file(model: onnx.ModelProto | Path, images: Any) -> np.ndarray:
+    """The first output of any model of one input, for an array or a tensor."""
+    session = opened(model)
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: np.asarray(images)})[0])
+
+
+def run(model: onnx.ModelProto | Path, batch: int = 3, seed: int = 0) -> list[np.ndarray]:
+    session = opened(model)
     kind = np.float16 if "float16" in session.get_inputs()[0].type else np.float32
     image = np.random.default_rng(seed).standard_normal((batch, 3, IMAGE, IMAGE)).astype(kind)
     return [np.asarray(out) for out in session.run(None, {"image": image})]
@@ -223,3 +234,12 @@ def plan_of(path: Path) -> str:
     """The text of the plan that a pruned file carries."""
     found = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}
     return str(found["toastc.plan"])
+
+
+def photos(folder: Path, count: int, size: tuple[int, int] = (40, 24), ending: str = "png", seed: int = 0) -> Path:
+    """Noise of (width, height), as `0.png`, `1.png` and on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8)).save(folder / f"{number}.{ending}")
+    return folder

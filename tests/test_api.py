@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import models
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 import torch
-from conftest import ZooFile
+from conftest import RATIOS
 from onnx import TensorProto, helper, numpy_helper
 from zoo_exports import quiet
 from zoo_models import FAMILIES
@@ -20,56 +20,48 @@ import toastc
 from toastc.testing import assert_equivalent
 
 torch.set_num_threads(1)
-RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
 
 
-@pytest.fixture(scope="module")
-def dense(zoo_file: ZooFile) -> Path:
-    return zoo_file("deit_tiny")
-
-
-def run(model: object, batch: int = 2) -> np.ndarray:
+def run(model: onnx.ModelProto | Path, batch: int = 2) -> np.ndarray:
     x = np.random.default_rng(0).standard_normal((batch, 3, 32, 32)).astype(np.float32)
-    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    session = ort.InferenceSession(source)
-    return session.run(None, {session.get_inputs()[0].name: x})[0]
+    return models.run_file(model, x)
 
 
-def test_a_path_gives_a_proto(dense: Path, tmp_path: Path) -> None:
-    result = toastc.prune(str(dense), RATIOS, recipe="magnitude")
+def test_a_path_gives_a_proto(deit: Path, tmp_path: Path) -> None:
+    result = toastc.prune(str(deit), RATIOS, recipe="magnitude")
     assert isinstance(result.model, onnx.ModelProto)
-    toastc.prune(dense, RATIOS, recipe="magnitude", output=tmp_path / "small.onnx")
+    toastc.prune(deit, RATIOS, recipe="magnitude", output=tmp_path / "small.onnx")
     assert np.array_equal(run(result.model), run(tmp_path / "small.onnx"))
     assert result.report.after.params < result.report.before.params
 
 
-def test_a_proto_an_ir_model_and_a_surgeon_graph_come_back_as_what_they_were(dense: Path) -> None:
-    expected = run(toastc.prune(dense, RATIOS, recipe="magnitude").model)
-    proto = onnx.load(dense)
+def test_a_proto_an_ir_model_and_a_surgeon_graph_come_back_as_what_they_were(deit: Path) -> None:
+    expected = run(toastc.prune(deit, RATIOS, recipe="magnitude").model)
+    proto = onnx.load(deit)
     before = proto.SerializeToString()
     small = toastc.prune(proto, RATIOS, recipe="magnitude").model
     assert isinstance(small, onnx.ModelProto)
     assert proto.SerializeToString() == before
-    small_ir = toastc.prune(ir.load(dense), RATIOS, recipe="magnitude").model
+    small_ir = toastc.prune(ir.load(deit), RATIOS, recipe="magnitude").model
     assert isinstance(small_ir, ir.Model)
-    graph = gs.import_onnx(onnx.load(dense))
+    graph = gs.import_onnx(onnx.load(deit))
     small_gs = toastc.prune(graph, RATIOS, recipe="magnitude").model
     assert isinstance(small_gs, gs.Graph)
     for made in (small, ir.to_proto(small_ir), gs.export_onnx(small_gs)):
         assert np.allclose(run(made), expected, atol=1e-5)
 
 
-def test_all_zero_ratios_return_the_file_as_it_is(dense: Path) -> None:
-    result = toastc.prune(dense, {"attention": 0, "ffn": 0})
-    assert result.model.SerializeToString() == onnx.load(dense).SerializeToString()
+def test_all_zero_ratios_return_the_file_as_it_is(deit: Path) -> None:
+    result = toastc.prune(deit, {"attention": 0, "ffn": 0})
+    assert result.model.SerializeToString() == onnx.load(deit).SerializeToString()
     assert not result.plan
 
 
-def test_equivalence_for_other_peoples_tests(dense: Path, tmp_path: Path) -> None:
-    result = toastc.prune(dense, RATIOS, recipe="magnitude", output=tmp_path / "small.onnx")
-    assert assert_equivalent(dense, tmp_path / "small.onnx", result.plan) <= 1e-4
-    assert assert_equivalent(onnx.load(dense), onnx.load(tmp_path / "small.onnx"), result.plan) <= 1e-4
-    moved = onnx.load(dense)
+def test_equivalence_for_other_peoples_tests(deit: Path, tmp_path: Path) -> None:
+    result = toastc.prune(deit, RATIOS, recipe="magnitude", output=tmp_path / "small.onnx")
+    assert assert_equivalent(deit, tmp_path / "small.onnx", result.plan) <= 1e-4
+    assert assert_equivalent(onnx.load(deit), onnx.load(tmp_path / "small.onnx"), result.plan) <= 1e-4
+    moved = onnx.load(deit)
     for other in moved.graph.initializer:  # damage outside every site
         if other.name.startswith("head"):
             other.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(other) + 1, other.name))
@@ -131,8 +123,8 @@ def converted(path: Path, target: Path, kind: int) -> Path:
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
-def test_other_float_types_keep_their_type_and_are_proven(dense: Path, tmp_path: Path, kind: int) -> None:
-    other = converted(dense, tmp_path / "dense.onnx", kind)
+def test_other_float_types_keep_their_type_and_are_proven(deit: Path, tmp_path: Path, kind: int) -> None:
+    other = converted(deit, tmp_path / "dense.onnx", kind)
     result = toastc.prune(other, RATIOS, output=tmp_path / "small.onnx")
     assert result.report.verified["ok"]
     small = onnx.load(tmp_path / "small.onnx")
@@ -140,25 +132,25 @@ def test_other_float_types_keep_their_type_and_are_proven(dense: Path, tmp_path:
     assert small.graph.output[0].type.tensor_type.elem_type == kind
 
 
-def test_a_target_is_met_and_not_exceeded(dense: Path) -> None:
-    report = toastc.prune(dense, target="macs=0.6").report
+def test_a_target_is_met_and_not_exceeded(deit: Path) -> None:
+    report = toastc.prune(deit, target="macs=0.6").report
     assert 0.45 * report.before.macs < report.after.macs <= 0.6 * report.before.macs
 
 
 @pytest.mark.parametrize(
     ("target", "says"), [("macs=0.01", "smallest"), ("macs=2", "fraction kept"), ("speed=1", "macs"), ("macs=x", "form")]
 )
-def test_targets_that_make_no_sense(dense: Path, target: str, says: str) -> None:
+def test_targets_that_make_no_sense(deit: Path, target: str, says: str) -> None:
     with pytest.raises(toastc.errors.ToastcError, match=says):
-        toastc.prune(dense, target=target)
+        toastc.prune(deit, target=target)
 
 
-def test_exactly_one_of_ratios_target_and_plan(dense: Path) -> None:
+def test_exactly_one_of_ratios_target_and_plan(deit: Path) -> None:
     with pytest.raises(toastc.errors.ToastcError, match="one of"):
-        toastc.prune(dense)
+        toastc.prune(deit)
 
 
-def test_a_plan_for_another_model_is_refused(dense: Path) -> None:
+def test_a_plan_for_another_model_is_refused(deit: Path) -> None:
     plan = toastc.Plan({"blocks.7.attn.qk": toastc.plan.Keep(np.arange(4)[None])})
     with pytest.raises(toastc.errors.ToastcError, match="no such coupling"):
-        toastc.prune(dense, plan=plan)
+        toastc.prune(deit, plan=plan)

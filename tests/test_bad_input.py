@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import models
 import numpy as np
@@ -22,20 +21,10 @@ import onnx
 import pytest
 from conftest import PLAIN, RATIOS, Command
 from onnx import TensorProto, helper, numpy_helper
+from reliable import found_in
 from safetensors.numpy import save_file
 
 Refused = Callable[..., str]
-
-
-def snapshot(folder: Path) -> dict[str, Any]:
-    """Every name below a folder, with the bytes of files and the goals of links."""
-    found: dict[str, Any] = {}
-    for path in folder.rglob("*"):
-        if path.name == ".ses":  # ONNX Runtime's own, in the folder for temporary files
-            continue
-        what = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
-        found[str(path.relative_to(folder))] = what
-    return found
 
 
 @pytest.fixture
@@ -43,11 +32,11 @@ def refused(here: Command, tmp_path: Path, temp: Path) -> Refused:
     """`refused(*args)`: exits with `status`, says so in one line (which it returns), and changes nothing on disk."""
 
     def call(*args: object, status: int = 2) -> str:
-        before = snapshot(tmp_path)
+        before = found_in(tmp_path)
         made = here(*args, "--quiet")
         check_failed(made, status)
-        assert snapshot(tmp_path) == before
-        assert snapshot(temp) == {}
+        assert found_in(tmp_path) == before
+        assert found_in(temp) == {}
         return str(made.stderr)
 
     return call
@@ -126,15 +115,15 @@ def test_flipped_bytes(here: Command, tmp_path: Path, temp: Path, ratio_file: Pa
     for _ in range(rng.choice((1, 3, 30))):
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     path.write_bytes(data)
-    before = snapshot(tmp_path)
+    before = found_in(tmp_path)
     made = here(*prune(path, ratio_file), "--quiet")
     if made.returncode:
         assert made.returncode in (1, 2)
         assert len(made.stderr.splitlines()) == 1, made.stderr
-        assert snapshot(tmp_path) == before
+        assert found_in(tmp_path) == before
     else:
         models.run(tmp_path / "out.onnx")
-    assert snapshot(temp) == {}
+    assert found_in(temp) == {}
 
 
 def edited(path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
@@ -213,8 +202,8 @@ def test_models_that_contradict_themselves(
         models.run(edited(model, change))
     made = here(*prune(model, ratio_file), "--quiet")
     check_failed(made, made.returncode if made.returncode == 1 else 2)
-    assert sorted(snapshot(model.parent)) == ["model.onnx"]
-    assert snapshot(temp) == {}
+    assert sorted(found_in(model.parent)) == ["model.onnx"]
+    assert found_in(temp) == {}
 
 
 @pytest.mark.parametrize(("form", "word"), [("qdq", "quantised"), ("training", "training"), ("opset11", "opset")])
@@ -435,15 +424,15 @@ def test_a_full_disk(
     out = tmp_path / "out.onnx"
     if old:
         out.write_bytes(b"what was there before")
-    before = snapshot(tmp_path)
+    before = found_in(tmp_path)
 
     def small_disk() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     check_failed(toastc(dense, "-o", out, "--ratios", ratio_file, *PLAIN, "--quiet", preexec_fn=small_disk))
-    assert snapshot(tmp_path) == before
-    assert snapshot(temp) == {}
+    assert found_in(tmp_path) == before
+    assert found_in(temp) == {}
 
 
 # ---- ratios and plans ------------------------------------------------------------------------------------
@@ -605,8 +594,8 @@ def check_stopped(process: subprocess.Popen[str], number: int, out: Path, temp: 
     else:
         assert process.returncode != 0
     if number != signal.SIGKILL:
-        assert set(snapshot(out.parent)) <= {out.name}
-        assert snapshot(temp) == {}
+        assert set(found_in(out.parent)) <= {out.name}
+        assert found_in(temp) == {}
         assert "nothing was written" not in said or not out.exists()
     return said
 
@@ -634,12 +623,12 @@ def test_stopped_at_some_moment(slow: list[object], tmp_path: Path, temp: Path, 
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
     assert "Exception ignored" not in said, said
-    left = snapshot(tmp_path)
+    left = found_in(tmp_path)
     if "out.onnx" in left:
         assert models.run(tmp_path / "out.onnx")[0].shape == (3, models.CLASSES)
     if number != signal.SIGKILL:
         assert set(left) <= {"out.onnx", "out.onnx.html"}
-        assert snapshot(temp) == {}
+        assert found_in(temp) == {}
 
 
 @pytest.fixture(scope="module")
@@ -671,7 +660,7 @@ def test_stopped_after_the_output_was_written(slow: list[object], tmp_path: Path
     said = process.communicate(timeout=60)[1]
     assert out.exists()
     assert "nothing was written" not in said
-    assert set(snapshot(tmp_path)) <= {"out.onnx", "out.onnx.plan"}
+    assert set(found_in(tmp_path)) <= {"out.onnx", "out.onnx.plan"}
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda s: s.name)

@@ -13,6 +13,7 @@ import models
 import numpy as np
 import pytest
 from conftest import Command
+from models import photos
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -21,14 +22,6 @@ from toastc.calibration import Moments, Preprocess, open_data
 from toastc.errors import ToastcError
 
 SIZES = {"image": (None, 3, 16, 16)}
-
-
-def photos(folder: Path, count: int, size: tuple[int, int] = (40, 24)) -> Path:
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(folder / f"{i}.png")
-    return folder
 
 
 def test_a_folder_of_images(tmp_path: Path) -> None:

@@ -128,9 +128,10 @@ CHANGES: dict[Change, str] = {
     branches_of_two: "its branches do not give what it gives",
     negative_input: "input image has a size below one",
     no_type_of_a_constant: "its type is not known",
-    reshape_that_does_not_fit: "",
-    transpose_that_does_not_fit: "",
+    reshape_that_does_not_fit: "(Reshape) can not be carried out",
+    transpose_that_does_not_fit: "(Transpose) can not be carried out",
 }
+UNRUN = (reshape_that_does_not_fit, transpose_that_does_not_fit)  # seen by who runs the nodes; `verify` wants a plan before
 
 
 @pytest.mark.parametrize("command", ["prune", "inspect", "verify", "calibrate"])
@@ -148,10 +149,10 @@ def test_a_model_that_contradicts_itself_is_one_line(
         "calibrate": ["calibrate", path, tmp_path / "data.npy", "-o", out],
     }
     made = here(*args.get(command, [command, path, path][: 2 if command == "inspect" else 3]), "--quiet")
-    assert made.returncode in ((1, 2) if CHANGES[change] == "" else (2,)) or (command, CHANGES[change]) == ("inspect", "")
-    assert len(made.stderr.splitlines()) == (1 if made.returncode else 0), made.stderr
+    assert made.returncode == 2
+    assert len(made.stderr.splitlines()) == 1, made.stderr
     assert "bug" not in made.stderr and "PassFailed" not in made.stderr
-    assert CHANGES[change] in made.stderr
+    assert ("carries no toastc plan" if command == "verify" and change in UNRUN else CHANGES[change]) in made.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.npy", "model.onnx"]
 
 
@@ -173,7 +174,6 @@ def test_heads_that_do_not_divide_the_width(here: Command, tiny: Path, ratio_fil
 
 def test_queries_and_keys_of_other_widths_are_no_attention(here: Command, ratio_file: Path, tmp_path: Path) -> None:
     model = models.vit()
-    model.graph.node.insert(0, helper.make_node("Identity", ["image"], ["image2"]))
     scores = next(n for n in model.graph.node if n.op_type == "MatMul" and "Transpose" in n.input[1])
     scores.input[1] = next(n.output[0] for n in model.graph.node if n.op_type == "Split")
     made = here(

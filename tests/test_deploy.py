@@ -44,11 +44,6 @@ def kinds(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
-@pytest.fixture(scope="module")
-def deit(zoo_file: ZooFile) -> Path:
-    return zoo_file("deit_tiny")
-
-
 @pytest.mark.parametrize(("name", "variant"), CASES, ids=lambda x: x)
 def test_every_attention_becomes_one_node_before_and_after_pruning(
     name: str, variant: str, zoo_file: ZooFile, tmp_path: Path
@@ -197,7 +192,7 @@ def test_what_is_not_known_is_refused(given: dict[str, str], match: str, deit: P
         toastc.prune(deit, **given)
 
 
-def test_a_module_is_not_deployed(tmp_path: Path) -> None:
+def test_a_module_is_not_deployed() -> None:
     with quiet():
         model = FAMILIES["deit_tiny"].small()
     with pytest.raises(ToastcError, match="of ONNX files"):
@@ -293,7 +288,7 @@ def test_bench_counts_what_can_not_be_counted_any_more(deit: Path, tmp_path: Pat
     assert "peak_mb" not in data["rows"][0]["dense"]
 
 
-def test_bench_of_modules(tmp_path: Path) -> None:
+def test_bench_of_modules() -> None:
     with quiet():
         model = FAMILIES["deit_tiny"].small().eval()
         inputs = tuple(FAMILIES["deit_tiny"].inputs(False, 2).values())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import RATIOS
 from torch import nn
 from zoo_exports import quiet
 from zoo_models import FAMILIES, ROWS
@@ -18,7 +20,6 @@ from toastc.graphs.fx import FxGraph
 from toastc.passes.fuse import fuse_attention
 
 torch.set_num_threads(1)
-RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
 # One of each code path. siglip's pooling query is a constant in Dynamo's static graph, so its scores differ by right.
 TWINS = ("small", "base", "large", "huge", "_avg", "_tied")
 EVERY = [row.name for row in ROWS if not row.name.endswith(TWINS)]
@@ -73,7 +74,7 @@ def test_without_options_an_eighth_goes(tiny: nn.Module) -> None:
 def test_a_plan_and_a_ratio_file_by_path(tiny: nn.Module, tmp_path: Path) -> None:
     made = toastc.prune(tiny, RATIOS, recipe="magnitude", example_inputs=(images(),))
     made.plan.save(tmp_path / "plan.safetensors")
-    (tmp_path / "r.json").write_text('{"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}')
+    (tmp_path / "r.json").write_text(json.dumps(RATIOS))
     with torch.no_grad():
         expected = made.model(images())
         for options in ({"plan": tmp_path / "plan.safetensors"}, {"ratios": str(tmp_path / "r.json")}):

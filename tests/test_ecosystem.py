@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
-from conftest import RATIOS, ZooFile
+from conftest import RATIOS
+from models import run_file
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -23,20 +23,10 @@ IMAGES = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.floa
 
 
 @pytest.fixture(scope="module")
-def dense(zoo_file: ZooFile) -> Path:
-    return zoo_file("deit_tiny")
-
-
-@pytest.fixture(scope="module")
-def small(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(deit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("small") / "small.onnx"
-    toastc.prune(dense, RATIOS, recipe="magnitude", output=path)
+    toastc.prune(deit, RATIOS, recipe="magnitude", output=path)
     return path
-
-
-def outputs(path: Path) -> np.ndarray:
-    session = ort.InferenceSession(path)
-    return session.run(None, {session.get_inputs()[0].name: IMAGES})[0]
 
 
 class Reader(CalibrationDataReader):
@@ -51,16 +41,16 @@ def test_openvino_runs_it(small: Path) -> None:
     import openvino
 
     made = openvino.Core().compile_model(small, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    np.testing.assert_allclose(made(IMAGES)[0], outputs(small), atol=1e-3)
+    np.testing.assert_allclose(made(IMAGES)[0], run_file(small, IMAGES), atol=1e-3)
 
 
-def test_openvino_runs_the_int8_file(dense: Path, tmp_path: Path) -> None:
+def test_openvino_runs_the_int8_file(deit: Path, tmp_path: Path) -> None:
     import openvino
 
     file = tmp_path / "int8.onnx"
-    toastc.prune(dense, RATIOS, recipe="magnitude", quantize="int8", data=IMAGES, output=file)
+    toastc.prune(deit, RATIOS, recipe="magnitude", quantize="int8", data=IMAGES, output=file)
     made = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    expected = outputs(file)
+    expected = run_file(file, IMAGES)
     assert np.abs(made(IMAGES)[0] - expected).max() < 0.05 * np.abs(expected).max()
 
 
@@ -70,25 +60,25 @@ def test_onnx_runtime_quantizes_it(small: Path, tmp_path: Path) -> None:
     quantize_dynamic(ready, tmp_path / "dynamic.onnx")
     name = onnx.load(small).graph.input[0].name
     quantize_static(ready, tmp_path / "static.onnx", Reader(name), quant_format=QuantFormat.QDQ)
-    expected = outputs(small)
+    expected = run_file(small, IMAGES)
     for file in ("dynamic.onnx", "static.onnx"):
-        assert np.abs(outputs(tmp_path / file) - expected).max() < 0.25 * np.abs(expected).max()
+        assert np.abs(run_file(tmp_path / file, IMAGES) - expected).max() < 0.25 * np.abs(expected).max()
 
 
-def test_olive_has_a_pass_that_prunes(dense: Path, tmp_path: Path) -> None:
+def test_olive_has_a_pass_that_prunes(deit: Path, tmp_path: Path) -> None:
     import olive
 
     import toastc.olive
 
     config = {
-        "input_model": {"type": "ONNXModel", "model_path": str(dense)},
+        "input_model": {"type": "ONNXModel", "model_path": str(deit)},
         "passes": {"prune": {"type": "ToastcPrune", "target": "macs=0.6", "recipe": "magnitude"}},
         "engine": {"output_dir": str(tmp_path / "out"), "cache_dir": str(tmp_path / "cache")},
     }
     (tmp_path / "c.json").write_text(json.dumps(config))
     olive.run(str(tmp_path / "c.json"), package_config=toastc.olive.package())
     made = next((tmp_path / "out").rglob("*.onnx"))
-    assert toastc.inspect(made)["macs"] <= 0.6 * toastc.inspect(dense)["macs"]
+    assert toastc.inspect(made)["macs"] <= 0.6 * toastc.inspect(deit)["macs"]
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])

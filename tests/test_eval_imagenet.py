@@ -7,22 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from models import photos
 
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "eval_imagenet.py"
 NAME = "deit_tiny_patch16_224"
 
 
 def test_a_folder_of_classes(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
     for name in ("n01", "n02", "n03"):
-        (tmp_path / "val" / name).mkdir(parents=True)
-        for i in range(2):
-            Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(tmp_path / "val" / name / f"{i}.JPEG")
+        photos(tmp_path / "val" / name, 2, ending="JPEG")
     torch.manual_seed(0)
     model = timm.create_model(NAME, depth=1, num_classes=3).eval()
     with torch.no_grad():

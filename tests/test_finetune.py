@@ -10,6 +10,7 @@ import digits
 import numpy as np
 import pytest
 import torch
+from conftest import RATIOS
 from safetensors import safe_open
 from safetensors.torch import save_file
 from small import model_and_inputs, numbers
@@ -20,7 +21,6 @@ from toastc import finetune
 from toastc.errors import ToastcError
 
 torch.set_num_threads(1)
-RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
 WEIGHTS = {"recipe": "magnitude"}  # the quickest
 
 

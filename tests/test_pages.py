@@ -13,12 +13,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
+from models import photos
 from pages import ROOT, Block, blocks, commands, pages
-from PIL import Image
 from zoo_exports import export_onnx, quiet
 from zoo_models import FAMILIES
 
@@ -48,15 +47,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with quiet():
             export_onnx(small_vit(depth), images, folder / f"{depth}.onnx", dynamic=free)
     for place in (folder / "photos", folder / "ADEChallengeData2016" / "images" / "training"):
-        take_photos(place, 8)
+        photos(place, 8, size=(96, 72))
     return folder
-
-
-def take_photos(folder: Path, count: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        Image.fromarray(rng.integers(0, 255, (72, 96, 3), np.uint8)).save(folder / f"{number}.png")
 
 
 def runs(page: str) -> bool:
@@ -107,7 +99,7 @@ def test_what_a_page_shows_runs(page: str, files: Path, tmp_path: Path, monkeypa
     Path(f"{DEEP if page in NAMING_BLOCKS else SHALLOW}.onnx").rename("model.onnx")
     Path("r.json").write_text(json.dumps(ratios_of(page)))
     if page == "docs/guides/accuracy.md":
-        take_photos(Path("photos"), 136)  # a search holds some of them back
+        photos(Path("photos"), 136, size=(96, 72))  # a search holds some of them back
     if page == "docs/downstream.md":
         family = FAMILIES["hf_upernet_swin"]
         with quiet():

@@ -11,7 +11,8 @@ import pytest
 import timm
 import torch
 from conftest import ZooFile
-from test_tokens import file, images, model, run_file  # noqa: F401
+from models import run_file
+from test_tokens import file, images, model  # noqa: F401
 from torch import Tensor, nn
 from zoo_exports import quiet
 from zoo_models import FAMILIES

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-import transformers
+from small import vit_of_transformers
 from torch import nn
 from zoo_exports import quiet
 
@@ -24,8 +24,7 @@ def of_timm() -> nn.Module:
 
 
 def of_transformers() -> nn.Module:
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-    model = transformers.ViTForImageClassification(transformers.ViTConfig(image_size=32, patch_size=8, **sizes)).eval()
+    model = vit_of_transformers()
     model.image_size = 32
     return model
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import opened, visit
-from conftest import Command, ZooFile
+from conftest import Command
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -31,11 +31,6 @@ ENDING = "</script><script>window.hit=1</script>\x00\u202e&amp;"
 
 
 @pytest.fixture(scope="module")
-def dense(zoo_file: ZooFile) -> Path:
-    return zoo_file("deit_tiny")
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("images") / "images.npy"
     np.save(path, np.random.default_rng(0).standard_normal((24, 3, 32, 32)).astype(np.float32))
@@ -43,11 +38,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(dense: Path, images: Path, toastc: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def made(deit: Path, images: Path, toastc: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A compile with everything that can be shown, its page and its JSON."""
     folder = tmp_path_factory.mktemp("made")
     done = toastc(
-        dense, "-o", folder / "small.onnx", "--target", "macs=0.6", "--calibrate", images, "--tokens", "h1", "--report",
+        deit, "-o", folder / "small.onnx", "--target", "macs=0.6", "--calibrate", images, "--tokens", "h1", "--report",
         folder / "r.html", "--plan-out", folder / "plan.safetensors", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -203,15 +198,15 @@ def test_merged_tokens_are_drawn_over_an_input(browser: Any, made: tuple[Path, d
 
 
 def test_a_report_can_be_made_of_whatever_was_saved(
-    browser: Any, made: tuple[Path, dict[str, Any]], dense: Path, toastc: Command, tmp_path: Path
+    browser: Any, made: tuple[Path, dict[str, Any]], deit: Path, toastc: Command, tmp_path: Path
 ) -> None:
     folder, report = made
-    bench = toastc("bench", dense, folder / "small.onnx", "--batch", "1,2", "--seconds", 0.2, "--no-memory", "--json")
+    bench = toastc("bench", deit, folder / "small.onnx", "--batch", "1,2", "--seconds", 0.2, "--no-memory", "--json")
     (tmp_path / "b.json").write_text(bench.stdout)
     accuracy = {"images": 10, "classes": 2, "models": {"dense": {"top1": 0.9, "top5": 1.0}, "small": {"top1": 0.8, "top5": 1.0}}}
     (tmp_path / "a.json").write_text(json.dumps(accuracy))
     more = ["--bench", tmp_path / "b.json", "--accuracy", tmp_path / "a.json"]
-    for source in (folder / "r.json", folder / "r.html", folder / "plan.safetensors", folder / "small.onnx", dense):
+    for source in (folder / "r.json", folder / "r.html", folder / "plan.safetensors", folder / "small.onnx", deit):
         done = toastc("report", source, "-o", tmp_path / "page.html", *more)
         assert done.returncode == 0, done.stderr
         assert visit(browser, tmp_path / "page.html") == []
@@ -275,11 +270,11 @@ def test_without_losses_there_is_nothing_to_compare(made: tuple[Path, dict[str, 
         write_comparison(compared([("a", report), ("b", report)]), tmp_path / "x.html")
 
 
-def test_the_report_says_how_it_was_asked_for(dense: Path, images: Path, made: tuple[Path, dict[str, Any]]) -> None:
+def test_the_report_says_how_it_was_asked_for(deit: Path, images: Path, made: tuple[Path, dict[str, Any]]) -> None:
     assert made[1]["settings"]["command"].startswith("toastc ")
     assert "--target macs=0.6" in made[1]["settings"]["command"]
     assert {"toastc", "python", "numpy", "onnx"} <= set(made[1]["settings"]["versions"])
-    report = toastc.prune(dense, {"ffn": 0.5}, recipe="magnitude", seed=3, verify=False).report
-    assert report.settings["command"] == f"toastc.prune({str(dense)!r}, {{'ffn': 0.5}}, recipe='magnitude', seed=3, verify=False)"
-    data = toastc.prune(dense, {"ffn": 0.5}, data=np.load(images), dry_run=True).report
+    report = toastc.prune(deit, {"ffn": 0.5}, recipe="magnitude", seed=3, verify=False).report
+    assert report.settings["command"] == f"toastc.prune({str(deit)!r}, {{'ffn': 0.5}}, recipe='magnitude', seed=3, verify=False)"
+    data = toastc.prune(deit, {"ffn": 0.5}, data=np.load(images), dry_run=True).report
     assert "data=<ndarray>" in str(data.settings["command"])

@@ -7,13 +7,14 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import timm
 import torch
 import transformers
 from conftest import PLAIN, Command
+from models import photos, run_file
 from safetensors.torch import save_file
+from small import vit_of_transformers
 from zoo_exports import quiet
 
 import toastc
@@ -27,11 +28,6 @@ def shrunk(here: Command, name: str, folder: Path, *more: object) -> subprocess.
     return here(name, "-o", folder / "small.onnx", "--target", "macs=0.6", *PLAIN, *more, "--json")
 
 
-def outputs(path: Path, images: np.ndarray) -> np.ndarray:
-    session = ort.InferenceSession(path)
-    return session.run(None, {session.get_inputs()[0].name: images})[0]
-
-
 def test_a_timm_model_comes_with_its_weights(here: Command, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=10).eval()
@@ -41,20 +37,17 @@ def test_a_timm_model_comes_with_its_weights(here: Command, tmp_path: Path) -> N
     images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
     with torch.no_grad():
         expected = model(torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(outputs(tmp_path / "dense.onnx", images), expected, atol=1e-4)
+    np.testing.assert_allclose(run_file(tmp_path / "dense.onnx", images), expected, atol=1e-4)
     made = shrunk(here, SMALL, tmp_path, "--weights", tmp_path / "w.safetensors")
     report = json.loads(made.stdout)
     assert report["model"] == SMALL
     assert report["after"]["macs"] <= 0.6 * report["before"]["macs"]
-    assert outputs(tmp_path / "small.onnx", images).shape == expected.shape
+    assert run_file(tmp_path / "small.onnx", images).shape == expected.shape
 
 
 def test_a_model_of_transformers_is_a_folder(here: Command, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-    config = transformers.ViTConfig(image_size=32, patch_size=8, num_labels=7, **sizes)
-    torch.manual_seed(0)
     with quiet():
-        model = transformers.ViTForImageClassification(config).eval()
+        model = vit_of_transformers(num_labels=7)
         model.save_pretrained(tmp_path / "vit")
         transformers.ViTImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[1.0, 2.0, 3.0]).save_pretrained(tmp_path / "vit")
     made = here(f"hf:{tmp_path / 'vit'}", "-o", tmp_path / "dense.onnx")
@@ -62,7 +55,7 @@ def test_a_model_of_transformers_is_a_folder(here: Command, tmp_path: Path) -> N
     images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
     with torch.no_grad():
         expected = model(torch.from_numpy(images)).logits.numpy()
-    np.testing.assert_allclose(outputs(tmp_path / "dense.onnx", images), expected, atol=1e-4)
+    np.testing.assert_allclose(run_file(tmp_path / "dense.onnx", images), expected, atol=1e-4)
     assert shrunk(here, f"hf:{tmp_path / 'vit'}", tmp_path).returncode == 0
     source = built(f"hf:{tmp_path / 'vit'}")
     assert source.preprocess is not None
@@ -70,13 +63,8 @@ def test_a_model_of_transformers_is_a_folder(here: Command, tmp_path: Path) -> N
 
 
 def test_calibration_uses_the_preprocessing_that_comes_with_the_model(here: Command, tmp_path: Path) -> None:
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    (tmp_path / "photos").mkdir()
-    for i in range(4):
-        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "photos" / f"{i}.png")
-    made = shrunk(here, SMALL, tmp_path, "--weights", "random", "--recipe", "vbp", "--calibrate", tmp_path / "photos")
+    folder = photos(tmp_path / "photos", 4)
+    made = shrunk(here, SMALL, tmp_path, "--weights", "random", "--recipe", "vbp", "--calibrate", folder)
     assert made.returncode == 0, made.stderr
     assert "mean (0.5, 0.5, 0.5)" in " ".join(json.loads(made.stdout)["notes"])
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import timm
 import torch
+from models import run_file
 
 import toastc
 from toastc.compile_module import open_module
@@ -59,10 +59,6 @@ def file(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def images(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
-
-
-def run_file(path: Path, x: torch.Tensor) -> np.ndarray:
-    return np.asarray(onnxruntime.InferenceSession(str(path)).run(None, {"image": x.numpy()})[0])
 
 
 # ---- what the dynamic forms compute, said in torch -----------------------------------------------------------

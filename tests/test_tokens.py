@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from models import run_file
 from torch import Tensor
 
 import toastc
@@ -64,10 +65,6 @@ def file(request: Any, model: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     assert ("Attention" in kinds) == (opset == 23)
     return path
-
-
-def run_file(path: Path, x: Tensor) -> np.ndarray:
-    return np.asarray(onnxruntime.InferenceSession(str(path)).run(None, {"image": x.numpy()})[0])
 
 
 # ---- the same, by hand ---------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_tokens import HEIGHT, WIDTH, Dense, file, images, model, run_file  # noqa: F401
+from models import run_file
+from test_tokens import HEIGHT, WIDTH, Dense, file, images, model  # noqa: F401
 from torch import Tensor
 from zoo_exports import quiet
 

@@ -78,7 +78,7 @@ def test_a_stopped_calibration_goes_on_where_it_was(asked: list[str], here: Comm
     assert left == {"model.onnx", "data.npy", "m.safetensors"}
 
 
-def test_what_was_measured_is_not_measured_again(asked: list[str], here: Command, whole: bytes) -> None:
+def test_what_was_measured_is_not_measured_again(asked: list[str], here: Command) -> None:
     """Whatever the part says is believed: sums that were tampered with arrive in the file, and no input is counted twice."""
     stopped(asked, signal.SIGINT, 320)
     moments, known = opened(Path(f"{asked[-1]}.part"))
@@ -98,9 +98,7 @@ def test_the_part_is_never_an_input(asked: list[str], here: Command, tmp_path: P
 
 
 @pytest.mark.parametrize("other", ["model", "data", "seed", "images", "size", "nothing"])
-def test_the_part_of_another_calibration_is_not_taken(
-    asked: list[str], here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
-) -> None:
+def test_the_part_of_another_calibration_is_not_taken(asked: list[str], here: Command, tmp_path: Path, other: str) -> None:
     """And the file comes out as if no part had been there."""
     stopped(asked, signal.SIGKILL, 64)
     data = np.load(tmp_path / "data.npy")
@@ -129,19 +127,16 @@ def test_a_damaged_part_is_not_taken(asked: list[str], here: Command, whole: byt
 
 
 def test_changed_images_are_other_data(tmp_path: Path) -> None:
-    from PIL import Image
-
     model = models.save(models.vit(), tmp_path / "model.onnx")
-    (tmp_path / "photos").mkdir()
-    Image.new("RGB", (20, 20)).save(tmp_path / "photos" / "a.png")
-    before = unfinished.fingerprint([model], tmp_path / "photos", 0)
-    assert unfinished.fingerprint([model], tmp_path / "photos", 0) == before
-    Image.new("RGB", (20, 20), (9, 9, 9)).save(tmp_path / "photos" / "a.png")
-    os.utime(tmp_path / "photos" / "a.png", ns=(1, 1))
-    assert unfinished.fingerprint([model], tmp_path / "photos", 0) != before
+    folder = models.photos(tmp_path / "photos", 1)
+    before = unfinished.fingerprint([model], folder, 0)
+    assert unfinished.fingerprint([model], folder, 0) == before
+    models.photos(folder, 1, seed=1)
+    os.utime(folder / "0.png", ns=(1, 1))
+    assert unfinished.fingerprint([model], folder, 0) != before
 
 
-def test_saving_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_takes_a_small_share_of_the_time(tmp_path: Path) -> None:
     """The sums of a large model are large: they are saved as seldom as that takes."""
     kept = unfinished.Unfinished(tmp_path / "m.part", "x")
     kept.offer(Moments(), 1)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from test_tokens import Dense, file, images, model, run_file  # noqa: F401
+from models import run_file
+from test_tokens import Dense, file, images, model  # noqa: F401
 from zoo_exports import quiet
 from zoo_models import FAMILIES
 
@@ -34,7 +35,7 @@ def test_the_last_block_works_for_the_class_token_alone(model: Any, file: Path, 
     assert any("1 of 48 tokens" in note for note in made.report.notes)
 
 
-def test_with_merges_and_channels_in_one_plan(model: Any, file: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_with_merges_and_channels_in_one_plan(file: Path, tmp_path: Path) -> None:  # noqa: F811
     for tokens in ("h1,unread", "unread,h1:2,t2:3"):
         whole = tokens.replace(",unread", "").replace("unread,", "")
         made = toastc.prune(file, target="macs=0.5", tokens=tokens, recipe="magnitude", output=tmp_path / "small.onnx")

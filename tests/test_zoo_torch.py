@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from conftest import ZooFile
+from conftest import RATIOS, ZooFile
 from oracle import check_module
 from zoo_exports import quiet
 from zoo_models import FAMILIES, ROWS
@@ -32,12 +32,11 @@ def test_family_shrinks_through_export(name: str) -> None:
 @pytest.mark.parametrize("name", ["deit_tiny", "swin_tiny", "hf_vit_sdpa", "dinov2", "toy_packed"])
 def test_onnx_and_torch_give_the_same_plan_and_outputs(name: str, zoo_file: ZooFile, tmp_path: Path) -> None:
     family = FAMILIES[name]
-    ratios = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
     with quiet():
         model = family.small().eval()
     inputs = family.inputs(False, 2)
-    small = toastc.prune(model, ratios, recipe="magnitude", example_inputs=tuple(inputs.values()))
-    other = toastc.prune(zoo_file(name), ratios, recipe="magnitude", output=tmp_path / "small.onnx")
+    small = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=tuple(inputs.values()))
+    other = toastc.prune(zoo_file(name), RATIOS, recipe="magnitude", output=tmp_path / "small.onnx")
     mine, theirs = (dict(r.plan.choices) for r in (small, other))
     assert mine.keys() == theirs.keys()
     for key, choice in mine.items():

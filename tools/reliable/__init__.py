@@ -16,8 +16,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests")]  # for models.py, the tiny ViT
 
-RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
-PLAIN = ("--recipe", "magnitude", "--quiet")
+RATIOS: dict[str, Any] = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
+QUICK = ("--recipe", "magnitude", "--quiet")
 SLOW = 60.0  # seconds after which a tiny model counts as hanging
 OWN_FAULT = ("Traceback", "a bug of toastc", "PassFailed", "Exception ignored")
 Row = dict[str, Any]
@@ -41,13 +41,15 @@ def wrong(status: int | None, said: str, seconds: float = 0.0) -> str:
     return ""
 
 
-def found_in(folder: Path) -> dict[str, bytes | None]:
-    """Every name below a folder, with the bytes of files."""
-    return {
-        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
-        for p in folder.rglob("*")
-        if p.name != ".ses"  # ONNX Runtime's own, in the folder for temporary files
-    }
+def found_in(folder: Path) -> dict[str, Any]:
+    """Every name below a folder, with the bytes of files and the goals of links."""
+    found: dict[str, Any] = {}
+    for path in folder.rglob("*"):
+        if path.name == ".ses":  # ONNX Runtime's own, in the folder for temporary files
+            continue
+        what = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        found[str(path.relative_to(folder))] = what
+    return found
 
 
 @contextlib.contextmanager

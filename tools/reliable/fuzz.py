@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from . import PLAIN, RATIOS, SLOW, Row, found_in, mutate_onnx, mutate_ratios, progress, wrong
+from . import QUICK, RATIOS, SLOW, Row, found_in, mutate_onnx, mutate_ratios, progress, wrong
 
 MEMORY = 8 << 30  # bytes of addresses a worker may have, so that no case takes the machine's memory
 FORMS = ("plain", "float16", "transposed", "gemm", "dropout_constant")
@@ -69,7 +69,7 @@ def bases(folder: Path) -> Bases:
     for dense in whole[:1]:
         for more in ((), ("--for", "ort-cpu")):
             out = folder / "out.onnx"
-            assert main([str(dense), "-o", str(out), "--ratios", str(folder / "r.json"), *PLAIN, *more]) == 0
+            assert main([str(dense), "-o", str(out), "--ratios", str(folder / "r.json"), *QUICK, *more]) == 0
             pairs.append((dense.read_bytes(), out.read_bytes()))
     np.save(folder / "data.npy", np.random.default_rng(0).standard_normal((8, 3, 16, 16)).astype(np.float32))
     structure = (outside.read_bytes(),) * len(FORMS)

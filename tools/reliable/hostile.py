@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from . import PLAIN, Row, found_in, workplace, wrong
+from . import QUICK, Row, found_in, workplace, wrong
 from .limits import limited
-from .mutate_nodes import NAMES
+from .mutate_nodes import NAMES, branches
 from .runs import ran
 
 MEMORY = 4 << 30
@@ -101,16 +101,10 @@ def nested(folder: Path, depth: int) -> Path:
         (folder / "model.onnx").write_bytes(models.vit().SerializeToString() + b"\x3a" + varint(len(data)) + data)
         return folder / "model.onnx"
 
-    end = helper.make_empty_tensor_value_info
-    inner = helper.make_graph([helper.make_node("Identity", ["logits"], ["in"])], "g", [], [end("in")])
-    empty = helper.make_graph([helper.make_node("Identity", ["logits"], ["in"])], "g", [], [end("in")])
-    for n in range(depth):
-        node = helper.make_node("If", ["flag"], [f"in{n}"], then_branch=inner, else_branch=empty)
-        inner = helper.make_graph([node], "g", [], [end(f"in{n}")])
-    model = models.vit()
+    model, node = models.vit(), branches("logits", depth)
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "flag"))
-    model.graph.node.append(inner.node[0])
-    model.graph.output.append(helper.make_tensor_value_info(inner.node[0].output[0], TensorProto.FLOAT, None))
+    model.graph.node.append(node)
+    model.graph.output.append(helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None))
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     return folder / "model.onnx"
 
@@ -149,7 +143,7 @@ def cases() -> list[Case]:
 
     def prune(path: Path, *more: str) -> list[str]:
         out = str(path.parent / "out.onnx")
-        return [str(path), "-o", out, "--ratios", str(path.parent / "r.json"), *PLAIN, *more]
+        return [str(path), "-o", out, "--ratios", str(path.parent / "r.json"), *QUICK, *more]
 
     def calibrate(model: Path, data: Path) -> list[str]:
         return ["calibrate", str(model), str(data), "-o", str(model.parent / "m"), "--quiet"]
@@ -214,7 +208,7 @@ def harm(folder: Path, before: dict[str, bytes | None], said: str, status: int |
     return f"left behind: {sorted(left)}" if status and left else ""
 
 
-def run(count: int = 0, seed: int = 0, say: bool = True) -> Row:
+def run(say: bool = True) -> Row:
     row: Row = {"cases": 0, "refused": 0, "harmless": 0, "bad": 0}
     assert HTML in NAMES
     with workplace() as place:

@@ -7,6 +7,7 @@ was stopped is asked for again, and has to end in the bytes of one that nobody s
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import signal
 import tempfile
@@ -14,10 +15,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from . import Row, found_in, progress, workplace
+from . import ROOT, Row, found_in, progress, workplace
 from .runs import End, ended, ran, runs, started, wide_model
 
 INPUTS = 8000  # of the calibration: a second or so of measuring
+FRAME = re.compile(r'^  File "(.*?)", line \d+, in (\S+)', re.M)
 
 
 def stop(args: list[str], seconds: float, number: int) -> End:
@@ -26,6 +28,14 @@ def stop(args: list[str], seconds: float, number: int) -> End:
     time.sleep(seconds)
     process.send_signal(number)
     return ended(process, since)
+
+
+def before_it_began(said: str) -> bool:
+    """Is it a trace of Ctrl-C while Python was starting or the arguments were read? Later on the command has to catch it."""
+    frames = [(Path(file), function) for file, function in FRAME.findall(said)]
+    own = [frame for frame in frames if ROOT in frame[0].parents]
+    early = all(function in ("<module>", "main") or file.name == "arguments.py" for file, function in own)
+    return bool(frames) and early and said.rstrip().endswith("KeyboardInterrupt")
 
 
 def compiled(number: int, at: float, given: list[str], whole: float, folder: Path) -> tuple[str, str]:
@@ -42,7 +52,7 @@ def compiled(number: int, at: float, given: list[str], whole: float, folder: Pat
         return "bad", "the output is no whole model"
     if number == signal.SIGINT and (left - {"out.onnx"} or found_in(Path(tempfile.gettempdir()))):
         return "bad", f"left behind: {left} {set(found_in(Path(tempfile.gettempdir())))}"
-    if end.status is None or "Exception ignored" in end.said or ("Traceback" in end.said and "import" not in end.said):
+    if end.status is None or "Exception ignored" in end.said or ("Traceback" in end.said and not before_it_began(end.said)):
         return "bad", f"status {end.status}: {end.said[-300:]}"
     return ("whole" if there else "absent"), ""
 

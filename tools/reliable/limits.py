@@ -42,7 +42,7 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[bool]:
             subprocess.run(["umount", str(folder)], check=True)
 
 
-def run(count: int = 0, seed: int = 0, say: bool = True) -> Row:
+def run(say: bool = True) -> Row:
     row: Row = {"cases": 0, "refused": 0, "done": 0, "skipped": 0, "bad": 0}
 
     def check(what: str, args: list[str], out: Path, before: Callable[[], None] | None = None) -> None:
@@ -95,9 +95,9 @@ def run(count: int = 0, seed: int = 0, say: bool = True) -> Row:
                 check(f"{what}, files of {size} bytes", args, place / "x", partial(limited, resource.RLIMIT_FSIZE, size))
             for size in MEMORY:
                 check(f"{what}, {size} MB of memory", args, place / "x", partial(limited, resource.RLIMIT_AS, size << 20))
-        for what, args in commands.items():
+        for at, (what, args) in enumerate(commands.items()):
             for number, size in enumerate(DISKS):
-                disk = folder / "work" / f"disk{number}{len(what)}"
+                disk = folder / "work" / f"disk{at}-{number}"
                 with small_disk(disk, size) as there:
                     if there:
                         check(f"{what}, a disk of {size} KB", [a.replace(str(place), str(disk)) for a in args], disk / "x")

@@ -104,16 +104,22 @@ def lose_output(rng: random.Random, model: onnx.ModelProto) -> None:
         node.output[0] = rng.choice(("", value_name(rng, model)))
 
 
-def nested(rng: random.Random, model: onnx.ModelProto) -> None:
-    """Branches in branches in branches."""
+def branches(value: str, depth: int, doubled: int = 0, other: onnx.GraphProto | None = None) -> onnx.NodeProto:
+    """An If on `flag` within an If ..., around a value; the `doubled` inner ones are so on both sides, the rest have `other`."""
     end = helper.make_empty_tensor_value_info
-    graph = helper.make_graph([helper.make_node("Identity", [value_name(rng, model)], ["in"])], "g", [], [end("in")])
-    for depth in range(rng.choice((1, 3, 20, 30))):  # protobuf itself ends at a hundred messages within each other
-        other = graph if depth < 5 else onnx.GraphProto()
-        node = helper.make_node("If", ["flag"], [f"in{depth}"], then_branch=graph, else_branch=other)
-        graph = helper.make_graph([node], "g", [], [end(f"in{depth}")])
+    graph = helper.make_graph([helper.make_node("Identity", [value], ["in"])], "g", [], [end("in")])
+    other = graph if other is None else other
+    for n in range(depth):
+        both = {"then_branch": graph, "else_branch": graph if n < doubled else other}
+        graph = helper.make_graph([helper.make_node("If", ["flag"], [f"in{n}"], **both)], "g", [], [end(f"in{n}")])
+    return graph.node[0]
+
+
+def nested(rng: random.Random, model: onnx.ModelProto) -> None:
+    """Branches in branches in branches; protobuf itself ends at a hundred messages within each other."""
+    node = branches(value_name(rng, model), rng.choice((1, 3, 20, 30)), doubled=5, other=onnx.GraphProto())
     model.graph.initializer.append(numpy_helper.from_array(np.array(rng.random() < 0.5), "flag"))
-    model.graph.node.insert(rng.randrange(len(model.graph.node)), graph.node[0])
+    model.graph.node.insert(rng.randrange(len(model.graph.node)), node)
 
 
 def as_function(rng: random.Random, model: onnx.ModelProto) -> None:

@@ -6,9 +6,10 @@ import json
 import random
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
-from . import PLAIN, Row, progress, workplace, wrong
+from . import QUICK, Row, progress, workplace, wrong
 from .images import photo
 from .runs import ended, ran, runs, started
 
@@ -22,7 +23,7 @@ def one_output(folder: Path, rng: random.Random) -> str:
     dense = models.save_external(models.vit(), folder / "model.onnx", threshold=0)
     for name, share in (("a", 0.25), ("b", 0.5)):
         (folder / f"{name}.json").write_text(json.dumps({"attention": share, "ffn": share, "round_to": 4}))
-    args = [[str(dense), "-o", str(folder / "out.onnx"), "--ratios", str(folder / f"{name}.json"), *PLAIN] for name in "ab"]
+    args = [[str(dense), "-o", str(folder / "out.onnx"), "--ratios", str(folder / f"{name}.json"), *QUICK] for name in "ab"]
     begun = time.perf_counter()
     first = started(args[0])
     time.sleep(rng.random() * 0.2)
@@ -69,17 +70,20 @@ def changing(folder: Path, rng: random.Random) -> str:
     return wrong(end.status, end.said, end.seconds)
 
 
-def run(count: int, seed: int = 0, say: bool = True) -> Row:
+RACES = {"two writers": one_output, "changing folders": changing}
+
+
+def run(count: int, seed: int = 0, say: bool = True, names: Sequence[str] = tuple(RACES)) -> Row:
     rng, bad = random.Random(seed), 0
     with workplace() as place:
-        for done in range(1, 2 * count + 1):
+        for done, name in enumerate(count * tuple(names), start=1):
             folder = place / "work" / "race"
             folder.mkdir()
-            why = (one_output if done % 2 else changing)(folder, rng)
+            why = RACES[name](folder, rng)
             bad += bool(why)
             if why:
                 print(f"  {why}", flush=True)
             if say:
-                progress("races", done, 2 * count, bad)
+                progress("races", done, count * len(names), bad)
             shutil.rmtree(folder)
-    return {"two writers": count, "changing folders": count, "seed": seed, "bad": bad}
+    return {**dict.fromkeys(names, count), "seed": seed, "bad": bad}

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def commands(inputs: Path, out: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def made_by(args: list[str], out: Path, cpus: set[int]) -> dict[str, bytes | None]:
+def made_by(args: list[str], out: Path, cpus: set[int]) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     end = ran(args, partial(os.sched_setaffinity, 0, cpus))
@@ -40,7 +41,7 @@ def made_by(args: list[str], out: Path, cpus: set[int]) -> dict[str, bytes | Non
     return found_in(out)
 
 
-def plan_in(files: dict[str, bytes | None]) -> object:
+def plan_in(files: dict[str, Any]) -> object:
     """Which channels stay: the plan a model carries."""
     import onnx
 
@@ -65,7 +66,7 @@ def run(count: int, seed: int = 0, say: bool = True) -> Row:
         np.save(inputs / "data.npy", np.random.default_rng(seed).standard_normal((100, 3, 16, 16)).astype(np.float32))
         for name, args in commands(inputs, out).items():
             first = made_by(args, out, {cpus[0]})
-            same: Callable[[dict[str, bytes | None]], bool] = partial(first.__eq__)
+            same: Callable[[dict[str, Any]], bool] = partial(first.__eq__)
             for _ in range(1, count):
                 if not same(made_by(args, out, {cpus[0]})):
                     row["other bytes"].append(name)

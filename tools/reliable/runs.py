@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import PLAIN, RATIOS, ROOT, SLOW
+from . import QUICK, RATIOS, ROOT, SLOW
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def wide_model(folder: Path) -> list[str]:
     model.graph.node.append(helper.make_node("MatMul", ["logits", "bulk"], ["more"]))
     model.graph.output.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, ["batch", 100_000]))
     (folder / "r.json").write_text(json.dumps(RATIOS))
-    return [str(models.save(model, folder / "model.onnx")), "--ratios", str(folder / "r.json"), *PLAIN]
+    return [str(models.save(model, folder / "model.onnx")), "--ratios", str(folder / "r.json"), *QUICK]
 
 
 def runs(path: Path) -> bool:
