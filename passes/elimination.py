@@ -6,7 +6,7 @@ import numpy as np
 
 LEAST = 1e-6  # of the mean variance, added to every variance before a system is solved
 STEPS = 96  # of backward elimination
-STEP = 4 / 255  # of an 8-bit grid that is cut off at four times the loudest channel's root mean square
+ROUNDING = 4 / 255  # of an 8-bit grid that is cut off at four times the loudest channel's root mean square
 
 
 def eliminate(cov: np.ndarray, weight: np.ndarray, rms: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +46,7 @@ def rounding_without(rms: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
     The scale follows from the loudest: without it all others are rounded more finely, without another only its own error is gone.
     """
-    noise, power = (STEP * rms) ** 2 / 12, (weight**2).sum(axis=1)
+    noise, power = (ROUNDING * rms) ** 2 / 12, (weight**2).sum(axis=1)
     top = int(np.argmax(noise))
     gain = noise[top] * power
     gain[top] += (noise[top] - np.delete(noise, top).max(initial=0.0)) * (power.sum() - power[top])

@@ -17,6 +17,8 @@ from zoo_exports import quiet
 from zoo_models import FAMILIES
 
 import toastc
+from toastc.graphs.onnx import OnnxGraph
+from toastc.passes.verify import rms_apart
 from toastc.testing import assert_equivalent
 
 torch.set_num_threads(1)
@@ -154,3 +156,40 @@ def test_a_plan_for_another_model_is_refused(deit: Path) -> None:
     plan = toastc.Plan({"blocks.7.attn.qk": toastc.plan.Keep(np.arange(4)[None])})
     with pytest.raises(toastc.errors.ToastcError, match="no such coupling"):
         toastc.prune(deit, plan=plan)
+
+
+def test_of_images_of_any_size_the_first_axis_is_the_batch(tmp_path: Path) -> None:
+    """Not the height, even where the batch is fixed and the height is not."""
+    model = models.convnet()
+    for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (1, 3, "height", "width"), strict=True):
+        dim.CopyFrom(onnx.TensorShapeProto.Dimension(**{"dim_param" if isinstance(size, str) else "dim_value": size}))
+    model.graph.output[0].type.tensor_type.shape.dim[0].CopyFrom(onnx.TensorShapeProto.Dimension(dim_value=1))
+    free = OnnxGraph(ir.from_proto(model))
+    height, width = free.shape(free.graph.inputs[0])[2:]
+    assert free.batch == 1
+    assert free.totals()[0] == models.DIM * 3 * models.PATCH**2 * (height // 4) * (width // 4)
+    path = models.save(model, tmp_path / "free.onnx")
+    timed = toastc.bench(path, path, batches=(8,), seconds=0.01, memory=False)
+    assert [row["batch"] for row in timed["rows"]] == [1]
+    assert "the file has a fixed batch size; only that one was timed" in timed["notes"]
+
+
+def test_how_far_outputs_are_apart_where_some_are_masked(tmp_path: Path) -> None:
+    """Infinite in both models: no difference, and no NaN either."""
+    a, b = np.array([[1.0, 2.0, -np.inf]], np.float32), np.array([[1.0, 1.0, -np.inf]], np.float32)
+    assert np.isclose(rms_apart([(a, b)]), (1 / 5) ** 0.5)
+
+
+def test_synthetic_images_are_called_so(tmp_path: Path) -> None:
+    dense = models.save(models.vit(), tmp_path / "m.onnx")
+    data = np.random.default_rng(0).standard_normal((16, 3, 16, 16)).astype(np.float32)
+    for given, word in ((None, "synthetic images"), (data, "calibration inputs")):
+        made = toastc.prune(dense, target="macs=0.8", data=given, quantize="int8", output=tmp_path / "o.onnx").report
+        assert made.measured is not None and made.measured["of"] == word
+
+
+def test_moments_that_nobody_measured_are_missed_before_anything_is_written(tmp_path: Path) -> None:
+    dense = models.save(models.vit(), tmp_path / "m.onnx")
+    with pytest.raises(toastc.errors.ToastcError, match="measures nothing here"):
+        toastc.prune(dense, RATIOS, recipe="magnitude", moments_out=tmp_path / "moments", output=tmp_path / "o.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx"]

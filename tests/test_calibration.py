@@ -196,6 +196,18 @@ def test_a_timm_model_brings_its_preprocessing(tmp_path: Path) -> None:
     assert any("mean (0.5, 0.5, 0.5)" in note and "crop 0.9" in note for note in result.report.notes)
 
 
+def test_measuring_uses_the_preprocessing_of_a_module(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=16, depth=1, num_classes=3).eval()
+    notes = toastc.measure(model, photos(tmp_path / "photos", 4)).notes
+    assert any("mean (0.5, 0.5, 0.5)" in note and "crop 0.9" in note for note in notes)
+
+
+def test_a_deviation_of_zero_is_no_deviation(here: Command, tiny: Path, tmp_path: Path) -> None:
+    made = here("calibrate", tiny, photos(tmp_path / "photos", 4), "-o", tmp_path / "m", "--std", "0,1,1", "--quiet")
+    assert made.returncode == 2 and made.stderr == "toastc: calibrate: std is above zero\n"
+
+
 def test_a_generator_is_refused_before_it_is_used_up(tiny: Path) -> None:
     batches = (np.zeros((2, 3, 16, 16), np.float32) for _ in range(2))
     with pytest.raises(ToastcError, match="can be read only once; give a list"):

@@ -18,7 +18,7 @@ from toastc.errors import ToastcError
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.latency import Block, Times
 from toastc.passes import AllocateWidths, AnalyseLosses, CollectMoments, MatchSites, TimeBlocks
-from toastc.passes.elimination import STEP, eliminate, rounding_without
+from toastc.passes.elimination import ROUNDING, eliminate, rounding_without
 from toastc.passes.losses import energy, ranked, roots, turned_products, turned_values
 from toastc.passes.simulate import remade
 from toastc.pipeline import State, run
@@ -108,7 +108,7 @@ def test_backward_elimination_is_exact_one_by_one() -> None:
 
 def rounded(rms: np.ndarray, weight: np.ndarray) -> float:
     """What rounding all channels to one scale of 8 bits does to the output."""
-    return float((STEP * rms.max(initial=0)) ** 2 / 12 * np.square(weight).sum())
+    return float((ROUNDING * rms.max(initial=0)) ** 2 / 12 * np.square(weight).sum())
 
 
 def test_what_rounding_gains_without_a_channel() -> None:

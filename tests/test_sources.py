@@ -69,6 +69,36 @@ def test_calibration_uses_the_preprocessing_that_comes_with_the_model(here: Comm
     assert "mean (0.5, 0.5, 0.5)" in " ".join(json.loads(made.stdout)["notes"])
 
 
+def test_measuring_beforehand_uses_it_too(here: Command, tmp_path: Path) -> None:
+    made = here("calibrate", SMALL, photos(tmp_path / "photos", 4), "--weights", "random", "-o", tmp_path / "m", "--json")
+    assert made.returncode == 0, made.stderr
+    assert "mean (0.5, 0.5, 0.5)" in " ".join(json.loads(made.stdout)["notes"])
+
+
+def test_images_of_one_channel(here: Command, tmp_path: Path) -> None:
+    with quiet():
+        vit_of_transformers(num_channels=1).save_pretrained(tmp_path / "grey")
+    made = here(f"hf:{tmp_path / 'grey'}", "-o", tmp_path / "dense.onnx", "--quiet")
+    assert made.returncode == 0, made.stderr
+    assert run_file(tmp_path / "dense.onnx", np.zeros((2, 1, 32, 32), np.float32)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], ["--report", "r.html"], ["--plan-out", "p"], ["--calibrate", "photos"]])
+def test_a_name_alone_is_exported_and_nothing_else(
+    here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    """What exporting does not do is refused, not passed over."""
+    monkeypatch.chdir(tmp_path)
+    made = here(SMALL, "-o", "o.onnx", "--weights", "random", *more)
+    assert made.returncode == 2 and "is required" in made.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_for_names(here: Command, tiny: Path, tmp_path: Path) -> None:
+    made = here(tiny, "-o", tmp_path / "o.onnx", "--weights", "w.safetensors", "--target", "macs=0.6", *PLAIN, "--quiet")
+    assert made.returncode == 2 and "weights: are for a model given by name" in made.stderr
+
+
 def test_names_can_be_looked_at_without_weights(here: Command) -> None:
     made = here("inspect", SMALL, "--json")
     assert [s["name"] for s in json.loads(made.stdout)["sites"]][:2] == ["blocks.0.attn", "blocks.0.mlp"]
