@@ -19,6 +19,8 @@ import pytest
 from conftest import PLAIN, Command
 from onnx import numpy_helper
 
+from toastc.cli import ended_by
+
 STAGES = ["read", "match-sites", "score-weights", "plan-ratios", "shrink", "write", "verify"]
 SITE_KEYS = {"name", "kind", "heads", "head_dim", "v_head_dim", "hidden", "macs", "params", "couplings"}
 
@@ -492,3 +494,17 @@ def test_without_data_synthetic_images_stand_in_and_the_report_says_so(
     report = json.loads(made.stdout)
     assert any("synthetic images stood in" in note for note in report["notes"])
     assert "refit-consumers" in report["seconds"]
+
+
+def test_ctrl_c_is_seen_in_what_a_library_made_of_it(capfd: pytest.CaptureFixture[str]) -> None:
+    """While one is being loaded, its loader says that it can not be."""
+    try:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as stop:
+            raise ImportError("initialization failed") from stop
+    except ImportError as error:
+        assert ended_by(error) == 130
+    assert capfd.readouterr().err == "toastc: interrupted\n"
+    assert ended_by(ImportError("initialization failed")) == 2
+    assert "a bug of toastc" in capfd.readouterr().err

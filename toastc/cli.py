@@ -28,31 +28,42 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not os.environ.get("TOASTC_DEBUG"):
                 warnings.simplefilter("ignore")  # libraries' own: what matters of it is checked, and said in one line
             return COMMANDS[command](args)
-    except ToastcError as error:
-        say(str(error))
-        return error.status
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MemoryError as error:
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the last one who can say it in one line
+        return ended_by(error)
+
+
+def ended_by(error: BaseException) -> int:
+    if was_interrupted(error):
+        say("interrupted")
+        return 130
+    if isinstance(error, ToastcError):
+        say(str(error))
+        return error.status
+    if isinstance(error, MemoryError):
         return unforeseen("not enough memory: ", error)
-    except (RuntimeError, OSError) as error:
+    if isinstance(error, RuntimeError | OSError):
         if is_starved(error):
-            return unforeseen("not enough memory: ", error.__cause__ if isinstance(error.__cause__, Exception) else error)
+            return unforeseen("not enough memory: ", error.__cause__ or error)
         return unforeseen("", error)
-    except Exception as error:  # noqa: BLE001  the last one who can say it in one line
-        return unforeseen("a bug of toastc, please report it: ", error)
+    return unforeseen("a bug of toastc, please report it: ", error)
 
 
-def is_starved(error: Exception) -> bool:
+def was_interrupted(error: BaseException | None) -> bool:
+    """Ctrl-C, or what a library made of it: one that is just being loaded says that it can not be."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def is_starved(error: BaseException) -> bool:
     """Libraries that find no memory say so in words of their own."""
     return any(word in str(error) for word in ("start new thread", "Failed to serialize proto", "bad allocation", "bad_alloc"))
 
 
-def unforeseen(what: str, error: Exception) -> int:
+def unforeseen(what: str, error: BaseException) -> int:
     if os.environ.get("TOASTC_DEBUG"):
         raise error
     say(f"{what}{type(error).__name__}: {str(error)[:300]} (TOASTC_DEBUG=1 shows where)")

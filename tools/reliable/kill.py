@@ -38,6 +38,16 @@ def before_it_began(said: str) -> bool:
     return bool(frames) and early and said.rstrip().endswith("KeyboardInterrupt")
 
 
+def ill(end: End, number: int) -> str:
+    """What is wrong with how it ended: it may have been done already, or says in one line that it was interrupted."""
+    fine = {signal.SIGKILL: (0, -signal.SIGKILL), signal.SIGINT: (0, 130)}[signal.Signals(number)]
+    if before_it_began(end.said) or (
+        end.status in fine and not any(word in end.said for word in ("Traceback", "Exception ignored"))
+    ):
+        return ""
+    return f"status {end.status}: {end.said[-300:]}"
+
+
 def compiled(number: int, at: float, given: list[str], whole: float, folder: Path) -> tuple[str, str]:
     """How one that was stopped ended, and what is wrong with it."""
     out = folder / "out" / "out.onnx"
@@ -52,8 +62,8 @@ def compiled(number: int, at: float, given: list[str], whole: float, folder: Pat
         return "bad", "the output is no whole model"
     if number == signal.SIGINT and (left - {"out.onnx"} or found_in(Path(tempfile.gettempdir()))):
         return "bad", f"left behind: {left} {set(found_in(Path(tempfile.gettempdir())))}"
-    if end.status is None or "Exception ignored" in end.said or ("Traceback" in end.said and not before_it_began(end.said)):
-        return "bad", f"status {end.status}: {end.said[-300:]}"
+    if why := ill(end, number):
+        return "bad", why
     return ("whole" if there else "absent"), ""
 
 
@@ -62,6 +72,8 @@ def calibrated(number: int, at: float, given: list[str], whole: float, wanted: b
     for path in (out, part):
         path.unlink(missing_ok=True)
     end = stop(given, at * whole, number)
+    if why := ill(end, number):
+        return "bad", why
     if out.exists():
         return ("whole", "") if out.read_bytes() == wanted else ("bad", "the file is no whole one")
     if number == signal.SIGINT and {p.name for p in out.parent.iterdir()} - {"model.onnx", "data.npy", part.name}:
