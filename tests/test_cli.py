@@ -498,13 +498,9 @@ def test_without_data_synthetic_images_stand_in_and_the_report_says_so(
 
 def test_ctrl_c_is_seen_in_what_a_library_made_of_it(capfd: pytest.CaptureFixture[str]) -> None:
     """While one is being loaded, its loader says that it can not be."""
-    try:
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt as stop:
-            raise ImportError("initialization failed") from stop
-    except ImportError as error:
-        assert ended_by(error) == 130
+    error = ImportError("initialization failed")
+    error.__cause__ = KeyboardInterrupt()
+    assert ended_by(error) == 130
     assert capfd.readouterr().err == "toastc: interrupted\n"
     assert ended_by(ImportError("initialization failed")) == 2
     assert "a bug of toastc" in capfd.readouterr().err
