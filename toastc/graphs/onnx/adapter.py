@@ -108,7 +108,7 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
 
     def float_types(self) -> set[str]:
         """Names of the types that the values at run time have: float32, float16, ..."""
-        return {FLOATS.get(self.facts.dtypes[v], "") for op in self.ops for v in op.outputs if v in self.facts.dtypes}
+        return {FLOATS[kind] for op in self.ops for v in op.outputs if (kind := self.facts.dtypes.get(v)) in FLOATS}
 
     def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]:
         given = facts_of.runtime_inputs(self.model)
