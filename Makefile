@@ -30,10 +30,10 @@ browser:
 	|| { echo "the report's page is tested in Chromium; on Debian: apt install chromium chromium-driver"; exit 1; }
 
 test: check browser
-	$(RUN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist worksteal
 
 coverage: install browser
-	$(RUN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered
 
 clean:
 	rm -rf $(VENV) build

@@ -36,7 +36,7 @@ def commands(inputs: Path, out: Path) -> dict[str, list[str]]:
 def made_by(args: list[str], out: Path, cpus: set[int]) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    end = ran(args, partial(os.sched_setaffinity, 0, cpus))
+    end = ran(args, partial(os.sched_setaffinity, 0, cpus), OMP_NUM_THREADS=str(len(cpus)))
     assert end.status == 0, end.said
     return found_in(out)
 

@@ -25,7 +25,7 @@ class End:
     seconds: float
 
 
-def started(args: list[str], before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+def started(args: list[str], before: Callable[[], None] | None = None, **environment: str) -> subprocess.Popen[str]:
     """`before` is called in the new process, before the command begins."""
 
     def prepare() -> None:
@@ -36,7 +36,7 @@ def started(args: list[str], before: Callable[[], None] | None = None) -> subpro
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, "-m", "toastc", *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=prepare,
-        env=os.environ | {"PYTHONPATH": paths},
+        env=os.environ | {"PYTHONPATH": paths} | environment,
     )  # fmt: skip
 
 
@@ -49,9 +49,9 @@ def ended(process: subprocess.Popen[str], since: float) -> End:
     return End(process.returncode, said, time.perf_counter() - since)
 
 
-def ran(args: list[str], before: Callable[[], None] | None = None) -> End:
+def ran(args: list[str], before: Callable[[], None] | None = None, **environment: str) -> End:
     since = time.perf_counter()
-    return ended(started(args, before), since)
+    return ended(started(args, before, **environment), since)
 
 
 def wide_model(folder: Path) -> list[str]:
