@@ -201,6 +201,18 @@ def test_a_warning_of_a_library_is_not_heard(toastc: Command, tmp_path: Path) ->
     assert (made.returncode, made.stderr) == (0, "")
 
 
+def test_what_a_library_logs_is_not_heard(toastc: Command, tmp_path: Path) -> None:
+    """Of a TIFF that says it had 2048 samples a pixel, Pillow tells the log before it refuses it."""
+    models.save(models.vit(), tmp_path / "model.onnx")
+    file = models.photos(tmp_path / "photos", 3, ending="tif") / "0.tif"
+    samples = b"\x15\x01\x03\x00\x01\x00\x00\x00"  # tag 277, one short number
+    assert samples + b"\x03\x00" in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(samples + b"\x03\x00", samples + b"\x00\x08"))
+    made = toastc("calibrate", tmp_path / "model.onnx", tmp_path / "photos", "-o", tmp_path / "m", "--json", "--quiet")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert "1 of 3 images could not be read" in made.stdout
+
+
 # ---- again and again ------------------------------------------------------------------------------------------
 
 

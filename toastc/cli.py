@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,10 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.asked = shlex.join(["toastc", *(sys.argv[1:] if argv is None else argv)])
     try:
         from .files import stop_cleanly
+        from .progress import hushed
 
-        with stop_cleanly(), warnings.catch_warnings():
-            if not os.environ.get("TOASTC_DEBUG"):
-                warnings.simplefilter("ignore")  # libraries' own: what matters of it is checked, and said in one line
+        with stop_cleanly(), hushed():
             return COMMANDS[command](args)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 Tell = Callable[..., None]  # tell(stage): it begins; tell(stage, 0.4): so much of it is done
@@ -13,6 +16,22 @@ EVERY = 10.0  # seconds between two lines about one stage
 
 def silent(stage: str, done: float = 0.0) -> None:
     """Tells nobody."""
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Libraries keep their warnings and logs to themselves: what matters of it is checked, and said in one line."""
+    if os.environ.get("TOASTC_DEBUG"):
+        yield
+        return
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 @contextlib.contextmanager

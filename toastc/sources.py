@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import logging
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from .calibration import Preprocess
 from .compile_module import example_inputs_of
 from .errors import ToastcError
 from .files import scratch
+from .progress import hushed
 
 RANDOM = "random"
 OPSET = 20
@@ -66,14 +65,8 @@ def export(source: Source, path: Path) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The exporter talks about its own insides."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with hushed(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def built(name: str, weights: str | None = None) -> Source:
