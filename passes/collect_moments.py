@@ -79,6 +79,7 @@ class CollectMoments:
             raise
         if kept is not None:  # what comes next may take long as well
             kept.save(moments, done)
+            notes += [kept.trouble] if kept.trouble else []
         moments = moments.gathered(workers)
         if state.held_out and not moments.images:
             raise ToastcError(f"search: {state.held_out} batches of the data are held back to judge by, and there are no more")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import models
 import numpy as np
 import pytest
 from conftest import Command
+from reliable.limits import limited
 
 from toastc.calibration import unfinished
 from toastc.calibration.moments import Moments, opened
@@ -114,6 +117,18 @@ def test_the_part_of_another_calibration_is_not_taken(asked: list[str], here: Co
     made_with = Path(asked[-1]).read_bytes()
     assert here(*asked, *more, "--quiet").returncode == 0
     assert Path(asked[-1]).read_bytes() == made_with
+
+
+def test_a_full_disk_loses_nothing_that_was_measured(asked: list[str], toastc: Command, here: Command, whole: bytes) -> None:
+    stopped(asked, signal.SIGKILL, 64)
+    part = Path(f"{asked[-1]}.part")
+    before = part.read_bytes()
+    made = toastc(*asked, "--quiet", preexec_fn=partial(limited, resource.RLIMIT_FSIZE, 1000))
+    assert made.returncode == 2 and "m.safetensors: can not be written" in made.stderr
+    assert part.read_bytes() == before
+    made = here(*asked)
+    assert made.returncode == 0 and "were measured before; going on from there" in made.stderr
+    assert Path(asked[-1]).read_bytes() == whole
 
 
 @pytest.mark.parametrize("text", [b"", b"junk", b"\xff" * 100])

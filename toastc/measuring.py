@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .calibration import Moments, Preprocess, Unfinished, Workers, fingerprint, open_data
-from .errors import NothingToPrune
+from .errors import NothingToPrune, ToastcError
 from .files import check_targets
 from .forms import at_hand, files_of, open_graph
 from .progress import Tell, silent
@@ -49,10 +49,15 @@ def measure(
             if output is not None and workers.count == 1 and isinstance(data, str | Path):
                 known = fingerprint(files, Path(data), seed, images, preprocess)
                 state = replace(state, unfinished=Unfinished(Path(f"{output}.part"), known))
-        state, _ = run(MEASURE[:1], state)
-        if not state.sites:
-            raise NothingToPrune("no attention and no FFN was found that could be measured")
-        state, _ = run(MEASURE[1:], state)
+        try:
+            state, _ = run(MEASURE[:1], state)
+            if not state.sites:
+                raise NothingToPrune("no attention and no FFN was found that could be measured")
+            state, _ = run(MEASURE[1:], state)
+        except ToastcError:  # of the model or the data, and it would be the same another time
+            if state.unfinished is not None:
+                state.unfinished.remove()
+            raise
         assert state.moments is not None
         state.moments.notes = state.notes
         if output is not None and workers.rank == 0:

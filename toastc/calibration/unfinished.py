@@ -27,6 +27,7 @@ class Unfinished:
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path, self.fingerprint = path, fingerprint
         self.saved, self.took = time.monotonic(), 0.0
+        self.trouble = ""  # why nothing more could be kept
 
     def found(self) -> tuple[Moments | None, int, str]:
         """What there is, of how many batches, and what there is to say about it."""
@@ -46,8 +47,12 @@ class Unfinished:
             self.save(moments, batches)
 
     def save(self, moments: Moments, batches: int) -> None:
+        """As far as there is room: without it the measurement goes on all the same, and what was kept before stays."""
         start = time.monotonic()
-        moments.save(self.path, {"fingerprint": self.fingerprint, "batches": batches})
+        try:
+            moments.save(self.path, {"fingerprint": self.fingerprint, "batches": batches})
+        except ToastcError as error:
+            self.trouble = f"{error}: if this is stopped, some of it is measured again"
         self.saved = time.monotonic()
         self.took = self.saved - start
 
