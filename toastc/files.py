@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import signal
 import tempfile
 import threading
@@ -43,13 +44,9 @@ def write_beside(target: Path) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; rename it over the target if all goes well."""
     target = Path(target)
     check_targets([target])
+    temporary = hidden(target)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent or Path("."))
-    except OSError as error:
-        raise ToastcError(f"{target}: can not be written ({error.strerror})") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
+        temporary.touch(exist_ok=False)
         yield temporary
         os.chmod(temporary, 0o666 & ~current_umask())
         with open(temporary, "rb") as written:
@@ -59,6 +56,11 @@ def write_beside(target: Path) -> Iterator[Path]:
         raise ToastcError(f"{target}: can not be written ({getattr(error, 'strerror', None) or error})") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def hidden(target: Path) -> Path:
+    """A name beside it that nobody has. It is known before there is anything to remove, so that Ctrl-C finds no gap."""
+    return target.absolute().parent / f".{target.name}.{secrets.token_hex(4)}.part"
 
 
 @contextlib.contextmanager

@@ -39,8 +39,10 @@ def before_it_began(said: str) -> bool:
 
 
 def ill(end: End, number: int) -> str:
-    """What is wrong with how it ended: it may have been done already, or says in one line that it was interrupted."""
-    fine = {signal.SIGKILL: (0, -signal.SIGKILL), signal.SIGINT: (0, 130)}[signal.Signals(number)]
+    """What is wrong with how it ended: it may have been done already, or was interrupted. Python ends itself by the signal where
+    that came while it was tidying up, or into code that a library makes from text; shells say 130 of both.
+    """
+    fine = {signal.SIGKILL: (0, -number), signal.SIGINT: (0, 130, -number)}[signal.Signals(number)]
     if before_it_began(end.said) or (
         end.status in fine and not any(word in end.said for word in ("Traceback", "Exception ignored"))
     ):

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from ...errors import ToastcError
-from ...files import alone, check_targets, current_umask, uninterrupted
+from ...files import alone, check_targets, current_umask, hidden, uninterrupted
 from ...plan import Plan, from_dict
 from .checks import check_functions, check_names, check_nodes, check_tensor, check_wires, put_in_order
 from .unpack import unpack_attention
@@ -156,9 +155,9 @@ def staged(target: Path) -> Iterator[Path]:
     """
     target = Path(target)
     check_targets([target])
-    folder = None
+    folder = hidden(target)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.absolute().parent))
+        folder.mkdir(mode=0o700)
         yield folder / target.name
         data = folder / f"{target.name}.data"
         for file in folder.iterdir():
@@ -172,12 +171,11 @@ def staged(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise ToastcError(f"{target}: can not be written ({error.strerror or error})") from None
     finally:
-        if folder is not None:
-            try:
-                with uninterrupted():
-                    shutil.rmtree(folder, ignore_errors=True)
-            finally:  # a signal on the way into the block above
+        try:
+            with uninterrupted():
                 shutil.rmtree(folder, ignore_errors=True)
+        finally:  # a signal on the way into the block above
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_model(model: ir.Model, path: Path, external: bool | None = None) -> None:
