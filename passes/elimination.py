@@ -42,15 +42,14 @@ def eliminate(cov: np.ndarray, weight: np.ndarray, rms: np.ndarray | None = None
 
 
 def rounding_without(rms: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """By how much the error of rounding to one scale for all channels falls when each of them goes alone.
+    """By how much the error of rounding the others falls when each channel goes alone.
 
-    The scale follows from the loudest: without it all others are rounded more finely, without another only its own error is gone.
+    The scale follows from the loudest: only without that one they are rounded more finely.
     """
     noise, power = (ROUNDING * rms) ** 2 / 12, (weight**2).sum(axis=1)
-    top = int(np.argmax(noise))
-    gain = noise[top] * power
-    gain[top] += (noise[top] - np.delete(noise, top).max(initial=0.0)) * (power.sum() - power[top])
-    return np.asarray(gain)
+    top, gain = int(np.argmax(noise)), np.zeros(len(noise))
+    gain[top] = (noise[top] - np.delete(noise, top).max(initial=0.0)) * (power.sum() - power[top])
+    return gain
 
 
 def eliminate_groups(cov: np.ndarray, weight: np.ndarray, count: int) -> np.ndarray:
