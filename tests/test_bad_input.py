@@ -22,6 +22,7 @@ import pytest
 from conftest import PLAIN, RATIOS, Command
 from onnx import TensorProto, helper, numpy_helper
 from reliable import found_in
+from reliable.limits import obedient
 from safetensors.numpy import save_file
 
 Refused = Callable[..., str]
@@ -391,6 +392,18 @@ def test_outputs_that_can_not_be_written(refused: Refused, model: Path, ratio_fi
     (model.parent / "folder").mkdir()
     target = f"{model.parent}/{where}"
     assert why in refused(model, "-o", target, "--ratios", ratio_file, *PLAIN)
+
+
+@pytest.mark.parametrize("flag", ["-o", "--plan-out", "--report"])
+def test_a_folder_that_may_not_be_written_to(toastc: Command, model: Path, ratio_file: Path, tmp_path: Path, flag: str) -> None:
+    """Said before the work begins, whichever output it is."""
+    (tmp_path / "closed").mkdir(mode=0o500)
+    targets = {"-o": tmp_path / "o.onnx"} | {flag: tmp_path / "closed" / "x"}
+    words = [word for pair in targets.items() for word in pair]
+    made = toastc(model, *words, "--ratios", ratio_file, *PLAIN, "--quiet", preexec_fn=obedient)
+    check_failed(made)
+    assert made.stderr == f"toastc: {tmp_path}/closed/x: can not be written (Permission denied)\n"
+    assert not (tmp_path / "o.onnx").exists()
 
 
 def test_a_device_or_pipe_is_not_replaced_by_a_file(refused: Refused, model: Path, ratio_file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -30,6 +31,8 @@ def check_targets(targets: Sequence[Path], taken: Sequence[Path] = ()) -> None:
             raise ToastcError(f"{target}: is a folder; give the name of a file to write")
         if not folder.is_dir():
             raise ToastcError(f"{target}: its folder does not exist")
+        if not os.access(folder, os.W_OK):
+            raise ToastcError(f"{target}: can not be written ({os.strerror(errno.EACCES)})")
         if found and not target.is_file():
             raise ToastcError(f"{target}: is a pipe or a device; give the name of a file to write")
         if any(found and given.exists() and target.samefile(given) for given in taken):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import ctypes
 import resource
 import shutil
 import signal
@@ -19,12 +19,18 @@ MEMORY = (300, 400, 500, 600, 700, 800, 1000, 1500)  # MB of addresses; a compil
 FILES = (0, 1000, 20_000, 1_000_000, 4_000_000)  # bytes of the largest file that may be written
 ASKED_FOR = ("o.onnx", "p", "out.safetensors.part")  # may be there, whole: others could not be written, or it may go on later
 DISKS = (0, 16, 1024, 4096)  # KB
+DROP_CAPABILITY, OVERRIDE_PERMISSIONS = 24, 1  # of Linux: PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
 
 
 def limited(what: int, size: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(what, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def obedient() -> None:
+    """Root may write everywhere; a process that has dropped that capability before it begins may not."""
+    ctypes.CDLL(None).prctl(DROP_CAPABILITY, OVERRIDE_PERMISSIONS, 0, 0, 0)
 
 
 @contextmanager
@@ -107,9 +113,6 @@ def run(say: bool = True) -> Row:
             file.write_text("")
             check(f"{what}, into a file", [a.replace(str(place), str(file)) for a in args], place / "x")
             place.chmod(0o500)
-            if os.geteuid() == 0:  # root may write everywhere
-                row["skipped"] += 1
-            else:
-                check(f"{what}, a read-only folder", args, place / "x")
+            check(f"{what}, a read-only folder", args, place / "x", obedient)
             place.chmod(0o700)
     return row
