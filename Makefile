@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
+PYTEST = OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo test coverage docs check install browser clean
 install: $(VENV)/.installed
@@ -30,10 +31,10 @@ browser:
 	|| { echo "the report's page is tested in Chromium; on Debian: apt install chromium chromium-driver"; exit 1; }
 
 test: check browser
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST)
 
 coverage: install browser
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 clean:
 	rm -rf $(VENV) build

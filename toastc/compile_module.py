@@ -30,7 +30,7 @@ def example_inputs_of(model: torch.nn.Module) -> tuple[Any, ...]:
     if isinstance(embed, tuple | list) and size is not None:
         size = (size[0], *embed)
     elif size is None:
-        size = transformers_size(getattr(model, "config", None)) or transformers_size(model)
+        size = image_size_of(getattr(model, "config", None)) or image_size_of(model)
     if size is None:
         raise ToastcError(
             f"{type(model).__name__}: can not guess its inputs; give example_inputs=(tensor, ...), with a batch of 2"
@@ -40,8 +40,8 @@ def example_inputs_of(model: torch.nn.Module) -> tuple[Any, ...]:
     return (torch.randn(2, channels, *size[1:], dtype=like.dtype, device=like.device),)
 
 
-def transformers_size(config: Any) -> tuple[int, int, int] | None:
-    """As transformers' configurations say it; those of convolutional backbones take any size, and most were made for 224."""
+def image_size_of(config: Any) -> tuple[int, int, int] | None:
+    """As configurations of transformers and models of torchvision say it; what takes any size was mostly made for 224."""
     size = getattr(config, "image_size", None)
     if size is None and getattr(config, "num_channels", None) is not None:
         size = 224

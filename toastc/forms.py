@@ -49,13 +49,6 @@ def is_torch(model: Any) -> bool:
     return torch is not None and (isinstance(model, torch.nn.Module) or type(model).__name__ == "ExportedProgram")
 
 
-def files_of(graph: Any, path: Path) -> list[Path]:
-    """The file that a graph came from, and those its weights are in."""
-    from .graphs.onnx import external_files
-
-    return [path, *external_files(graph.model)]
-
-
 @contextlib.contextmanager
 def at_hand(model: Any, weights: str | None, tell: Tell) -> Iterator[tuple[Any, Preprocess | None]]:
     """The model, exported to a file if it is given by name, and how its images are prepared, as far as it says so itself."""

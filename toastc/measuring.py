@@ -9,7 +9,7 @@ from typing import Any
 from .calibration import Moments, Preprocess, Unfinished, Workers, fingerprint, open_data
 from .errors import NothingToPrune, ToastcError
 from .files import check_targets
-from .forms import at_hand, files_of, open_graph
+from .forms import at_hand, open_graph
 from .progress import Tell, silent
 
 
@@ -35,6 +35,7 @@ def measure(
     """
     targets = [] if output is None else [Path(output), Path(f"{output}.part")]
     check_targets(targets, [Path(p) for p in (model, weights, data) if isinstance(p, str | Path)])
+    from .graphs.onnx import external_files
     from .passes import MEASURE
     from .pipeline import State, replace, run
 
@@ -44,7 +45,7 @@ def measure(
         source = open_data(data, graph.input_sizes(), seed=seed, limit=images, preprocess=preprocess)
         state = State(graph, data=source, seed=seed, tell=tell if workers.rank == 0 else silent, workers=workers)
         if isinstance(given, str | Path):
-            files = files_of(graph, Path(given))
+            files = [Path(given), *external_files(graph.model)]
             check_targets(targets, files)
             if output is not None and workers.count == 1 and isinstance(data, str | Path):
                 known = fingerprint(files, Path(data), seed, images, preprocess)

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from ...errors import ToastcError
-from ...files import alone, check_targets, current_umask, hidden, uninterrupted
+from ...files import alone, check_targets, hidden, uninterrupted
 from ...plan import Plan, from_dict
 from .checks import check_functions, check_names, check_nodes, check_tensor, check_wires, put_in_order
 from .unpack import unpack_attention
@@ -161,7 +161,6 @@ def staged(target: Path) -> Iterator[Path]:
         yield folder / target.name
         data = folder / f"{target.name}.data"
         for file in folder.iterdir():
-            os.chmod(file, 0o666 & ~current_umask())
             sync(file)
         with alone(folder.parent):
             if data.exists():
