@@ -214,19 +214,12 @@ def test_by_products_leave_no_rubbish(done: tuple[Any, Path]) -> None:
 
 
 def test_the_umask_is_respected(toastc: Command, tiny: Path, ratio_file: Path, tmp_path: Path) -> None:
-    made = toastc(
-        tiny,
-        "-o",
-        tmp_path / "out.onnx",
-        "--ratios",
-        ratio_file,
-        "--recipe",
-        "magnitude",
-        "--quiet",
-        preexec_fn=lambda: os.umask(0o027),
-    )
+    """By every file, whichever library writes it."""
+    targets = {"-o": "out.onnx", "--plan-out": "p", "--report": "r.html"}
+    words = [word for flag, name in targets.items() for word in (flag, tmp_path / name)]
+    made = toastc(tiny, *words, "--ratios", ratio_file, *PLAIN, "--quiet", preexec_fn=lambda: os.umask(0o027))
     assert made.returncode == 0, made.stderr
-    assert (tmp_path / "out.onnx").stat().st_mode & 0o777 == 0o640
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
 
 
 @pytest.mark.parametrize(

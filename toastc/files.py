@@ -50,7 +50,9 @@ def write_beside(target: Path) -> Iterator[Path]:
     temporary = hidden(target)
     try:
         temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        os.chmod(temporary, mode)  # safetensors makes the file anew, for its owner alone
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
