@@ -29,6 +29,8 @@ from toastc.passes import AllocateWidths, AnalyseLosses, CollectMoments, MatchSi
 from toastc.passes.fuse import fuse_attention
 from toastc.pipeline import State, run
 from toastc.plan import Keep
+from toastc.report.page import write_page
+from toastc.report.reading import read_report
 
 RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 1}
 EXPORTERS = ("dynamo18", "dynamo20-dyn", "dynamo23-dyn", "ts17-dyn", "onnxsim", "ort-dyn")
@@ -286,6 +288,19 @@ def test_bench_counts_what_can_not_be_counted_any_more(deit: Path, tmp_path: Pat
     data = toastc.bench(deit, small, batches=(2,), seconds=0.01, threads=1, memory=False)
     assert data["ideal"] == pytest.approx(report.before.macs / report.after.macs)
     assert "peak_mb" not in data["rows"][0]["dense"]
+    again = toastc.bench(small, small, batches=(2,), seconds=0.01, threads=1, memory=False)  # both in 8 bits
+    assert again["ideal"] == 1.0
+
+
+def test_a_report_of_a_file_in_8_bits_says_what_was_cut(deit: Path, tmp_path: Path) -> None:
+    small = tmp_path / "o.onnx"
+    report = toastc.prune(deit, RATIOS, quantize="int8", recipe="magnitude", output=small).report
+    read = read_report(small)
+    cut = {(r.site, r.coupling): r.kept for r in report.couplings if r.kept != r.original}
+    assert {(r["site"], r["coupling"]): r["kept"] for r in read["couplings"]} == cut
+    assert read["after"] == {"macs": report.after.macs, "params": None, "bytes": report.after.bytes}
+    write_page(read, tmp_path / "page.html")
+    assert "8-bit numbers" in (tmp_path / "page.html").read_text()
 
 
 def test_bench_of_modules() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .errors import ToastcError
 from .files import scratch
-from .graphs.onnx import OnnxGraph, load_model, macs_of, sample_inputs, sizes_for
+from .graphs.onnx import macs_of, read_model, sample_inputs, sizes_for
 from .graphs.onnx.inputs import batch_symbol
 from .progress import Tell
 
@@ -50,8 +50,8 @@ def bench_files(
     """`options` are the provider's own. Peak memory is that of a process of its own, beyond what it holds before it loads."""
     from .runtimes import ort
 
-    model = load_model(dense)
-    macs = OnnxGraph(load_model(dense)).totals()[0], macs_of(pruned)
+    model = read_model(dense)
+    macs = macs_of(dense), macs_of(pruned)
     free = batch_symbol(model)
     rows: list[dict[str, Any]] = []
     for batch in batches if free else batches[:1]:
@@ -87,10 +87,10 @@ def summary(times: Sequence[float], batch: int) -> dict[str, Any]:
 
 
 def finished(
-    dense: str, pruned: str, macs: tuple[int, int | None], rows: list[dict[str, Any]], notes: list[str]
+    dense: str, pruned: str, macs: tuple[int | None, int | None], rows: list[dict[str, Any]], notes: list[str]
 ) -> dict[str, Any]:
     """With what the MACs promise, and a sentence where that is not what came."""
-    ideal = None if not macs[1] else macs[0] / macs[1]
+    ideal = macs[0] / macs[1] if macs[0] and macs[1] else None
     best = max(r["speedup"] for r in rows)
     if best < GAIN:
         notes.append(why_no_gain(ideal))

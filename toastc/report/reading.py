@@ -13,7 +13,7 @@ from ..errors import ToastcError
 from ..plan import Plan
 
 DATA = re.compile(r'<script type="application/json" id="report">(.*?)</script>', re.DOTALL)
-
+EIGHT_BITS = "the weights are 8-bit numbers: what was cut is listed, and what was left whole is not"
 
 BROKEN = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError)
 
@@ -30,9 +30,9 @@ def as_written(*sources: Path | None) -> Iterator[None]:
 
 def read_from(path: Path) -> list[Path]:
     """The file, and those a model's weights are in."""
-    from ..graphs.onnx import external_files, load_model
+    from ..graphs.onnx import external_files, read_model
 
-    return [path, *external_files(load_model(path))] if path.suffix == ".onnx" else [path]
+    return [path, *external_files(read_model(path))] if path.suffix == ".onnx" else [path]
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -92,12 +92,16 @@ def planned(plan: Plan) -> list[dict[str, Any]]:
 
 
 def of_model(path: Path) -> dict[str, Any]:
-    """A model as it is, with what was cut before if it carries a plan."""
+    """A model as it is, with what was cut before if it carries a plan. Of 8-bit weights the plan is all that can be read."""
     from ..api import inspect
-    from ..graphs.onnx import carries_plan, file_bytes, load_model, plan_of
+    from ..graphs.onnx import carries_plan, file_bytes, is_quantised, macs_of, plan_of, read_model
 
-    data, model = inspect(path), load_model(path)
+    model = read_model(path)
     plan = plan_of(model, str(path)) if carries_plan(model) else Plan()
+    if is_quantised(model):
+        size = {"macs": macs_of(path), "params": None, "bytes": file_bytes(model, path)}
+        return {"model": str(path), "after": size, "couplings": planned(plan), "notes": [EIGHT_BITS]}
+    data = inspect(path)
     cut = {(row["site"], row["coupling"]): row for row in planned(plan)}
     rows = []
     for site in data["sites"]:

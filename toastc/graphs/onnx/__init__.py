@@ -15,9 +15,11 @@ from .files import (
     external_files,
     file_bytes,
     is_external,
+    is_quantised,
     load_model,
     plan_of,
     prepare,
+    read_model,
     staged,
     write_model,
 )
@@ -27,6 +29,7 @@ from .precision import to_half
 from .runtime_nodes import fuse_for_runtime
 
 __all__ = [
-    "OnnxGraph", "carries_plan", "embed_plan", "external_files", "file_bytes", "fuse_for_runtime", "is_external", "load_model",
-    "macs_of", "plan_of", "prepare", "sample_inputs", "sizes_for", "staged", "to_half", "upcast", "write_model",
+    "OnnxGraph", "carries_plan", "embed_plan", "external_files", "file_bytes", "fuse_for_runtime", "is_external", "is_quantised",
+    "load_model", "macs_of", "plan_of", "prepare", "read_model", "sample_inputs", "sizes_for", "staged", "to_half", "upcast",
+    "write_model",
 ]  # fmt: skip

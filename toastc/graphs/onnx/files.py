@@ -36,7 +36,12 @@ TRAINING_OPS = {"SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss", "Gradien
 
 
 def load_model(path: Path) -> ir.Model:
-    """The model of a file, weights untouched on disk; every way in which it is unfit is one clear error."""
+    """The model of a file, to be compiled."""
+    return prepare(read_model(path), str(path))
+
+
+def read_model(path: Path) -> ir.Model:
+    """The model of a file, as it is, weights untouched on disk; every way in which it is no model is one clear error."""
     path = Path(path)
     if not path.exists():
         raise ToastcError(f"{path}: no such file")
@@ -62,7 +67,11 @@ def load_model(path: Path) -> ir.Model:
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = unlinked(value.const_value)
-    return prepare(model, str(path))
+    return model
+
+
+def is_quantised(model: ir.Model) -> bool:
+    return any(node.op_type in QUANTIZED for node in model.graph)
 
 
 @contextlib.contextmanager
