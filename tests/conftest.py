@@ -70,6 +70,11 @@ def temp(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     return folder
 
 
+def unwatched() -> dict[str, str]:
+    """The environment of a process that may write next to nothing: coverage, which goes along, would need room as well."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+
+
 @pytest.fixture(scope="session")
 def toastc() -> Command:
     """`toastc(*args)`: the command in a process of its own."""

@@ -19,7 +19,7 @@ import models
 import numpy as np
 import onnx
 import pytest
-from conftest import PLAIN, RATIOS, Command
+from conftest import PLAIN, RATIOS, Command, unwatched
 from onnx import TensorProto, helper, numpy_helper
 from reliable import found_in
 from reliable.limits import obedient
@@ -443,7 +443,7 @@ def test_a_full_disk(
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    check_failed(toastc(dense, "-o", out, "--ratios", ratio_file, *PLAIN, "--quiet", preexec_fn=small_disk))
+    check_failed(toastc(dense, "-o", out, "--ratios", ratio_file, *PLAIN, "--quiet", preexec_fn=small_disk, env=unwatched()))
     assert found_in(tmp_path) == before
     assert found_in(temp) == {}
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ZooFile
+from conftest import Command, ZooFile
 from zoo_exports import quiet
 from zoo_models import FAMILIES
 
@@ -181,6 +181,15 @@ def test_widths_for_int8_are_multiples_of_16(deit: Path, tmp_path: Path) -> None
     assert widths and all(w % 16 == 0 for w in widths)
 
 
+@pytest.mark.parametrize(("more", "kept"), [({}, 64), ({"round_to": 8}, 56)])
+def test_a_ratio_file_for_int8_rounds_to_16_unless_it_says_otherwise(
+    more: dict[str, int], kept: int, deit: Path, tmp_path: Path
+) -> None:
+    asked = {"ffn": 0.72, **more}  # 54 of 192 channels
+    report = toastc.prune(deit, asked, quantize="int8", recipe="magnitude", verify=False, output=tmp_path / "o.onnx").report
+    assert {row.kept for row in report.couplings if row.coupling == "hidden"} == {kept}
+
+
 NOT_KNOWN = [
     ({"runtime": "cpu"}, "for: is one of"),
     ({"dtype": "fp8"}, "dtype: is one of fp16, bf16"),
@@ -248,6 +257,14 @@ def test_kernels_of_a_file(deit: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert {r["setting"] for r in data["kernels"]} >= {"ort-cuda fp16", "torch fp16", "tensorrt fp16"}
     assert main(["kernels", str(deit)]) == 0
     assert "ort-cuda fp16: 2 flash" in capsys.readouterr().out
+
+
+def test_kernels_of_a_file_with_odd_widths_say_what_a_faster_one_costs(deit: Path, tmp_path: Path, here: Command) -> None:
+    odd = tmp_path / "odd.onnx"
+    toastc.prune(deit, {"attention": {"qk": 0.8}, "round_to": 1}, recipe="magnitude", verify=False, output=odd)
+    said = here("kernels", odd).stdout
+    assert "ort-cuda fp16: 2 unfused" in said
+    assert "is no multiple of 8; d_qk 8 and d_v 16 cost" in " ".join(said.split()) and "(and 1 more)" in said
 
 
 def test_queries_and_values_are_as_wide_where_flash_needs_it(deit: Path, tmp_path: Path) -> None:

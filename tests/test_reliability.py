@@ -155,7 +155,7 @@ def calibration(tmp_path: Path) -> list[object]:
 @pytest.mark.parametrize("size", [0, 1000, 20_000])
 def test_no_room_for_what_was_measured(toastc: Command, calibration: list[object], tmp_path: Path, temp: Path, size: int) -> None:
     before = found_in(tmp_path)
-    made = toastc(*calibration, preexec_fn=partial(limited, resource.RLIMIT_FSIZE, size))
+    made = toastc(*calibration, preexec_fn=partial(limited, resource.RLIMIT_FSIZE, size), env=unwatched())
     assert made.returncode == 2 and len(made.stderr.splitlines()) == 1, made.stderr
     assert "can not be written" in made.stderr
     assert found_in(tmp_path) == before and found_in(temp) == {}
@@ -164,7 +164,7 @@ def test_no_room_for_what_was_measured(toastc: Command, calibration: list[object
 def test_no_room_for_temporary_files(toastc: Command, tiny: Path, ratio_file: Path, tmp_path: Path) -> None:
     """Every folder Python would try is full."""
     args = [tiny, "-o", tmp_path / "out.onnx", "--ratios", ratio_file, *PLAIN, "--quiet"]
-    made = toastc(*args, preexec_fn=partial(limited, resource.RLIMIT_FSIZE, 0))
+    made = toastc(*args, preexec_fn=partial(limited, resource.RLIMIT_FSIZE, 0), env=unwatched())
     assert made.returncode == 2
     assert "no folder for temporary files can be written to; set TMPDIR" in made.stderr and len(made.stderr.splitlines()) == 1
     assert found_in(tmp_path) == {}

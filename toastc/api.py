@@ -83,7 +83,7 @@ def prune(
     if sum(x is not None for x in (ratios, target, plan)) != 1:
         raise ToastcError("give one of ratios, target and plan (or tokens alone)")
     request = Request(
-        ratios=None if ratios is None else read_ratios(ratios),
+        ratios=None if ratios is None else read_ratios(ratios).rounded(deploy.widths),
         target=None if target is None else Target.parse(target),
         plan=Plan.load(Path(plan)) if isinstance(plan, str | Path) else plan,
         recipe=passes or recipe,

@@ -159,7 +159,7 @@ def run_kernels(args: argparse.Namespace) -> int:
     from .report.terminal import print_kernels
 
     data = kernels(args.model)
-    show(data, args.json, args.quiet, lambda console: print_kernels(data["kernels"], console))
+    show(data, args.json, args.quiet, lambda console: print_kernels(data["kernels"], console, every=True))
     return 0
 
 

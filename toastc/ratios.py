@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from .errors import ToastcError
 from .sites import Coupling, Site
 from .tokens import Merge, parse_merges
 
+ROUND_TO = 8  # channels; kernels like their multiples
 NARROWEST = 2  # channels; a width of one leaves no axis to recognise
 KEYS = {"attention", "ffn", "sites", "tokens", "round_to"}
 COUPLINGS = {"attention": ("qk", "vo", "heads"), "ffn": ("hidden", "inputs")}
@@ -35,8 +36,12 @@ class Ratios:
     attention: Mapping[str, Number] = field(default_factory=dict)
     ffn: Mapping[str, Number] = field(default_factory=dict)
     sites: Mapping[str, object] = field(default_factory=dict)
-    round_to: int = 8
+    round_to: int | None = None  # not said: ROUND_TO, or what the deployed file likes
     tokens: tuple[Merge, ...] = ()
+
+    def rounded(self, least: int) -> Ratios:
+        """The same; where it is not said, widths are multiples of `least` at least."""
+        return self if self.round_to is not None else replace(self, round_to=max(ROUND_TO, least))
 
     def for_sites(self, sites: Sequence[Site]) -> dict[str, dict[str, float]]:
         """`{site: {coupling: fraction removed}}` for every site, or an error that names the key."""
@@ -58,6 +63,7 @@ class Ratios:
 def narrowed(ratios: Ratios, sites: Sequence[Site]) -> list[tuple[str, Coupling, int]]:
     """(name, coupling, kept width) of every coupling that the ratios make narrower."""
     table = ratios.for_sites(sites)
+    step = ROUND_TO if ratios.round_to is None else ratios.round_to
     found = []
     for site in sites:
         for name, ratio in table[site.name].items():
@@ -65,7 +71,7 @@ def narrowed(ratios: Ratios, sites: Sequence[Site]) -> list[tuple[str, Coupling,
             if coupling is None or not coupling.prunable or ratio == 0:
                 continue
             heads = name == "heads"
-            count = kept_width(coupling.width, ratio, 1 if heads else ratios.round_to, 1 if heads else NARROWEST)
+            count = kept_width(coupling.width, ratio, 1 if heads else step, 1 if heads else NARROWEST)
             if count < coupling.width:
                 found.append((f"{site.name}.{name}", coupling, count))
     return found
@@ -136,8 +142,8 @@ def parse(data: object) -> Ratios:
     sites = data.get("sites", {})
     if not isinstance(sites, Mapping):
         raise ToastcError('ratios: "sites" must be an object of patterns')
-    round_to = data.get("round_to", 8)
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+    round_to = data.get("round_to")
+    if "round_to" in data and (isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1):
         raise ToastcError(f'ratios: "round_to" must be a whole number from 1, got {json.dumps(round_to, default=str)}')
     attention, ffn = group(data.get("attention", {}), "attention"), group(data.get("ffn", {}), "ffn")
     tokens = data.get("tokens", [])

@@ -58,14 +58,14 @@ def print_report(report: Report, console: Console) -> None:
     console.print("seconds: " + ", ".join(f"{k} {s:.2f}" for k, s in report.seconds.items()), highlight=False)
 
 
-def print_kernels(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Of half floats: how many attentions get which kernel, and what would help those that lost theirs."""
+def print_kernels(rows: Sequence[Mapping[str, Any]], console: Console, every: bool = False) -> None:
+    """Of half floats: how many attentions get which kernel, and what would help those that lost theirs, or `every` one."""
     for setting in dict.fromkeys(r["setting"] for r in rows if r["setting"].endswith("fp16")):
         own = [r for r in rows if r["setting"] == setting]
         before, after = (Counter(r[when] for r in own) for when in ("before", "after"))
         words = " -> ".join(", ".join(f"{n} {name}" for name, n in some.items()) for some in (before, after))
         console.print(f"kernels, {setting}: {words if before != after else words.split(' -> ')[0]}", highlight=False)
-        hints = [r for r in own if r["hint"] and r["before"] != r["after"]]
+        hints = [r for r in own if r["hint"] and (every or r["before"] != r["after"])]
         if hints:
             more = f" (and {len(hints) - 1} more)" if len(hints) > 1 else ""
             console.print(f"  {hints[0]['site']}: {hints[0]['hint']}{more}", markup=False, highlight=False)
