@@ -17,7 +17,7 @@ from typing import Any
 import models
 import numpy as np
 import pytest
-from conftest import PLAIN, Command
+from conftest import PLAIN, Command, unwatched
 from PIL import Image
 from reliable import found_in, fuzz, hostile, images, kill, mutate_onnx, mutate_ratios, races, repeat, threads, wrong
 from reliable.limits import limited
