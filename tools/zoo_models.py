@@ -8,7 +8,8 @@ their library's code. Weights are random, nothing is fetched, and no parameter i
 
 `sites` are the expected (attentions, FFNs) of the small and of the full model; one counts when it is found, even
 if it is unprunable. `unprunable` names couplings (qk, vo, heads, hidden), each with a word for why. `ROWS` are this file's
-families; those of `zoo_downstream.py`, detectors and segmenters, follow them in `FAMILIES`.
+families, `DISTINCT` the names of those whose small models differ; those of `zoo_downstream.py`, detectors and segmenters,
+follow them in `FAMILIES`.
 """
 
 from __future__ import annotations
@@ -192,4 +193,9 @@ ROWS = [
     toy("toy_leak", {"hidden": "leaked"}, ffn="leak"),
     toy("toy_tied", dict.fromkeys(("qk", "vo", "heads", "hidden"), "shared"), tied=True),
 ]
+TWINS = {  # small, they are the very model of another row
+    "deit_small", "deit_base", "beitv2_base", "vit_base", "vit_large", "vit_huge", "vit_large_avg", "vit_huge_avg", "swin_small",
+    "swin_base",
+}
+DISTINCT = [row.name for row in ROWS if row.name not in TWINS]
 FAMILIES: dict[str, Family] = {row.name: row for row in (*ROWS, *DOWNSTREAM)}
