@@ -114,10 +114,11 @@ def opened(name: str) -> tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]:
 def test_refused_with_a_reason(name: str) -> None:
     with quiet():
         dense, args, _ = opened(name)
+        program = torch.export.export(dense, args)
         with pytest.raises(ToastcError, match=REFUSED[name]):
-            toastc.prune(dense, tokens="h1", example_inputs=args)
+            toastc.prune(program, tokens="h1")
         with pytest.raises(ToastcError):
-            toastc.prune(dense, tokens="t:2", example_inputs=args)
+            toastc.prune(program, tokens="t:2")
 
 
 @pytest.mark.parametrize("variant", ["dynamo18", "dynamo20-dyn", "ts17"])

@@ -77,7 +77,9 @@ def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Req
                 verified = result.to_dict()
                 if not result.ok:
                     raise VerificationFailed(f"{name}: verification failed: {result.reason}; nothing was written")
-                measured = output_error(*(OnnxGraph(load_model(f), request.provider) for f in (dense, proven)), state.data)
+                if state.data is not None:
+                    graphs = (OnnxGraph(load_model(path), request.provider) for path in (dense, proven))
+                    measured = output_error(*graphs, state.data)
             if request.deploy:
                 clock = time.perf_counter()
                 made = deploy(proven, file, request.deploy, state.data, external, request.seed, tell)
