@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import RATIOS
 from torch import nn
-from zoo_exports import quiet
+from zoo_exports import quiet, unfused
 from zoo_models import FAMILIES, ROWS
 
 import toastc
@@ -52,6 +52,24 @@ def test_backend_gives_what_prune_gives(name: str) -> None:
         expected = leaf(toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=args, verify=False).model(*args))
         got = leaf(torch.compile(model, backend=toastc.backend, options={"ratios": RATIOS, "then": "eager"})(*args))
     assert (expected - got).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "fused"), [("deit_tiny", False), ("hf_vit_sdpa", True), ("hf_vit_eager", True), ("hf_swin", True)]
+)
+def test_numbers_that_dynamo_hands_over_as_inputs(name: str, fused: bool) -> None:
+    """With `dynamic=True` the scale of attention is an input of the graph, not a number in it."""
+    family = FAMILIES[name]
+    with quiet(), torch.no_grad():
+        model = family.small().eval() if fused else unfused(family.small().eval())
+        small = toastc.prune(
+            model, RATIOS, recipe="magnitude", example_inputs=tuple(family.inputs(False, 2).values()), verify=False
+        ).model
+        compiled = torch.compile(model, backend="toastc", options={"ratios": RATIOS, "then": "eager"}, dynamic=True)
+        for batch in (2, 5):
+            args = tuple(family.inputs(False, batch).values())
+            expected, got = leaf(small(*args)), leaf(compiled(*args))
+            assert (expected - got).abs().max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("then", ["eager", "inductor"])

@@ -131,13 +131,13 @@ class Writer:
         for value in dict.fromkeys(r.value for r in rows):
             own = [r for r in rows if r.value == value]
             ends = sorted({0, own[0].whole, *(r.start for r in own), *(r.start + r.width for r in own)})
+            if any(r.start + r.width != ends[ends.index(r.start) + 1] for r in own):
+                raise Unfusable("its queries, keys and values overlap")
             sizes = np.diff(ends).tolist()
             made = self.graph.split(value, sizes, like) if len(sizes) > 1 else [value]
             if own[0].flat:
                 made = [self.graph.reshape(part, [-1, own[0].flat, n], (), like) for part, n in zip(made, sizes, strict=True)]
             found |= {(value, start): part for start, part in zip(ends, made, strict=False)}
-            if any(r.start + r.width != ends[ends.index(r.start) + 1] for r in own):
-                raise Unfusable("its queries, keys and values overlap")
         return [found[r.value, r.start] for r in rows]
 
     def bias(self, found: Spelt, heads: int, queries: Rows) -> Value | None:
@@ -165,8 +165,7 @@ class Writer:
         if len(shape) == 3 and len(size) == 3 and size[0] > 1:
             total = graph.reshape(total, [-1, heads, *size[1:]], (), found.mix)
             size = (size[0] // heads, heads, *size[1:])
-        if len(size) > 4:
-            raise Unfusable("what is added to its scores has more axes than they have")
+        assert len(size) <= 4  # as many as the scores and the softmax have; five, with windows apart, were put together above
         return self.four_axes(pen, total, size, heads, shape[-2:])
 
     def four_axes(self, pen: Pen, bias: Value, size: tuple[int, ...], heads: int, tokens: tuple[int, ...]) -> Value:

@@ -64,10 +64,10 @@ def scalar(graph: Graph, value: Value | None) -> float | None:
 
 
 def scaled(graph: Graph, op: Op) -> tuple[int, float] | None:
-    """If an op multiplies one operand with a number: which one, and the number."""
+    """If an op multiplies one operand with a number that is known: which one, and the number."""
     if op.factor is not None and op.kind is Kind.ELEMENTWISE:
         return 0, op.factor
-    for slot in (0, 1) if word(op) in ("mul", "div") else ():
+    for slot in (0, 1) if word(op) in ("mul", "div") and len(op.inputs) > 1 else ():
         number = scalar(graph, op.inputs[1 - slot])
         if number is not None and (slot == 0 or word(op) == "mul"):
             return slot, number if word(op) == "mul" else 1 / number
@@ -96,7 +96,7 @@ def spelt(graph: Graph, mix: Op, slot: int, softmax: Op) -> Spelt:
             value, by_head = op.inputs[numbers[0]], numbers[1]
         elif word(op) in SAME:
             value, cast = op.inputs[0], cast or word(op) in CASTS
-        elif word(op) == "add" and by_head is None:
+        elif word(op) == "add" and len(op.inputs) > 1 and by_head is None:
             own = next((i for i in (0, 1) if reaches_product(graph, op.inputs[i])), None)
             if own is None:
                 raise Unfusable("its scores are not a product of queries and keys")
@@ -110,7 +110,7 @@ def spelt(graph: Graph, mix: Op, slot: int, softmax: Op) -> Spelt:
 
 def head_by_head(graph: Graph, op: Op) -> tuple[int, np.ndarray] | None:
     """If an op multiplies the scores of each head with a number: which operand they are, and the numbers."""
-    for slot in (0, 1) if word(op) == "mul" and len(graph.shape(op.outputs[0])) == 4 else ():
+    for slot in (0, 1) if word(op) == "mul" and len(op.inputs) > 1 and len(graph.shape(op.outputs[0])) == 4 else ():
         other, heads = op.inputs[1 - slot], graph.shape(op.outputs[0])[1]
         if other is not None and graph.is_constant(other) and graph.shape(other)[-3:] == (heads, 1, 1):
             return slot, graph.constant(other).reshape(heads).astype(np.float64)

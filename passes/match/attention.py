@@ -109,10 +109,10 @@ def build(ledger: Ledger, mix: Mix, contraction: Contraction | None, scores: Op)
     count = len(mix.value)
     head_dim = contraction.q.shape[1] if contraction is not None else scores_dim(graph, mix, scores)
     wiring = AttentionWiring(scores, mix.op, scores_at=mix.slot)
-    scale = mix.op.attention.scale if mix.op.attention else None
+    scale = mix.op.attention.scale if mix.op.attention is not None else None
     return Site(
         name, "attention", (qk, vo), macs, params, head_count=count, head_dim=head_dim, v_head_dim=mix.value.shape[1],
-        heads=heads, scale=scale, tokens=tokens, wiring=wiring,
+        heads=heads, scale=scale if isinstance(scale, float) else None, tokens=tokens, wiring=wiring,
     )  # fmt: skip
 
 

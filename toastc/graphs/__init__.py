@@ -41,7 +41,7 @@ class AttentionSpec:
     heads: int
     kv_heads: int
     layouts: tuple[str, str, str, str]  # of q, k, v and the output
-    scale: float
+    scale: Any  # a number; under torch.compile perhaps the node of one that is only known at run time
     masks: tuple[int, ...] = ()
     bias: int = -1
     more: str = ""  # what it does besides a scale and a mask that is added
@@ -181,7 +181,7 @@ class Graph(Protocol):
     def reopened(self) -> Graph: ...  # the edited graph, looked at afresh
     def attend(self, qkv: Sequence[Value], bias: Value | None, heads: int, scale: float, like: Op) -> Value: ...  # on rows
     def quantize(self, op: Op, read: tuple[float, int, int], weight: np.ndarray, scales: np.ndarray) -> None: ...  # a linear
-    def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None: ...
+    def set_attention(self, op: Op, heads: int, kv_heads: int, scale: Any) -> None: ...
     def finish(self) -> None: ...
 
 

@@ -214,7 +214,7 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
             op.kind = Kind.OPAQUE
             return
         scale = argument(node, 6, "scale")
-        own = 1 / math.sqrt(shapes[0][3]) if scale is None else float(scale)
+        own = 1 / math.sqrt(shapes[0][3]) if scale is None else scale if isinstance(scale, fx.Node) else float(scale)
         op.attention = AttentionSpec(heads, kv, ("bhnd",) * 4, own, masks=(3,) if len(op.inputs) > 3 else ())
 
     def _outputs(self, node: fx.Node) -> list[Value | None]:

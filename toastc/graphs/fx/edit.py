@@ -147,7 +147,7 @@ class FxEdits:
             name = f"{stem}_{self._counter}"
         return name
 
-    def set_attention(self, op: Op, heads: int, kv_heads: int, scale: float) -> None:
+    def set_attention(self, op: Op, heads: int, kv_heads: int, scale: Any) -> None:
         node = op.node
         node.args, node.kwargs = node.args[:6], {**node.kwargs, **gqa(node), "scale": scale}
 
