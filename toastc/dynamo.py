@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 from torch import fx
+from torch._dynamo.exc import exceptions_allowed_to_be_fallback
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from . import ratios as ratio_file
@@ -49,7 +50,14 @@ def backend(
         )
     if "mode" in chosen and chosen["mode"] not in (known := list(torch._inductor.list_mode_options())):
         raise ToastcError(f"toastc backend: mode is one of {', '.join(known)}; got {chosen['mode']}")
-    return Compiled(gm, example_inputs, chosen)
+    try:
+        return Compiled(gm, example_inputs, chosen)
+    except exceptions_allowed_to_be_fallback as error:  # after which Dynamo would run the dense model and not say so
+        why = str(error).splitlines()[0]
+        raise ToastcError(
+            f"toastc backend: the graph can not be taken apart ({why}); with dynamic=True numbers become inputs of it: "
+            "leave dynamic out, and sizes that change are found out all the same"
+        ) from error
 
 
 class Compiled:

@@ -225,7 +225,7 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
         for user in node.users:
             if is_getitem_of_tuple(user):
                 at: Any = user.args[1]
-                outputs[int(at)] = user
+                outputs[int(at)] = user if isinstance(meta(user), torch.Tensor) else None  # sizes come in tuples, too
         return outputs
 
     def _macs(self, op: Op) -> int:

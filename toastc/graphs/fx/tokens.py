@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
@@ -125,7 +126,8 @@ class FxTokens:
         if mode is not None:
             mode.allow_non_fake_inputs = True
         try:
-            prop.propagate_dont_convert_inputs(*given)
+            with enable_python_dispatcher():  # without it some operators take no sizes that are symbols
+                prop.propagate_dont_convert_inputs(*given)
         except GuardOnDataDependentSymNode as error:
             raise CannotShrink(f"tokens: a size behind the merge can not be told ({str(error).splitlines()[0]})") from None
         return FxGraph(self.gm, self.bound)
