@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import RATIOS
-from timm.layers import Attention
 from torch import nn
 from zoo_exports import quiet, unfused
-from zoo_models import FAMILIES, ROWS
+from zoo_models import FAMILIES, ROWS, ToyAttention
 
 import toastc
 from toastc.dynamo import is_weight, unpacked
@@ -76,8 +75,7 @@ class Padded(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.attn = nn.LayerNorm(48), Attention(48, 3)
-        self.attn.fused_attn = False
+        self.norm, self.attn = nn.LayerNorm(48), ToyAttention(48, "", share=1, heads=3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = nn.functional.pad(x, (0, 0, 0, (4 - x.shape[1] % 4) % 4))
