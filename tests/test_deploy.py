@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
+import gpu_bench
 import models
 import numpy as np
 import onnx
@@ -345,9 +344,8 @@ def test_not_verified_is_not_compared(deit: Path, tmp_path: Path) -> None:
 def test_the_gpu_bench_runs_without_a_gpu(tmp_path: Path) -> None:
     """What it measures is nothing here; that every step of it works is."""
     given = ["--device", "cpu", "--models", "deit_tiny_patch16_224", "--batches", "1", "--size", "64", "--seconds", "0.01"]
-    tool = [sys.executable, "tools/gpu_bench.py", *given, "--runtimes", "onnxruntime,eager", "--out", str(tmp_path / "g.json")]
-    made = subprocess.run(tool, capture_output=True, text=True, timeout=600, check=False)
-    assert made.returncode == 0, made.stderr[-2000:]
+    with quiet():
+        assert gpu_bench.main([*given, "--runtimes", "onnxruntime,eager", "--out", str(tmp_path / "g.json")]) == 0
     rows = json.loads((tmp_path / "g.json").read_text())["rows"]
     assert {r["variant"] for r in rows} == {"dense", "toast 0.76", "macs=0.6", "tokens"}
     assert {r["runtime"] for r in rows} == {"onnxruntime", "eager"}
@@ -355,9 +353,10 @@ def test_the_gpu_bench_runs_without_a_gpu(tmp_path: Path) -> None:
     assert all(r["ideal"] > 1.2 for r in rows if r["variant"] != "dense")
 
 
-def test_the_gpu_bench_says_that_there_is_none() -> None:
-    made = subprocess.run([sys.executable, "tools/gpu_bench.py"], capture_output=True, text=True, timeout=600, check=False)
-    assert torch.cuda.is_available() or (made.returncode == 2 and "no CUDA device" in made.stderr)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_the_gpu_bench_says_that_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_bench.main([]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
 
 
 def test_int8_of_a_fixed_batch(deit: Path, tmp_path: Path) -> None:

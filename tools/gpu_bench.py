@@ -147,7 +147,7 @@ def measured(name: str, args: argparse.Namespace, folder: Path, left: Callable[[
                 }  # fmt: skip
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--models", type=lambda t: t.split(","), default=list(MODELS))
@@ -158,7 +158,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=7.5, help="nothing new is begun after so many")
     parser.add_argument("--verify", action="store_true", help="prove every file and module, too (on the CPU; takes long)")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device is here; --device cpu tries the script itself", file=sys.stderr)
         return 2
