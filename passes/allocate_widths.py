@@ -56,8 +56,8 @@ class AllocateWidths:
         if self.uniform:
             ratios = uniform_ratios(state.sites, int(total_of(state)), state.target, self.round_to)
             return replace(state, widths={name: count for name, _, count in narrowed(ratios, state.sites)})
-        items = [item for site in state.sites for item in self.items(state, site)]
         total = total_of(state)
+        items = [item for site in state.sites for item in self.items(state, site)]
         budget, least = (state.target.keep - 1) * total, sum(float(item.cost[0]) for item in items)
         if least > budget:
             smallest = (total + least) / total

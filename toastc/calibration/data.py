@@ -112,9 +112,15 @@ class Batches:
     def _named(self, item: Any) -> Batch:
         """A batch somebody else made: a mapping by input name, or arrays in the order of the inputs."""
         if isinstance(item, Mapping):
+            self._has_all(item)
             return {str(k): as_array(v) for k, v in item.items() if str(k) in self.inputs}
         parts = list(item) if isinstance(item, tuple | list) else [item]
         return {name: as_array(part) for name, part in zip(self.inputs, parts, strict=False)}
+
+    def _has_all(self, batch: Mapping[Any, Any]) -> None:
+        missing = next((name for name in self.inputs if name not in batch), None)
+        if missing is not None:
+            raise ToastcError(f"calibrate: the data has no input called {missing}; it has {', '.join(map(str, batch))}")
 
     def _arrays(self, arrays: Mapping[str, np.ndarray | Rows], what: str) -> Iterator[Batch]:
         if len(arrays) == 1:
@@ -169,9 +175,8 @@ class Batches:
 
     def _checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
+            self._has_all(batch)
             for name, sizes in self.inputs.items():
-                if name not in batch:
-                    raise ToastcError(f"calibrate: the data has no input called {name}; it has {', '.join(batch)}")
                 array = batch[name]
                 if array.ndim != len(sizes) or any(
                     a != b for a, b in zip(array.shape[1:], sizes[1:], strict=True) if b is not None
