@@ -49,6 +49,12 @@ def attention(
     return written(f"{heads} {between} {joined}", {**SIZES, **LINEARS, **(more or {})}, inputs, outputs)
 
 
+def words() -> onnx.ModelProto:
+    """Token ids to an FFN without biases."""
+    nodes = "x = Gather(table, ids)  h = MatMul(x, up)  r = Relu(h)  y = MatMul(r, down)"
+    return written(nodes, {"table": (20, 16), "up": (16, 32), "down": (32, 16)}, "int64[b, n] ids", "float[b, n, 16] y")
+
+
 def saved(model: onnx.ModelProto, folder: Path) -> Path:
     onnx.save(model, folder / "model.onnx")
     return folder / "model.onnx"

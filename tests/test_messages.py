@@ -7,11 +7,10 @@ from typing import Any
 
 import models
 import numpy as np
-import onnx
 import pytest
 import torch
 from conftest import Command
-from onnx import helper
+from handwritten import saved, words
 
 import toastc
 from toastc.calibration import Preprocess
@@ -94,28 +93,8 @@ def test_a_preprocessing_that_is_none(given: dict[str, Any], says: str) -> None:
         Preprocess(**given)
 
 
-def words_model() -> onnx.ModelProto:
-    """Token ids [batch, tokens] to an FFN."""
-    rng = np.random.default_rng(0)
-    held = {
-        name: rng.standard_normal(shape).astype(np.float32)
-        for name, shape in {"table": (20, 16), "up": (16, 32), "down": (32, 16)}.items()
-    }
-    nodes = [
-        helper.make_node("Gather", ["table", "ids"], ["x"]),
-        helper.make_node("MatMul", ["x", "up"], ["h"], name="/mlp/up"),
-        helper.make_node("Relu", ["h"], ["r"]),
-        helper.make_node("MatMul", ["r", "down"], ["y"], name="/mlp/down"),
-    ]
-    shape = ["batch", "tokens"]
-    ids = helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, shape)
-    out = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [*shape, 16])
-    graph = helper.make_graph(nodes, "words", [ids], [out], [onnx.numpy_helper.from_array(a, n) for n, a in held.items()])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-
-
 def test_a_model_that_takes_no_images(tmp_path: Path) -> None:
-    path = models.save(words_model(), tmp_path / "words.onnx")
+    path = saved(words(), tmp_path)
     assert toastc.prune(path, HALF, recipe="magnitude").report.verified["ok"]  # type: ignore[index]
     with pytest.raises(ToastcError, match="synthetic images fit models with one input of images"):
         toastc.prune(path, HALF, recipe="synthetic")
