@@ -122,7 +122,7 @@ class FxTokens:
 
         given = [meta(n) for n in self.gm.graph.nodes if n.op == "placeholder"]
         mode = next((v.fake_mode for v in given if hasattr(v, "fake_mode")), None)
-        prop = FakeTensorProp(self.gm, mode)
+        prop = Reopening(self.gm, mode)
         if mode is not None:
             mode.allow_non_fake_inputs = True
         try:
@@ -131,6 +131,13 @@ class FxTokens:
         except GuardOnDataDependentSymNode as error:
             raise CannotShrink(f"tokens: a size behind the merge can not be told ({str(error).splitlines()[0]})") from None
         return FxGraph(self.gm, self.bound)
+
+
+class Reopening(FakeTensorProp):
+    """Numbers that are read from tensors stay what they were when the graph was captured: a fake tensor holds none."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        return meta(n) if n.target == "item" else super().run_node(n)
 
 
 def given_mask(node: fx.Node) -> Any:
