@@ -124,6 +124,15 @@ def test_things_that_are_no_models(tiny: Path) -> None:
         toastc.bench(tiny, tiny, batches=(), memory=False)
 
 
+def test_what_the_runtime_says_is_not_cut_off(tmp_path: Path) -> None:
+    """Its reason stands behind names of files and functions."""
+    model = models.vit()
+    model.ir_version = 99
+    path = models.save(model, tmp_path / "of_the_future.onnx")
+    with pytest.raises(ToastcError, match=r"can not load it .*Unsupported model IR version: 99"):
+        toastc.bench(path, path, memory=False)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_a_provider_that_is_not_here(tiny: Path, here: Command) -> None:
     done = here("bench", tiny, tiny, "--provider", "cuda")

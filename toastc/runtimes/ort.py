@@ -34,7 +34,13 @@ def session(
     try:
         return ort.InferenceSession(str(path), options, providers=[(name, dict(given or {}))])
     except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base
-        raise ToastcError(f"{path}: ONNX Runtime can not load it ({' '.join(str(error).split())[:200]})") from None
+        raise ToastcError(f"{path}: ONNX Runtime can not load it ({reason(error)})") from None
+
+
+def reason(error: Exception) -> str:
+    """The runtime's own words on one line. Where it names files and functions first, what went wrong stands at the end."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 240 else f"{text[:80]} ... {text[-150:]}"
 
 
 def session_of(model: bytes, folder: Path | None, provider: str = "cpu") -> ort.InferenceSession:
@@ -46,7 +52,7 @@ def session_of(model: bytes, folder: Path | None, provider: str = "cpu") -> ort.
     try:
         return ort.InferenceSession(model, options, providers=[PROVIDERS[provider]])
     except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base
-        raise ToastcError(f"ONNX Runtime can not load the model ({' '.join(str(error).split())[:200]})") from None
+        raise ToastcError(f"ONNX Runtime can not load the model ({reason(error)})") from None
 
 
 def run(path: Path, feeds: Sequence[Mapping[str, np.ndarray]], provider: str = "cpu") -> list[list[np.ndarray]]:
@@ -61,7 +67,7 @@ def run_session(
     try:
         return made.run(outputs, dict(feeds))  # type: ignore[no-any-return]
     except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base
-        raise ToastcError(f"{path}: ONNX Runtime can not run it ({' '.join(str(error).split())[:200]})") from None
+        raise ToastcError(f"{path}: ONNX Runtime can not run it ({reason(error)})") from None
 
 
 def milliseconds(model: bytes, given: np.ndarray, provider: str = "cpu") -> float:
