@@ -96,13 +96,15 @@ def check_onnx(
 
 
 def check_module(model: Any, args: Sequence[Any], *, basis: bool = False, seed: int = 0) -> float:
-    """The same for a torch module, through torch.export."""
+    """The same for a torch module, through torch.export, or for a graph that came of it."""
+    from torch.fx import GraphModule
+
     from toastc.compile_module import export
     from toastc.graphs.fx import FxGraph
     from toastc.passes.shrink import shrink
     from toastc.passes.verify_module import verify_modules
 
-    gm, args = export(model, args)
+    gm, args = (copy.deepcopy(model), args) if isinstance(model, GraphModule) else export(model, args)
     dense, graph = copy.deepcopy(gm), FxGraph(gm)
     ledger, sites, _ = match(graph)
     plan = random_plan(sites, seed, basis=basis)

@@ -15,6 +15,7 @@ from zoo_models import DISTINCT, FAMILIES
 
 import toastc
 from toastc import api
+from toastc.compile_module import export
 
 torch.set_num_threads(1)
 
@@ -23,9 +24,8 @@ torch.set_num_threads(1)
 def test_family_shrinks_through_export(name: str) -> None:
     family = FAMILIES[name]
     with quiet():
-        model = family.small().eval()
-        args = tuple(family.inputs(False, 2).values())
-        errors = [check_module(model, args, basis=basis, seed=3) for basis in (False, True)]
+        graph, args = export(family.small().eval(), tuple(family.inputs(False, 2).values()))
+        errors = [check_module(graph, args, basis=basis, seed=3) for basis in (False, True)]
     assert max(errors) <= 1e-4
 
 
