@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import functools
 import logging
 import os
 import re
@@ -38,6 +39,7 @@ import torch
 from onnxscript.rewriter.ort_fusions import optimize_for_ort
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 from zoo_models import FAMILIES, Family
 
 Axes = Mapping[str, Mapping[int, str]]  # input -> axis -> name of the dimension
@@ -47,6 +49,8 @@ POST = {"onnxslim": "dynamo20", "onnxsim": "dynamo20", "ort": "dynamo20", "ort18
 VARIANTS = [name + suffix for name in (*DYNAMO, "ts17", *POST, "export", "compile") for suffix in ("", "-dyn")]
 LARGEST = 512  # any dynamic dimension; the position table of BERT ends there
 INLINE_LIMIT = 1 << 30  # bytes of weights; larger models get their weights in a file of their own
+# Made anew for every export, torch's table of operators takes a third of the time that a small model needs.
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 
 @contextlib.contextmanager
