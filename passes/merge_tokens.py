@@ -8,14 +8,15 @@ at run time (`merge_alike`): behind such a choice sizes and places are computed 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from toastc.errors import CannotShrink, ToastcError
-from toastc.graphs import Graph, Pen, Value
+from toastc.graphs import Graph, Op, Pen, Value
+from toastc.labels import NONE
 from toastc.sites import Site
 from toastc.tokens import Layout, Merge, Pairs
 
@@ -118,7 +119,7 @@ def stream_into(graph: Graph, site: Site, merge: Merge) -> Value:
 
 
 def first_layout(graph: Graph, value: Value) -> Layout:
-    count, leading = graph.shape(value)[1], leading_tokens(graph)
+    count, leading = graph.shape(value)[1], leading_tokens(graph, value)
     if graph.varies(value)[1]:
         raise ToastcError("tokens: how many there are is only known at run time; export the model for one size of images")
     height, width = grid_of(graph, count - leading)
@@ -143,55 +144,94 @@ class Merging:
     def written(self) -> tuple[Graph, Merged]:
         graph, flow = self.graph, self.flow
         drawn = self.drawn()
+        for tracks in flow.tracks.values():
+            for track in tracks:
+                self.check(track.ravel(), drawn)
         for op in touched(flow):
             before = [surviving(flow, self.stays, v) for v in op.inputs if v is not None]
             after = [surviving(flow, self.stays, v) for v in op.outputs if v is not None]
             graph.resize(op, before, after)
         for op, ids, asking in flow.keys:
             if any(s.merge.proportional for s in self.steps):
-                queries, step = self.steps[asking].layout.count if asking >= 0 else 1, self.step_of(ids)
-                if step in drawn:
-                    if not op.attention and len(graph.shape(op.inputs[0])) != 4:
-                        raise CannotShrink(
-                            f"tokens: {op} does not keep images and heads apart; sizes found at run time can not be added"
-                        )
-                    pen = graph.pen(op, step.value)
-                    column = pen.turn(pen.log(drawn[step].sizes), [0, 2, 1])
-                    graph.weigh_keys(op, pen.math("mul", pen.widen(column, 1), np.ones((1, 1, queries, 1))))
-                else:
-                    assert step.layout.sizes is not None  # known wherever nothing was chosen before
-                    plus = np.tile(np.log(step.layout.sizes), (queries, 1))
-                    graph.weigh_keys(op, graph.pen(op, op.inputs[0]).number(plus[None, None] if op.attention else plus))
+                self.weigh(op, ids, int(self.stays[asking].sum()), drawn)
         for op, value in flow.whole.items():
-            step = self.step_at(value)
-            if step in drawn:
-                whole = graph.pen(op, step.value).spread(value, drawn[step].of_patch)
+            axis, ids = along(flow.tracks[value][0])
+            way = self.way_back(ids, drawn)
+            if isinstance(way, np.ndarray):
+                whole = graph.pick(value, axis, way, op)
             else:
-                whole = graph.pick(value, 1, patches(step), op)
+                whole = graph.pen(op, value).spread(value, way)
             graph.redirect(op, op.inputs.index(value), whole)
         for value in graph.outputs:
             if value in flow.tracks:
-                track = flow.tracks[value]
-                if len(track) > 1:
+                if len(flow.tracks[value]) > 1:
                     raise CannotShrink("tokens: an output of the model has merged tokens on two axes")
-                axis = next(i for i, n in enumerate(track[0].shape) if n > 1)
-                step = self.step_at(value)
-                graph.pick_output(value, axis, drawn[step].of_patch if step in drawn else patches(step))
-        for step, (stream, own) in self.streams.items():
-            graph.rewire(step.value, stream, own)
+                axis, ids = along(flow.tracks[value][0])
+                graph.pick_output(value, axis, self.way_back(ids, drawn))
+        for step, stream in self.streams.items():
+            graph.rewire(step.value, stream, self.pens[step].drawn)
         graph.finish()
         steps = [(s.merge, s.before, s.layout) for s in self.steps]
         return graph.reopened(), Merged(list(dict.fromkeys(flow.notes)), self.choices, steps)
 
+    def check(self, ids: np.ndarray, drawn: Mapping[Step, Drawn]) -> None:
+        """A part of a sequence must not take a merged token apart; what is merged at run time stays together."""
+        step = self.step_of(ids)
+        aside, there = step.layout.leading, np.unique(ids[ids >= 0] % self.count)
+        if step in drawn:
+            whole = (there >= aside).sum() in (0, self.count - aside)
+        else:
+            whole = bool(np.isin(step.layout.first[patches(step)[there]], there).all())
+        if not whole:
+            raise CannotShrink("tokens: a part of the patches is taken by itself, and they may be merged with others")
+
+    def standing(self, ids: np.ndarray) -> np.ndarray:
+        """Which token of its step stands where in what stays of a sequence; NONE for those that joined it later."""
+        kept = ids[self.stays[ids]]
+        return np.where(kept >= 0, np.searchsorted(self.step_of(ids).layout.first, kept % self.count), NONE)
+
+    def weigh(self, op: Op, ids: np.ndarray, queries: int, drawn: Mapping[Step, Drawn]) -> None:
+        """A token that stands for several patches counts as often as a key."""
+        step, at = self.step_of(ids), self.standing(ids)
+        if step not in drawn:
+            assert step.layout.sizes is not None
+            plus = np.tile(np.log(np.where(at >= 0, step.layout.sizes[at], 1)), (queries, 1))
+            self.graph.weigh_keys(op, self.graph.pen(op, op.inputs[0]).number(plus[None, None] if op.attention else plus))
+            return
+        if not op.attention and len(self.graph.shape(op.inputs[0])) != 4:
+            raise CannotShrink(f"tokens: {op} does not keep images and heads apart; sizes found at run time can not be added")
+        pen, sizes = self.graph.pen(op, step.value), drawn[step].sizes
+        if not np.array_equal(at, np.arange(step.layout.count)):
+            own = (at >= 0).astype(np.float64)[None, :, None]
+            sizes = pen.math("add", pen.math("mul", pen.take(sizes, np.maximum(at, 0), 1), own), 1 - own)
+        column = pen.turn(pen.log(sizes), [0, 2, 1])
+        self.graph.weigh_keys(op, pen.math("mul", pen.widen(column, 1), np.ones((1, 1, queries, 1))))
+
+    def way_back(self, ids: np.ndarray, drawn: Mapping[Step, Drawn]) -> np.ndarray | Value:
+        """For every place of the whole sequence, the one in what stays of it: an array, or [images, places] at run time."""
+        step, at = self.step_of(ids), self.standing(ids)
+        place = np.zeros(step.layout.count, np.int64)
+        place[at[at >= 0]] = np.flatnonzero(at >= 0)
+        token, joined = np.maximum(ids, 0) % self.count, np.cumsum(self.stays[ids]) - 1
+        if step not in drawn:
+            return np.where(ids >= 0, place[patches(step)[token]], joined)
+        pen, way = self.pens[step], drawn[step].of_patch
+        if np.array_equal(ids, ids[0] + np.arange(self.count)):
+            return way
+        own = (ids >= 0).astype(np.int64)[None]
+        found = pen.look_up(place, pen.take(way, token, 1))
+        return pen.math("add", pen.math("mul", found, own), joined[None] * (1 - own))
+
     def drawn(self) -> dict[Step, Drawn]:
         """The merged streams. What is only known at run time is given back: from the first choice on, that is all there is."""
         graph, found, known = self.graph, dict[Step, Drawn](), None
-        self.streams: dict[Step, tuple[Value, list[Any]]] = {}
+        self.streams: dict[Step, Value] = {}
+        self.pens: dict[Step, Pen] = {}
         for number, step in enumerate(self.steps):
             first = min((op for op, _ in graph.users(step.value)), key=lambda op: graph.ops.index(op))
-            pen = graph.pen(first, step.value)
+            pen = self.pens[step] = graph.pen(first, step.value)
             if step.pairs is not None and known is None:
-                self.streams[step] = averaged(pen, step.value, step.pairs), pen.drawn
+                self.streams[step] = averaged(pen, step.value, step.pairs)
                 continue
             if step.pairs is not None:
                 of: Any = step.pairs.place
@@ -199,7 +239,7 @@ class Merging:
                 self.choices.append(f"toastc_merged/{number}")
                 of = self.chosen(pen, step, self.choices[-1])
             known = found[step] = merged(pen, step.value, of, step.before, step.layout.count, known, step.merge.rule)
-            self.streams[step] = known.stream, pen.drawn
+            self.streams[step] = known.stream
         return found
 
     def chosen(self, pen: Pen, step: Step, name: str) -> Value:
@@ -213,11 +253,13 @@ class Merging:
         pen.named(of, name)
         return of
 
-    def step_at(self, value: Value) -> Step:
-        return self.step_of(self.flow.tracks[value][0])
-
     def step_of(self, ids: Track) -> Step:
         return self.steps[int(ids.max()) // self.count]
+
+
+def along(track: Track) -> tuple[int, np.ndarray]:
+    """The axis of a track, and its numbers."""
+    return next(i for i, n in enumerate(track.shape) if n > 1), track.ravel()
 
 
 def patches(step: Step) -> np.ndarray:

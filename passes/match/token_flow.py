@@ -34,7 +34,7 @@ class TokenFlow:
     leading: int  # of them, that stand aside
     tracks: dict[Value, list[Track]] = field(default_factory=dict)
     alone: dict[Value, list[Track]] = field(default_factory=dict)  # a single token, say the class token
-    keys: list[tuple[Op, np.ndarray, int]] = field(default_factory=list)  # softmaxes over tokens: which, and the queries' step
+    keys: list[tuple[Op, Track, Track]] = field(default_factory=list)  # softmaxes over tokens: which, and those that ask
     whole: dict[Op, Value] = field(default_factory=dict)  # shape nodes that lead to a grid, and what they must take unmerged
     notes: list[str] = field(default_factory=list)
     cuts: Mapping[tuple[Op, int], Track] = field(default_factory=dict)
@@ -148,7 +148,7 @@ class TokenFlow:
         axes = {a % rank for a in op.axes} or set(range(rank))
         over = [t for t in tracks if set(varying(t)) & axes]
         if over and is_softmax(op):
-            self.keys += [(op, t.ravel(), -1) for t in over]
+            self.keys += [(op, t.ravel(), np.array([NONE])) for t in over]
             self.put(op.outputs[0], tracks)
             return
         if over and self.graph.shape(op.outputs[0]) == self.graph.shape(op.inputs[0]):
@@ -195,7 +195,9 @@ class TokenFlow:
                 if self.tracks.get(op.inputs[slot]) or (shape[-1] > 1 or (len(shape) > 1 and shape[-2] > 1)):
                     raise self.stop(op, "has a mask with a number for each token, which is not merged")
         if sides[1]:
-            self.keys.append((op, sides[1][0].ravel(), int(sides[0][0].max()) // self.count if sides[0] else -1))
+            count = self.graph.shape(op.inputs[0])[TOKEN_AXIS[spec.layouts[0]]]
+            asked = sides[0][0].ravel() if sides[0] else np.full(count, NONE)
+            self.keys.append((op, sides[1][0].ravel(), asked))
         if sides[0]:
             along = [1] * len(self.graph.shape(op.outputs[0]))
             along[TOKEN_AXIS[spec.layouts[3]]] = sides[0][0].size

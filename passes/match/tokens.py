@@ -10,8 +10,8 @@ from toastc.graphs import Graph, Kind, Op, Value
 CONVOLUTIONS = ("conv", "conv2d", "convolution")
 
 
-def leading_tokens(graph: Graph) -> int:
-    """How many learnt tokens are put in front of the patches; 0 if there are none.
+def leading_tokens(graph: Graph, at: Value | None = None) -> int:
+    """How many learnt tokens are put in front of the patches, up to a value of the stream; 0 if there are none.
 
     They are found where the sequence is put together: the first join of a learnt tensor and one that depends on the
     input, along an axis that is neither batch nor channels.
@@ -21,6 +21,8 @@ def leading_tokens(graph: Graph) -> int:
         made = op.outputs[0] if op.outputs else None
         if op.kind is not Kind.SHAPE or len(op.inputs) < 2 or made is None or len(graph.shape(made)) != 3:
             continue
+        if at is not None and graph.position(made) > graph.position(at):
+            break
         learnt = [v is not None and is_learnt(graph, v) for v in op.inputs]
         sizes = [graph.shape(v) for v in op.inputs if v is not None]
         if (

@@ -1,0 +1,151 @@
+"""What can not follow a merge of tokens is said with its node; one small ViT, with something unusual behind its first block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from zoo_exports import quiet
+
+import toastc
+from toastc.errors import ToastcError
+
+CHANNELS, HEADS, PATCHES = 16, 2, 16
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Twist = Callable[["Vit", Tensor, Sequence[Tensor]], Any]
+torch.set_num_threads(1)
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-2, -1) * 0.35).softmax(-1) @ v
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(CHANNELS), nn.LayerNorm(CHANNELS)
+        self.q, self.k, self.v, self.proj = (nn.Linear(CHANNELS, CHANNELS) for _ in range(4))
+        self.fc1, self.fc2 = nn.Linear(CHANNELS, 4 * CHANNELS), nn.Linear(4 * CHANNELS, CHANNELS)
+
+    def attention(self, x: Tensor, values: Tensor, attend: Attend) -> Tensor:
+        q, k, v = (
+            linear(self.norm1(of)).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            for linear, of in ((self.q, x), (self.k, x), (self.v, values))
+        )
+        return x + self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def ffn(self, x: Tensor) -> Tensor:
+        return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
+
+    def forward(self, x: Tensor, values: Tensor | None = None, attend: Attend = plain) -> Tensor:
+        return self.ffn(self.attention(x, x if values is None else values, attend))
+
+
+class Vit(nn.Module):
+    """Three blocks, a twist that sees the streams before all of them, and a last block, if the twist gives a stream.
+
+    It may use two blocks of its own: 3 and 4.
+    """
+
+    def __init__(self, twist: Twist) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, CHANNELS, 4, 4)
+        self.first = nn.Parameter(torch.randn(1, 1, CHANNELS))
+        self.places = nn.Parameter(torch.randn(1, PATCHES + 1, CHANNELS))
+        self.blocks = nn.ModuleList(Block() for _ in range(6))
+        self.over_tokens = nn.Linear(PATCHES + 1, PATCHES + 1)
+        self.head = nn.Linear(CHANNELS, 5)
+        self.twist = twist
+
+    def forward(self, image: Tensor) -> Any:
+        x = self.patches(image).flatten(2).transpose(1, 2)
+        seen = [torch.cat([self.first.expand(x.shape[0], -1, -1), x], 1) + self.places]
+        for block in self.blocks[:3]:
+            seen.append(block(seen[-1]))
+        made = self.twist(self, seen[-1], seen)
+        return self.head(self.blocks[5](made)[:, 0]) if isinstance(made, Tensor) and made.ndim == 3 else made
+
+
+def attended(attend: Attend) -> Twist:
+    return lambda vit, x, seen: vit.blocks[3](x, None, attend)
+
+
+def by_image_and_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    made = plain(*(t.flatten(0, 1) for t in (q, k, v)))
+    return made.unflatten(0, (-1, HEADS))
+
+
+def with_mask(mask: Tensor) -> Attend:
+    return lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(q, k, v)
+
+
+UNMERGED = "takes merged tokens and a sequence whose grid was restored"
+ONE = torch.rand(HEADS, 1, 1) > 2  # a mask of booleans that says the same of all tokens
+REFUSED: dict[str, tuple[Twist, str, str]] = {
+    "one patch is read": (lambda vit, x, seen: vit.head(x[:, 3]), "h1", "reads a single patch, which may be merged"),
+    "tokens mixed by weights": (
+        lambda vit, x, seen: x + vit.over_tokens(x.transpose(1, 2)).transpose(1, 2), "h1", "mixes tokens by weights of its own",
+    ),
+    "tokens before and behind": (lambda vit, x, seen: x + seen[1], "h1,v2", "tokens from before and behind a merge"),
+    "tokens that were never merged": (lambda vit, x, seen: x + seen[0], "h1", UNMERGED),
+    "a table": (lambda vit, x, seen: x * vit.places, "h1", "a number for each token, which can not be merged"),
+    "normed over tokens": (
+        lambda vit, x, seen: functional.layer_norm(x.transpose(1, 2), [PATCHES + 1]).transpose(1, 2), "h1", "norms over tokens",
+    ),
+    "a product with others": (
+        lambda vit, x, seen: x @ (x.transpose(1, 2) @ seen[0]), "h1", "sums over merged tokens and others",
+    ),
+    "values of another sequence": (
+        lambda vit, x, seen: vit.blocks[3](x, seen[0], plain), "h1", "sums over merged tokens and others",
+    ),
+    "values of another sequence, in one call": (
+        lambda vit, x, seen: vit.blocks[3](x, seen[0], sdpa), "h1", "keys and values of different sequences",
+    ),
+    "values of another step, in one call": (
+        lambda vit, x, seen: vit.blocks[3](x, seen[1], sdpa), "h1,v2", "keys and values of different sequences",
+    ),
+    "a mask of scores": (
+        attended(with_mask(torch.randn(PATCHES + 1, PATCHES + 1))), "h1", "a mask with a number for each token",
+    ),
+    "a mask of booleans": (attended(with_mask(ONE)), "h1", "a mask of booleans, to which sizes can not be added"),
+    "in order of size": (lambda vit, x, seen: x.sort(1).values, "h1", "takes merged tokens and"),
+    "scores as an output": (
+        lambda vit, x, seen: (x[:, 0], (x @ x.transpose(1, 2))), "h1", "an output of the model has merged tokens on two axes",
+    ),
+    "tokens last, as an output": (
+        lambda vit, x, seen: (x[:, 0], x.transpose(1, 2)), "t1:3", "tokens merged at run time, on another axis than its second",
+    ),
+    "images and heads on one axis": (attended(by_image_and_head), "t1:3", "does not keep images and heads apart"),
+    "one token more on the way": (
+        lambda vit, x, seen: vit.blocks[3](torch.cat([vit.first.expand(x.shape[0], -1, -1), x], 1)), "h1,v3", "another sequence",
+    ),
+    "attention on attention": (
+        lambda vit, x, seen: vit.blocks[3].ffn(vit.blocks[3].attention(*(2 * [vit.blocks[4].attention(x, x, plain)]), plain)),
+        "t3:2", "a bipartite merge goes between the two",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_can_not_follow_a_merge(case: str) -> None:
+    twist, tokens, words = REFUSED[case]
+    vit = Vit(twist).eval()
+    with quiet(), pytest.raises(ToastcError, match=words):
+        toastc.prune(vit, tokens=tokens, example_inputs=(torch.randn(2, 3, 16, 16),))
+
+
+def test_without_a_twist_all_of_them_are_merged() -> None:
+    """The refusals above are of what is unusual."""
+    for tokens in ("h1", "h1,v2", "t1:3"):
+        for attend in (plain, sdpa):
+            made = toastc.prune(Vit(attended(attend)).eval(), tokens=tokens, example_inputs=(torch.randn(2, 3, 16, 16),))
+            assert made.report.verified is not None and made.report.verified["ok"]
