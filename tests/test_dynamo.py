@@ -107,10 +107,10 @@ def test_what_can_not_be_taken_apart_is_said(name: str) -> None:
             assert torch.allclose(leaf(small(*args)), leaf(compiled(*args)), atol=1e-4)
 
 
-@pytest.mark.parametrize("then", ["eager", "inductor"])
-def test_by_name_and_on_to_inductor_with_a_free_batch(tiny: nn.Module, then: str) -> None:
+@pytest.mark.parametrize(("then", "dynamic"), [("eager", None), ("inductor", True)])
+def test_by_name_and_on_to_inductor_with_a_free_batch(tiny: nn.Module, then: str, dynamic: bool | None) -> None:
     small = toastc.prune(tiny, RATIOS, recipe="magnitude", example_inputs=(images(),)).model
-    compiled = torch.compile(tiny, backend="toastc", options={"ratios": RATIOS, "then": then})
+    compiled = torch.compile(tiny, backend="toastc", options={"ratios": RATIOS, "then": then}, dynamic=dynamic)
     with torch.no_grad():
         for batch in (2, 3, 5):
             assert torch.allclose(compiled(images(batch)), small(images(batch)), atol=1e-5)
@@ -231,11 +231,10 @@ def test_modes_of_inductor_are_handed_on(tiny: nn.Module, monkeypatch: pytest.Mo
     from torch._inductor import compile_fx
 
     seen: list[Any] = []
-    right = compile_fx.compile_fx
 
-    def spy(*args: Any, **words: Any) -> Any:
+    def spy(gm: torch.fx.GraphModule, inputs: Any, **words: Any) -> Any:
         seen.append(words["config_patches"])
-        return right(*args, **{**words, "config_patches": None})
+        return gm.forward
 
     monkeypatch.setattr(compile_fx, "compile_fx", spy)
     with torch.no_grad():

@@ -29,7 +29,8 @@ from .masks import Masks
 from .plan import Plan, from_dict
 
 __all__ = ["Distillation", "DropPath", "Masks", "load", "save", "trainable"]
-PLAN = "toastc.plan"  # its place in a file's metadata
+PLAN = "toastc.plan"  # its place in a file's metadata, and in a module's
+MACS = "toastc.macs"  # of one sample, dense and pruned: in a module's
 LINEARS = ("linear", "addmm", "matmul", "mm", "bmm")
 
 
@@ -56,6 +57,7 @@ def trainable(
     gm.graph.lint()
     gm.recompile()
     gm.meta[PLAN] = result.plan  # unlike an attribute, this is copied with the module
+    gm.meta[MACS] = (result.report.before.macs, result.report.after.macs)
     return gm.requires_grad_(True).train()
 
 

@@ -119,7 +119,7 @@ def tune(args: argparse.Namespace, team: Team) -> None:
         small = finetune.trainable(dense, tokens=args.tokens) if args.tokens else copy.deepcopy(dense)
         target, inputs = Target.parse(args.target), example_inputs_of(dense)
         if args.tokens and target.what == "macs":  # of the dense model, merged tokens included
-            whole, left = (toastc.inspect(own.eval(), example_inputs=inputs)["macs"] for own in (dense, small))
+            whole, left = small.meta[finetune.MACS]
             target = Target("macs", target.keep * whole / left)
         options = {
             "example_inputs": inputs,
@@ -163,8 +163,7 @@ def tune(args: argparse.Namespace, team: Team) -> None:
     team.wait()
     final = finetune.load(dense, tuned)  # the file as it was written
     state.log["tuned"] = team.accuracy(final, tests, args)
-    inputs = example_inputs_of(dense)
-    state.log["macs"] = [toastc.inspect(own.eval(), example_inputs=inputs)["macs"] for own in (dense, final)]
+    state.log["macs"] = list(final.meta[finetune.MACS])
     state.log["params"] = [sum(p.numel() for p in own.parameters()) for own in (dense, final)]
     if team.rank == 0:
         write_log(args.out, state.log)
