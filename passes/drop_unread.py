@@ -39,9 +39,7 @@ def drop_unread(graph: Graph) -> tuple[Graph, str]:
         read = tokens_read(graph, flow, count)
         if len(read) == count:
             return graph, ""
-        stays = np.zeros(count + 1, bool)
-        stays[read], stays[-1] = True, True
-        left = partial(surviving, flow, stays)
+        left = partial(surviving, flow, flow.marked(np.isin(np.arange(count), read)))
         edits = [
             (op, [left(v) for v in op.inputs if v is not None], [left(v) for v in op.outputs if v is not None])
             for op in touched(flow)
@@ -74,7 +72,7 @@ def tokens_read(graph: Graph, flow: TokenFlow, count: int) -> np.ndarray:
         if op.kind is Kind.SHAPE and any(v in flow.tracks for v in op.inputs):
             for value in op.outputs:
                 for track in (*flow.tracks.get(value, ()), *flow.alone.get(value, ())):
-                    ids = np.unique(track[track >= 0])
+                    ids = np.unique(track[flow.tokens(track)])
                     if len(ids) < count:
                         read.update(ids.tolist())
     return np.array(sorted(read), np.int64) if read else every

@@ -136,10 +136,10 @@ class Merging:
         every = np.arange(self.count)
         starts = {s.value: every + i * self.count for i, s in enumerate(steps)}
         self.flow = TokenFlow(graph, starts, self.count, steps[0].layout.leading).run()
-        self.stays = np.zeros(len(steps) * self.count + 1, bool)
-        self.stays[-1] = True
+        stays = np.zeros(self.flow.end, bool)
         for i, step in enumerate(steps):
-            self.stays[i * self.count + step.layout.first] = True
+            stays[i * self.count + step.layout.first] = True
+        self.stays = self.flow.marked(stays)
 
     def written(self) -> tuple[Graph, Merged]:
         graph, flow = self.graph, self.flow
@@ -177,7 +177,7 @@ class Merging:
     def check(self, ids: np.ndarray, drawn: Mapping[Step, Drawn]) -> None:
         """A part of a sequence must not take a merged token apart; what is merged at run time stays together."""
         step = self.step_of(ids)
-        aside, there = step.layout.leading, np.unique(ids[ids >= 0] % self.count)
+        aside, there = step.layout.leading, np.unique(ids[self.flow.tokens(ids)] % self.count)
         if step in drawn:
             whole = (there >= aside).sum() in (0, self.count - aside)
         else:
@@ -188,7 +188,7 @@ class Merging:
     def standing(self, ids: np.ndarray) -> np.ndarray:
         """Which token of its step stands where in what stays of a sequence; NONE for those that joined it later."""
         kept = ids[self.stays[ids]]
-        return np.where(kept >= 0, np.searchsorted(self.step_of(ids).layout.first, kept % self.count), NONE)
+        return np.where(self.flow.tokens(kept), np.searchsorted(self.step_of(ids).layout.first, kept % self.count), NONE)
 
     def weigh(self, op: Op, ids: np.ndarray, queries: int, drawn: Mapping[Step, Drawn]) -> None:
         """A token that stands for several patches counts as often as a key."""
@@ -212,13 +212,13 @@ class Merging:
         step, at = self.step_of(ids), self.standing(ids)
         place = np.zeros(step.layout.count, np.int64)
         place[at[at >= 0]] = np.flatnonzero(at >= 0)
-        token, joined = np.maximum(ids, 0) % self.count, np.cumsum(self.stays[ids]) - 1
+        token, joined = ids % self.count, np.cumsum(self.stays[ids]) - 1
         if step not in drawn:
-            return np.where(ids >= 0, place[patches(step)[token]], joined)
+            return np.where(self.flow.tokens(ids), place[patches(step)[token]], joined)
         pen, way = self.pens[step], drawn[step].of_patch
         if np.array_equal(ids, ids[0] + np.arange(self.count)):
             return way
-        own = (ids >= 0).astype(np.int64)[None]
+        own = self.flow.tokens(ids).astype(np.int64)[None]
         found = pen.look_up(place, pen.take(way, token, 1))
         return pen.math("add", pen.math("mul", found, own), joined[None] * (1 - own))
 
@@ -254,7 +254,7 @@ class Merging:
         return of
 
     def step_of(self, ids: Track) -> Step:
-        return self.steps[int(ids.max()) // self.count]
+        return self.steps[int(ids[self.flow.tokens(ids)].max()) // self.count]
 
 
 def along(track: Track) -> tuple[int, np.ndarray]:

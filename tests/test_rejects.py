@@ -73,6 +73,23 @@ def test_hidden_channels_used_twice() -> None:
     assert "used twice" in reasons(found)
 
 
+class OneHead(nn.Module):
+    """Attention in one call over [images, tokens, channels]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.proj = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.proj(nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
+
+
+def test_attention_in_one_call_without_an_axis_of_heads() -> None:
+    found = api.inspect(OneHead().eval(), example_inputs=(torch.zeros(2, 4, 8),))
+    assert found["sites"] == []
+    assert "other axes than images, heads, tokens and channels" in reasons(found)
+
+
 def test_hidden_channels_that_are_an_output() -> None:
     assert "output of the model" in reasons(inspected("toy_leak"))
 

@@ -15,6 +15,7 @@ from .names import site_name
 from .records import Contraction, Mix
 
 SOFTMAX = {"softmax", "logsoftmax", "_softmax", "_safe_softmax"}
+WHOLE = {"scaled_dot_product_attention", "attention", "multiheadattention", "groupqueryattention"}
 
 
 def is_softmax(op: Op) -> bool:
@@ -70,7 +71,7 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
         if op.kind is Kind.ATTENTION and op not in used:
             reasons = [p.reason for p in flow.pins if p.op is op]
             rejects.append(Reject(str(op), (reasons or ["its query, key and value do not come from linears"])[0]))
-        if op.kind is Kind.OPAQUE and op.type.lower() in SOFTMAX:
+        if op.kind is Kind.OPAQUE and op.type.lower() in SOFTMAX | WHOLE:
             rejects.append(Reject(str(op), f"{op} {op.why}"))
         if is_softmax(op) and op not in used:
             above = [o for o in ancestors(graph, op, 0) if o.kind is Kind.PRODUCT]

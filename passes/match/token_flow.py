@@ -2,12 +2,13 @@
 
 Tokens are numbered at a point of the stream and the numbers are carried on, as channels are by `flow`. A tensor may carry
 tokens on several axes (scores: queries and keys), so it has one *track* for each. Where a tensor puts a track on two axes, the
-grid is being restored. What can not be followed is a reason not to merge.
+grid is being restored. Tokens that join such a sequence later get numbers above all others. What can not be followed is a reason
+not to merge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,11 +34,25 @@ class TokenFlow:
     count: int  # of one sequence; numbers behind the second merge begin here
     leading: int  # of them, that stand aside
     tracks: dict[Value, list[Track]] = field(default_factory=dict)
-    alone: dict[Value, list[Track]] = field(default_factory=dict)  # a single token, say the class token
+    alone: dict[Value, list[Track]] = field(default_factory=dict)  # tokens that are never merged, say the class token
     keys: list[tuple[Op, Track, Track]] = field(default_factory=list)  # softmaxes over tokens: which, and those that ask
     whole: dict[Op, Value] = field(default_factory=dict)  # shape nodes that lead to a grid, and what they must take unmerged
     notes: list[str] = field(default_factory=list)
     cuts: Mapping[tuple[Op, int], Track] = field(default_factory=dict)
+    joined: int = 0  # the most tokens that joined a sequence
+
+    @property
+    def end(self) -> int:
+        """Behind the numbers of tokens."""
+        return self.count * max(len(self.starts), 1)
+
+    def tokens(self, ids: np.ndarray) -> np.ndarray:
+        """Which of these are numbers of tokens that may be merged."""
+        return (ids >= 0) & (ids < self.end)
+
+    def marked(self, stays: np.ndarray) -> np.ndarray:
+        """What stays, by number: some of the tokens, and all that joined them, or are none."""
+        return np.concatenate([stays, np.ones(self.joined + 1, bool)])
 
     def run(self) -> TokenFlow:
         """Until no more grids are found: what leads to one takes the whole sequence, and carries no tracks."""
@@ -72,13 +87,14 @@ class TokenFlow:
 
     def put(self, value: Value | None, tracks: list[Track], op: Op | None = None) -> None:
         found = {varying(t): t for t in tracks}
-        alone = found.pop((), None)
-        if value is not None and found:
-            self.tracks[value] = list(found.values())
-        if value is not None and alone is not None:
-            if alone.size and int(alone.max()) % self.count >= self.leading:
-                raise CannotShrink(f"tokens: {op} reads a single patch, which may be merged")
-            self.alone[value] = [alone]
+        alone = found.get(())
+        if alone is not None and self.tokens(alone).any() and int(alone.max()) % self.count >= self.leading:
+            raise CannotShrink(f"tokens: {op} reads a single patch, which may be merged")
+        carried = [t for axes, t in found.items() if axes and self.tokens(t).any()]
+        if value is not None and carried:
+            self.tracks[value] = carried
+        if value is not None and found and not carried:
+            self.alone[value] = list(found.values())
 
     def stop(self, op: Op, why: str) -> CannotShrink:
         return CannotShrink(f"tokens: {op} {why}")
@@ -95,22 +111,40 @@ class TokenFlow:
         given = [self.of(op, slot) for slot in range(len(op.inputs))]
         if not any(given):
             return
+        given = [tracks or self.alone.get(value, []) for value, tracks in zip(op.inputs, given, strict=True)]
         made: dict[int, list[Track]] = {}
         for number in range(max(map(len, given))):
-            arrays: list[np.ndarray | None] = []
-            for value, tracks in zip(op.inputs, given, strict=True):
-                filler = tracks[number] if number < len(tracks) else np.array(NONE, np.int64)
-                arrays.append(None if value is None else np.broadcast_to(filler, self.graph.shape(value)))
-            for i, array in enumerate(self.graph.push(op, arrays)):
-                track = None if array is None else collapse(np.asarray(array))
-                if track is None:
-                    continue
+            for i, track in self._pushed(op, [tracks[number] if number < len(tracks) else None for tracks in given]):
                 if len(varying(track)) > 1:
                     self._leads_to_a_grid(op)
                     return
                 made.setdefault(i, []).append(track)
         for i, value in enumerate(op.outputs):
             self.put(value, made.get(i, []), op)
+
+    def _pushed(self, op: Op, given: Sequence[Track | None]) -> list[tuple[int, Track]]:
+        """One track through a shape node. Tokens that join it get numbers of their own."""
+        arrays: list[np.ndarray | None] = []
+        for value, track in zip(op.inputs, given, strict=True):
+            filler = np.array(NONE, np.int64) if track is None else track
+            arrays.append(None if value is None else np.broadcast_to(filler, self.graph.shape(value)))
+        pushed = [(i, None if a is None else collapse(np.asarray(a))) for i, a in enumerate(self.graph.push(op, arrays))]
+        made = [(i, track) for i, track in pushed if track is not None]
+        joining = [n for n, (v, track) in enumerate(zip(op.inputs, given, strict=True)) if v is not None and track is None]
+        axes = varying(made[0][1]) if made else ()
+        if not joining or len(axes) != 1 or not (made[0][1] == NONE).any():
+            return made
+        track, labelled = made[0][1], list(given)
+        start = first = max(self.end, int(track.max()) + 1)
+        for n in joining:
+            shape = self.graph.shape(op.inputs[n])
+            if len(shape) == track.ndim:
+                along = [shape[a] if a in axes else 1 for a in range(track.ndim)]
+                own = labelled[n] = np.arange(first, first + shape[axes[0]]).reshape(along)
+                self.alone[op.inputs[n]] = [own]
+                first += shape[axes[0]]
+        self.joined = max(self.joined, first - self.end)
+        return self._pushed(op, labelled) if first > start else made
 
     def _leads_to_a_grid(self, op: Op) -> None:
         """Up through the shape nodes to where the sequence was last worked on: the first of them takes it whole."""

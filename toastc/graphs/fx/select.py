@@ -92,9 +92,7 @@ class FxSelects:
                 row = call(aten.select.int, current(op, guide.slot), 2, 0)
             else:
                 q, k, spec = current(op, 0), current(op, 1), op.attention
-                assert spec is not None
-                if spec.heads != spec.kv_heads:
-                    raise CannotShrink(f"{op}: several heads share a key; the class token's attention can not be read")
+                assert spec is not None and spec.heads == spec.kv_heads  # as a guide is chosen
                 scores = call(aten.matmul.default, call(aten.slice.Tensor, q, 2, 0, 1), call(aten.transpose.int, k, -2, -1))
                 row = call(aten.select.int, call(aten.softmax.int, call(aten.mul.Scalar, scores, spec.scale), -1), 2, 0)
             self._attended[op] = call(aten.mean.dim, row, [1])

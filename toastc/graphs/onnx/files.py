@@ -190,10 +190,16 @@ def write_model(model: ir.Model, path: Path, external: bool | None = None) -> No
     """Large models put their weights into `<name>.data` beside the file."""
     if external is None:
         external = is_external(model) or weight_bytes(model) > SINGLE_FILE_LIMIT
-    ir.save(
-        model, path, external_data=f"{path.name}.data" if external else None, size_threshold_bytes=1024,
-        max_workers=min(4, os.cpu_count() or 1), max_in_flight_bytes=IN_FLIGHT,
-    )  # fmt: skip
+    try:
+        ir.save(
+            model, path, external_data=f"{path.name}.data" if external else None, size_threshold_bytes=1024,
+            max_workers=min(4, os.cpu_count() or 1), max_in_flight_bytes=IN_FLIGHT,
+        )  # fmt: skip
+    except ir.serde.SerdeError as error:  # weights are computed as they are written: what is wrong with one is wrapped up in it
+        found: BaseException = error
+        while found.__cause__ is not None:
+            found = found.__cause__
+        raise found from None
 
 
 def sync(path: Path) -> None:

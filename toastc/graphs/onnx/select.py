@@ -110,10 +110,8 @@ class OnnxSelects:
     def _recomputed(self, op: Op) -> ir.Value:
         """[B, H, N]: the class token's row of softmax(q k'), which a whole attention keeps to itself."""
         spec = op.attention
-        assert spec is not None
+        assert spec is not None and spec.heads == spec.kv_heads  # as a guide is chosen
         q, k = (self._by_head(op, i, heads) for i, heads in ((0, spec.heads), (1, spec.kv_heads)))
-        if spec.heads != spec.kv_heads:
-            raise CannotShrink(f"{op}: several heads share a key; the class token's attention can not be read")
         first = self._emit("Gather", [q, self._constant_input([0], "class")], op, axis=2)
         scores = self._emit("MatMul", [first, self._emit("Transpose", [k], op, perm=[0, 1, 3, 2])], op)
         scaled = self._emit("Mul", [scores, self._number(spec.scale, scores)], op)
