@@ -1,6 +1,6 @@
 """measure-gains: how much of what a coupling loses arrives at the outputs.
 
-Blocks differ a thousandfold: what an early block gets wrong is amplified by those behind it, what the last one gets
+Blocks differ by orders of magnitude: what an early block gets wrong is amplified by those behind it, what the last one gets
 wrong is hardly read. So the error that a coupling would make is added to its channels, one coupling at a time, and
 the outputs are compared with the undisturbed ones. One session serves all of them.
 """
