@@ -87,11 +87,15 @@ def places(graph: Graph, sites: Sequence[Site], merges: Sequence[Merge]) -> Iter
             continue
         attention = [s for s in sites if s.kind == "attention"]
         grid = [attention.index(named(attention, m)) for m in merges if m.merge != "bipartite"]
+        count = 0
         for site in attention[max(grid, default=0) :] if merge.before == "*" else [named(attention, merge)]:
             behind = [s for s in sites[sites.index(site) + 1 :] if s.kind in ("ffn", "attention")]
             if not behind or behind[0].kind != "ffn":
                 raise ToastcError(f"tokens: no FFN stands behind {site.name}; a bipartite merge goes between the two")
-            yield stream_into(graph, behind[0], merge), merge, site
+            stream = stream_into(graph, behind[0], merge)
+            count = count or graph.shape(stream)[1]
+            if graph.shape(stream)[1] == count:  # CaiT's last blocks work on the class token alone
+                yield stream, merge, site
 
 
 def named(attention: Sequence[Site], merge: Merge) -> Site:

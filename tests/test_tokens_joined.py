@@ -80,21 +80,39 @@ def alike(made: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
         assert (a - b).abs().max() < 1e-4 * b.abs().max()
 
 
+def exported(model: nn.Module, image: Tensor, path: Path, opset: int = 18) -> Path:
+    torch.onnx.export(
+        model, (image,), path, dynamo=True, opset_version=opset, verbose=False, input_names=["image"], external_data=False
+    )
+    return path
+
+
+def outputs(path: Path, image: Tensor) -> tuple[Tensor, ...]:
+    made = onnxruntime.InferenceSession(str(path)).run(None, {"image": image.numpy()})
+    return tuple(torch.from_numpy(np.asarray(array)) for array in made)
+
+
 @pytest.mark.parametrize("tokens", ["h1", "h1:3"])  # of six columns, the three pairs most alike are all there are
 @pytest.mark.parametrize("fused", [False, True], ids=["products", "one call"])
 def test_a_class_token_that_joins_later(fused: bool, tokens: str, tmp_path: Path) -> None:
-    model, image = Late(fused).eval(), torch.randn(2, 3, 4 * HEIGHT, 4 * WIDTH)
-    other = torch.randn(2, 3, 4 * HEIGHT, 4 * WIDTH)
+    model, (image, other) = Late(fused).eval(), torch.randn(2, 2, 3, 4 * HEIGHT, 4 * WIDTH)
     with torch.no_grad(), quiet():
         wanted = model(other, by_hand=True)
         alike(toastc.prune(model, tokens=tokens, example_inputs=(image,)).model(other), wanted)
-        torch.onnx.export(
-            model, (image,), tmp_path / "dense.onnx", dynamo=True, opset_version=23 if fused else 18, verbose=False,
-            input_names=["image"], external_data=False,
-        )  # fmt: skip
-        toastc.prune(tmp_path / "dense.onnx", tokens=tokens, output=tmp_path / "small.onnx")
-    made = onnxruntime.InferenceSession(str(tmp_path / "small.onnx")).run(None, {"image": other.numpy()})
-    alike(tuple(torch.from_numpy(np.asarray(array)) for array in made), wanted)
+        dense = exported(model, image, tmp_path / "dense.onnx", 23 if fused else 18)
+    toastc.prune(dense, tokens=tokens, output=tmp_path / "small.onnx")
+    alike(outputs(tmp_path / "small.onnx", other), wanted)
+
+
+def test_every_block_is_every_block_of_one_sequence(tmp_path: Path) -> None:
+    """`t:2` merges in the blocks of patches; where the class token has joined, the sequence is another one."""
+    model, (image, other) = Late(True).eval(), torch.randn(2, 2, 3, 4 * HEIGHT, 4 * WIDTH)
+    with torch.no_grad(), quiet():
+        made = toastc.prune(model, tokens="t:2", example_inputs=(image,))
+        dense = exported(model, image, tmp_path / "dense.onnx")
+        toastc.prune(dense, tokens="t:2", output=tmp_path / "small.onnx")
+        alike(outputs(tmp_path / "small.onnx", other), made.model(other))
+    assert made.report.after.macs < made.report.before.macs
 
 
 class Part(nn.Module):
@@ -120,10 +138,6 @@ def test_whole_rows_are_no_part_of_merged_columns(tmp_path: Path) -> None:
     with torch.no_grad(), quiet():
         made = toastc.prune(model, tokens="h1", example_inputs=(image,)).model(image)
         wanted = model.late(image, by_hand=True)[1][:, 8:14].mean(1)
-        torch.onnx.export(
-            model, (image,), tmp_path / "dense.onnx", dynamo=True, opset_version=18, verbose=False, input_names=["image"],
-            external_data=False,
-        )  # fmt: skip
-    toastc.prune(tmp_path / "dense.onnx", tokens="h1", output=tmp_path / "small.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "small.onnx"))
-    alike((made, torch.from_numpy(session.run(None, {"image": image.numpy()})[0])), (wanted, wanted))
+        dense = exported(model, image, tmp_path / "dense.onnx")
+    toastc.prune(dense, tokens="h1", output=tmp_path / "small.onnx")
+    alike((made, *outputs(tmp_path / "small.onnx", image)), (wanted, wanted))
