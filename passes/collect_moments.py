@@ -8,7 +8,7 @@ tokens are taken, at random, as keep the products within `share` of the model's 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,13 +58,14 @@ class CollectMoments:
         probe = state.graph.probe([tap.value for tap in state.taps.values()])
         moments, done, notes = self.begun(state)
         data = state.data.part(workers.rank, workers.count)
+        look = Look(state.taps, probe, self.part(state), self.inputs_at_a_time(state))
         whole = True  # no batch is in the sums in part
         try:
             for number, batch in enumerate(data):
                 if number < done or number * workers.count + workers.rank < state.held_out:
                     continue
                 rng = np.random.default_rng([state.seed, number * workers.count + workers.rank])
-                for rows in self.watched(state, probe, batch, rng):
+                for rows in look.at(batch, rng):
                     whole = False
                     note_together(moments, rows)
                 moments.images += len(next(iter(batch.values())))
@@ -98,17 +99,6 @@ class CollectMoments:
             moments.note(key, Sums.none(groups, width * copies, key.endswith("/out")))
         return moments, 0, [word] if word else []
 
-    def watched(self, state: State, probe: Any, batch: Batch, rng: np.random.Generator) -> Iterator[dict[str, list[Any]]]:
-        """What the taps show on a batch, in pieces that fit: of every tap some rows, to be summed before the next piece."""
-        part, pieces, count = self.part(state), self.inputs_at_a_time(state), len(next(iter(batch.values())))
-        rows: dict[str, list[Any]] = {key: [] for key in state.taps}
-        for start in range(0, count, pieces):
-            _, arrays = probe({name: array[start : start + pieces] for name, array in batch.items()})
-            for (key, tap), array in zip(state.taps.items(), arrays, strict=True):
-                rows[key].append(tap.rows(array, part, rng))
-            if start + pieces >= count or sum(piece.nbytes for own in rows.values() for piece in own) > WATCHED:
-                yield rows
-
     def part(self, state: State) -> float:
         """The share of the tokens whose outer products may be taken."""
         cost = 0
@@ -122,6 +112,26 @@ class CollectMoments:
     def inputs_at_a_time(state: State) -> int:
         """As many as keep what is watched within bounds; all of a batch where the model takes no other size."""
         return fixed_batch(state.graph.input_sizes()) or max(1, WATCHED // state.watched_bytes)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the taps show on a batch, in pieces that fit: of every tap some rows, to be summed before the next piece."""
+
+    taps: Mapping[str, Tap]
+    probe: Any
+    part: float  # of the tokens
+    pieces: int  # inputs at a time
+
+    def at(self, batch: Batch, rng: np.random.Generator) -> Iterator[dict[str, list[Any]]]:
+        count = len(next(iter(batch.values())))
+        rows: dict[str, list[Any]] = {key: [] for key in self.taps}
+        for start in range(0, count, self.pieces):
+            _, arrays = self.probe({name: array[start : start + self.pieces] for name, array in batch.items()})
+            for (key, tap), array in zip(self.taps.items(), arrays, strict=True):
+                rows[key].append(tap.rows(array, self.part, rng))
+            if start + self.pieces >= count or sum(piece.nbytes for own in rows.values() for piece in own) > WATCHED:
+                yield rows
 
 
 def note_together(moments: Moments, rows: dict[str, list[Any]]) -> None:

@@ -52,7 +52,7 @@ def test_every_attention_becomes_one_node_before_and_after_pruning(
     dense = zoo_file(name, variant)
     whole, pruned = (tmp_path / f"{n}.onnx" for n in ("whole", "pruned"))
     before = toastc.prune(dense, runtime="ort-cuda", output=whole).report
-    after = toastc.prune(dense, RATIOS, runtime="ort-cuda", output=pruned).report
+    after = toastc.prune(dense, RATIOS, recipe="magnitude", runtime="ort-cuda", output=pruned).report
     assert before.deployed is not None and after.deployed is not None and after.verified is not None
     assert kinds(whole)["Softmax"] == kinds(pruned)["Softmax"] == 0, before.notes
     assert kinds(whole)["MultiHeadAttention"] == kinds(pruned)["MultiHeadAttention"] == before.deployed["attentions"] > 0
@@ -75,7 +75,7 @@ def test_norms_and_activations_are_fused_too(deit: Path, tmp_path: Path) -> None
 
 
 def test_what_is_fused_is_read_again(deit: Path, tmp_path: Path) -> None:
-    toastc.prune(deit, RATIOS, runtime="ort-cpu", output=tmp_path / "o.onnx")
+    toastc.prune(deit, RATIOS, recipe="magnitude", runtime="ort-cpu", output=tmp_path / "o.onnx")
     assert api.verify(deit, tmp_path / "o.onnx")["ok"]
     again = toastc.prune(tmp_path / "o.onnx", 0.5, output=tmp_path / "again.onnx").report
     assert again.verified is not None and again.verified["ok"] and again.after.macs < again.before.macs
@@ -101,7 +101,7 @@ def test_a_mask_of_booleans_is_left_alone_and_named(zoo_file: ZooFile, tmp_path:
 @pytest.mark.parametrize("name", ["deit_tiny", "swin_tiny", "eva02_tiny"])
 def test_half_floats(name: str, dtype: str, zoo_file: ZooFile, tmp_path: Path) -> None:
     dense = zoo_file(name)
-    report = toastc.prune(dense, RATIOS, dtype=dtype, output=tmp_path / "o.onnx").report
+    report = toastc.prune(dense, RATIOS, recipe="magnitude", dtype=dtype, output=tmp_path / "o.onnx").report
     made = onnx.load(tmp_path / "o.onnx")
     onnx.checker.check_model(made, full_check=True)
     before = onnx.load(dense).graph

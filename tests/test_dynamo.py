@@ -15,8 +15,9 @@ from zoo_exports import quiet, unfused
 from zoo_models import FAMILIES, ROWS, ToyAttention
 
 import toastc
-from toastc.dynamo import is_weight, unpacked
+from toastc.dynamo import is_weight
 from toastc.graphs.fx import FxGraph
+from toastc.graphs.fx.unpack import encoder_layer, unpacked
 from toastc.passes.fuse import fuse_attention
 
 torch.set_num_threads(1)
@@ -91,20 +92,68 @@ def test_padding_to_a_size_known_at_run_time() -> None:
             assert torch.allclose(free(x), fixed(x), atol=1e-5) and not torch.allclose(free(x), model(x), atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["torch_encoder", "tv_vit"])
-def test_what_can_not_be_taken_apart_is_said(name: str) -> None:
-    """Dynamo takes some errors of a backend for a reason to run the dense model, and does not tell."""
+WHOLE = {  # what Dynamo has one node for, an encoder layer where nothing asks for gradients
+    "torch_encoder": True, "torch_encoder_padding": True, "torch_encoder_causal": True, "torch_decoder": False, "tv_vit": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_attentions_and_layers_are_taken_apart(name: str, dynamic: bool | None) -> None:
     family = FAMILIES[name]
-    args = tuple(family.inputs(False, 2).values())
-    with quiet(), torch.no_grad():
+    args, seen = tuple(family.inputs(False, 2).values()), list[str]()
+
+    def look(gm: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen.extend(str(n.target) for n in gm.graph.nodes)
+        return gm.forward
+
+    with quiet():  # which has attention written out
         model = family.small().eval()
-        with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="leave dynamic out"):
-            torch.compile(model, backend="toastc", dynamic=True)(*args)
-        compiled = torch.compile(model, backend="toastc", options={"ratios": RATIOS, "then": "eager"})
         small = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=args, verify=False).model
-        for batch in (2, 5):
-            args = tuple(family.inputs(False, batch).values())
-            assert torch.allclose(leaf(small(*args)), leaf(compiled(*args)), atol=1e-4)
+    try:
+        torch.backends.mha.set_fastpath_enabled(True)
+        with torch.no_grad():
+            torch.compile(model, backend=look)(*args)
+            assert any("_transformer_encoder_layer_fwd" in n for n in seen) == WHOLE[name], seen
+            torch._dynamo.reset()
+            compiled = torch.compile(model, backend="toastc", options={"ratios": RATIOS, "then": "eager"}, dynamic=dynamic)
+            for batch in (2, 5):
+                args = tuple(family.inputs(False, batch).values())
+                expected = leaf(small(*args))
+                assert (expected - leaf(compiled(*args))).abs().max() < 1e-4 * expected.abs().max()
+                assert (expected - leaf(model(*args))).abs().max() > 1e-2 * expected.abs().max()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(False)
+
+
+@pytest.mark.parametrize("words", [{"norm_first": True, "activation": "gelu"}, {}])
+@pytest.mark.parametrize("kind", [None, 0, 1, 2])
+def test_an_encoder_layer_is_what_torch_computes(words: dict[str, Any], kind: int | None) -> None:
+    """With nothing to see for some tokens: of two tokens, of padding, or both for every head."""
+    torch.manual_seed(0)
+    layer, x = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, **words).eval(), torch.randn(2, 6, 16)
+    own = layer.self_attn, layer.norm1, layer.norm2, layer.linear1, layer.linear2
+    attn, norm1, norm2, up, down = own
+    masks = {0: torch.ones(6, 6, dtype=torch.bool).triu(1), 1: torch.arange(6) >= torch.tensor([[4], [6]])}
+    masks[2] = (masks[0] | masks[1][:, None])[:, None].expand(2, 4, 6, 6)
+    given = (
+        x, 16, 4, attn.in_proj_weight, attn.in_proj_bias, attn.out_proj.weight, attn.out_proj.bias, "activation" in words,
+        "norm_first" in words, 1e-5, norm1.weight, norm1.bias, norm2.weight, norm2.bias, up.weight, up.bias, down.weight,
+        down.bias, None if kind is None else masks[kind], kind,
+    )  # fmt: skip
+    with torch.no_grad():
+        assert torch.allclose(encoder_layer(*given), torch._transformer_encoder_layer_fwd(*given), atol=1e-5)
+
+
+def test_what_dynamo_would_pass_over_is_said(tiny: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes some errors of a backend for a reason to run the dense model, and does not tell."""
+
+    def fails(*given: Any) -> Any:
+        raise torch._subclasses.fake_tensor.UnsupportedFakeTensorException("no such thing")
+
+    monkeypatch.setattr("toastc.dynamo.shrunken", fails)
+    with torch.no_grad(), pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"no such thing.*leave dynamic out"):
+        torch.compile(tiny, backend="toastc")(images())
 
 
 @pytest.mark.parametrize(("then", "dynamic"), [("eager", None), ("inductor", True)])

@@ -19,11 +19,11 @@ from typing import Any, cast
 import torch
 from torch import fx
 from torch._dynamo.exc import exceptions_allowed_to_be_fallback
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from . import ratios as ratio_file
 from .errors import ToastcError
 from .graphs.fx import FxGraph
+from .graphs.fx.unpack import unpacked
 from .passes import Shrink, recipe
 from .passes.fuse import fuse_attention
 from .passes.merge_tokens import merge_tokens
@@ -132,30 +132,6 @@ def shrunken(gm: fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any])
     from torch._inductor.compile_fx import compile_fx
 
     return cast(Runner, compile_fx(gm, kept, config_patches=list_mode_options(options.get("mode", "default")))), used
-
-
-def unpacked(gm: fx.GraphModule) -> fx.GraphModule:
-    """A copy to edit, in which `multi_head_attention_forward`, one node to Dynamo, is its linears and products."""
-    packed = torch.nn.functional.multi_head_attention_forward
-    if not any(n.target is packed for n in gm.graph.nodes):
-        return fx.GraphModule(gm, copy_graph(gm.graph))
-    fakes = [n.meta["example_value"] for n in gm.graph.nodes if n.op == "placeholder"]
-    with torch.no_grad():
-        traced = make_fx(gm, pre_dispatch=True, tracing_mode="fake")(*fakes)
-    for old, new in zip(gm.graph.nodes, traced.graph.nodes, strict=False):
-        if old.op != "placeholder":
-            break
-        new.name = old.name
-    return traced
-
-
-def copy_graph(graph: fx.Graph) -> fx.Graph:
-    """A copy whose nodes keep their fake values, without copying those."""
-    new = fx.Graph()
-    out = new.graph_copy(graph, {}, return_output_node=True)
-    assert out is not None
-    new.output(out[0] if isinstance(out, tuple) else out)
-    return new
 
 
 def cut(graph: FxGraph, options: dict[str, Any]) -> Plan | None:
