@@ -94,8 +94,13 @@ def places(graph: Graph, sites: Sequence[Site], merges: Sequence[Merge]) -> Iter
                 raise ToastcError(f"tokens: no FFN stands behind {site.name}; a bipartite merge goes between the two")
             stream = stream_into(graph, behind[0], merge)
             count = count or graph.shape(stream)[1]
-            if graph.shape(stream)[1] == count:  # CaiT's last blocks work on the class token alone
-                yield stream, merge, site
+            if graph.shape(stream)[1] != count:  # CaiT's last blocks work on the class token alone
+                continue
+            if site.tokens[1] != count:
+                raise ToastcError(
+                    f"tokens: {site.name} has {site.tokens[1]} keys to {count} tokens; there is not one to compare each by"
+                )
+            yield stream, merge, site
 
 
 def named(attention: Sequence[Site], merge: Merge) -> Site:

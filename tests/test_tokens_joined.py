@@ -10,12 +10,17 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 from zoo_exports import quiet
+from zoo_family import Positional
 
 import toastc
+from toastc.compile_module import open_module
 from toastc.errors import ToastcError
+from toastc.graphs.onnx import OnnxGraph, load_model
+from toastc.passes.match.tokens import leading_tokens
 
 torch.set_num_threads(1)
 CHANNELS, HEADS, HEIGHT, WIDTH = 16, 2, 3, 6
@@ -141,3 +146,35 @@ def test_whole_rows_are_no_part_of_merged_columns(tmp_path: Path) -> None:
         dense = exported(model, image, tmp_path / "dense.onnx")
     toastc.prune(dense, tokens="h1", output=tmp_path / "small.onnx")
     alike((made, *outputs(tmp_path / "small.onnx", image)), (wanted, wanted))
+
+
+def test_registers_that_join_behind_the_class_token(tmp_path: Path) -> None:
+    """transformers' DINOv2: class token and patches first, then registers between the two."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.Dinov2WithRegistersConfig(image_size=24, patch_size=8, num_register_tokens=4, **sizes)
+    image = torch.randn(2, 3, 24, 24)
+    with torch.no_grad(), quiet():
+        model = Positional(transformers.Dinov2WithRegistersModel(config), "pixel_values", "last_hidden_state").eval()
+        dense = exported(model, image, tmp_path / "dense.onnx")
+        made = toastc.prune(model, tokens="h1", example_inputs=(image,)).model(image)
+    for graph in (open_module(model, (image,)), OnnxGraph(load_model(dense))):
+        assert leading_tokens(graph) == 5
+    toastc.prune(dense, tokens="h1", output=tmp_path / "small.onnx")
+    alike(outputs(tmp_path / "small.onnx", image), (made,) if isinstance(made, Tensor) else tuple(made))
+    whole = made if isinstance(made, Tensor) else made[0]
+    assert torch.equal(whole[:, 5::3], whole[:, 6::3]) and not torch.equal(whole[:, 5::3], whole[:, 7::3])
+
+
+def test_keys_that_are_fewer_than_the_tokens() -> None:
+    """CvT's and PVT's keys are pooled: there is not one for every token to compare it by."""
+    config = transformers.CvtConfig(embed_dim=[16, 32], num_heads=[1, 2], depth=[2, 2], patch_sizes=[7, 3], patch_stride=[4, 2],
+                                    patch_padding=[2, 1],
+                                    mlp_ratio=[2.0, 2.0], attention_drop_rate=[0.0, 0.0], drop_rate=[0.0, 0.0],
+                                    drop_path_rate=[0.0, 0.0], qkv_bias=[True, True], cls_token=[False, False],
+                                    qkv_projection_method=["dw_bn", "dw_bn"],
+                                    kernel_qkv=[3, 3], padding_kv=[1, 1], stride_kv=[2, 2],
+                                    padding_q=[1, 1], stride_q=[1, 1])  # fmt: skip
+    with quiet():
+        model = Positional(transformers.CvtModel(config), "pixel_values", "last_hidden_state").eval()
+        with pytest.raises(ToastcError, match="has 16 keys to 64 tokens"):
+            toastc.prune(model, tokens="t:2", example_inputs=(torch.randn(2, 3, 32, 32),))
