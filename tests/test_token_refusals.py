@@ -125,6 +125,7 @@ REFUSED: dict[str, tuple[Twist, str, str]] = {
         lambda vit, x, seen: (x[:, 0], x.transpose(1, 2)), "t1:3", "tokens merged at run time, on another axis than its second",
     ),
     "images and heads on one axis": (attended(by_image_and_head), "t1:3", "does not keep images and heads apart"),
+    "keys of images and heads on one axis": (attended(by_image_and_head), "t3:3", "its keys can not be compared"),
     "one token more on the way": (
         lambda vit, x, seen: vit.blocks[3](torch.cat([vit.first.expand(x.shape[0], -1, -1), x], 1)), "h1,v3", "another sequence",
     ),
@@ -149,3 +150,10 @@ def test_without_a_twist_all_of_them_are_merged() -> None:
         for attend in (plain, sdpa):
             made = toastc.prune(Vit(attended(attend)).eval(), tokens=tokens, example_inputs=(torch.randn(2, 3, 16, 16),))
             assert made.report.verified is not None and made.report.verified["ok"]
+
+
+def test_a_split_of_which_one_part_is_read() -> None:
+    model = Vit(lambda vit, x, seen: vit.head(x.split([1, PATCHES], 1)[0][:, 0])).eval()
+    report = toastc.prune(model, tokens="unread", example_inputs=(torch.randn(2, 3, 16, 16),)).report
+    assert report.verified is not None and report.verified["ok"]
+    assert report.after.macs < report.before.macs and any("1 of 17 tokens are read" in note for note in report.notes)

@@ -97,6 +97,9 @@ def kind_of(node: fx.Node, name: str, constant: list[bool], ranks: list[int]) ->
         return Kind.PRODUCT if len(ranks) == 2 else Kind.OPAQUE
     if name == "scaled_dot_product_attention":
         return Kind.ATTENTION if ranks[:3] == [4, 4, 4] else Kind.OPAQUE
+    if name == "batch_norm":  # of rows: a scale and a shift for each channel
+        training = node.args[5] if len(node.args) > 5 else node.kwargs.get("training", False)
+        return Kind.ELEMENTWISE if not training and ranks[0] == 2 and all(constant[1:]) else Kind.OPAQUE
     if name in SHAPES:
         return Kind.SHAPE
     if name in LINEAR_EFFECT or name in AFFINE_EFFECT or name in NONLINEAR:
@@ -107,6 +110,8 @@ def kind_of(node: fx.Node, name: str, constant: list[bool], ranks: list[int]) ->
 
 
 def effect_of(node: fx.Node, name: str) -> str:
+    if name == "batch_norm":
+        return "linear"
     if name in LINEAR_EFFECT:
         number_above = name in ("div", "truediv", "divide") and not isinstance(node.args[0], fx.Node)
         return "nonlinear" if number_above else "linear"

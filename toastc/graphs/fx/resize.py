@@ -28,13 +28,14 @@ def resize(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence
         return
     node: fx.Node = op.node
     given: Any = node.args[0]
-    if op.type in ("view", "reshape", "_unsafe_view", "unflatten", "flatten"):
+    if op.type in ("view", "reshape", "_unsafe_view", "unflatten", "flatten", "view_as", "reshape_as"):
         become(node, aten.reshape.default, (given, sizes(node, after[0].shape)))
-    elif op.type == "expand":
+    elif op.type in ("expand", "expand_as"):
         become(node, aten.expand.default, (given, sizes(node, after[0].shape)))
     elif op.type in ("split", "split_with_sizes", "chunk", "tensor_split"):
-        axis = next(i for i in range(before[0].ndim) if sum(a.shape[i] for a in after) == before[0].shape[i] != after[0].shape[i])
-        become(node, aten.split_with_sizes.default, (given, [a.shape[axis] for a in after], axis))
+        given_axis: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+        axis = given_axis % before[0].ndim
+        become(node, aten.split_with_sizes.default, (given, split_sizes(op, axis, before[0], after), axis))
     elif op.type in ("slice", "narrow", "getitem", "index_select") and before[0].ndim == after[0].ndim:
         axis, positions = picked(op, before[0], after[0])
         step = positions[1] - positions[0] if len(positions) > 1 else 1
@@ -43,6 +44,16 @@ def resize(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence
         become(node, aten.slice.Tensor, (given, axis, positions[0], positions[-1] + 1, step))
     else:
         raise CannotShrink(f"{op}: carries a size of an axis that is cut, and it is not known how to change it")
+
+
+def split_sizes(op: Op, axis: int, before: np.ndarray, after: Sequence[np.ndarray]) -> list[int]:
+    """What is left goes to the first part that nobody reads."""
+    made, rest = [], before.shape[axis] - sum(a.shape[axis] for a in after)
+    parts = iter(after)
+    for value in op.outputs:
+        made.append(rest if value is None else next(parts).shape[axis])
+        rest = 0 if value is None else rest
+    return made
 
 
 def comes_out_right(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> bool:

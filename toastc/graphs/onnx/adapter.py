@@ -236,6 +236,6 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
 
 
 def effect_of(node: ir.Node) -> str:
-    if node.op_type in LINEAR_EFFECT:
+    if node.op_type in LINEAR_EFFECT or node.op_type == "BatchNormalization":
         return "linear"
     return "affine" if node.op_type in AFFINE_EFFECT else "nonlinear"

@@ -48,6 +48,9 @@ def kind_of(node: ir.Node, constant: list[bool], shapes: list[tuple[int, ...] | 
         return Kind.PRODUCT if len(node.inputs) == 2 and einsum_spec(node, shapes) else Kind.OPAQUE
     if kind in ("Attention", "MultiHeadAttention"):
         return Kind.ATTENTION if attention_spec(node, shapes) else Kind.OPAQUE
+    if kind == "BatchNormalization":  # of rows: a scale and a shift for each channel
+        rows = bool(shapes[0]) and len(shapes[0] or ()) == 2 and all(constant[1:])
+        return Kind.ELEMENTWISE if rows and not attribute(node, "training_mode", 0) else Kind.OPAQUE
     if kind in SHAPES:
         return Kind.SHAPE
     if kind in LINEAR_EFFECT or kind in AFFINE_EFFECT or kind in NONLINEAR:
