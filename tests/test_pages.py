@@ -27,8 +27,8 @@ from toastc.ratios import Ratios, parse
 
 HALF = {"attention": 0.5, "ffn": 0.5}
 SHORTER = {"--search": "0.01", "--seconds": "0.05"}  # a test need not measure anything
-DEEP, SHALLOW = 12, 3  # blocks of the model; pages that name late blocks get a deep one
-NAMING_BLOCKS = {"README.md", "docs/cait.md", "docs/guides/tokens.md"}
+SHALLOW = 3  # blocks of the model; pages that name late blocks get a deeper one
+DEPTHS = {"README.md": 12, "docs/cait.md": 9, "docs/guides/tokens.md": 9}
 ELSEWHERE = {"docs/downstream.md"}  # its Python is run by test_downstream.py, on smaller detectors
 
 
@@ -42,7 +42,7 @@ def small_vit(depth: int = SHALLOW) -> torch.nn.Module:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader has before reading: a model and some photos."""
     folder = tmp_path_factory.mktemp("reader")
-    for depth in (DEEP, SHALLOW):
+    for depth in {SHALLOW, *DEPTHS.values()}:
         images, free = {"images": torch.randn(2, 3, 32, 32)}, {"images": {0: "batch"}}
         with quiet():
             export_onnx(small_vit(depth), images, folder / f"{depth}.onnx", dynamic=free)
@@ -96,7 +96,7 @@ def run_block(block: Block, page: str, names: dict[str, Any]) -> list[int]:
 def test_what_a_page_shows_runs(page: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
-    Path(f"{DEEP if page in NAMING_BLOCKS else SHALLOW}.onnx").rename("model.onnx")
+    Path(f"{DEPTHS.get(page, SHALLOW)}.onnx").rename("model.onnx")
     Path("r.json").write_text(json.dumps(ratios_of(page)))
     if page == "docs/guides/accuracy.md":
         photos(Path("photos"), 136, size=(96, 72))  # a search holds some of them back
