@@ -32,6 +32,8 @@ def drop_unread(graph: Graph) -> tuple[Graph, str]:
         count = graph.shape(queries.inputs[at])[axis]
         if len(graph.shape(stream)) != 3 or graph.shape(stream)[1] != count or graph.varies(stream)[1]:
             raise CannotShrink("their number is only known at run time, or they do not stand on the second axis")
+        if count == 1:
+            return graph, ""
         along = [1] * len(graph.shape(queries.inputs[at]))
         along[axis] = count
         cuts = {(add, slot): np.arange(count)[:, None][None], (queries, at): np.arange(count).reshape(along)}

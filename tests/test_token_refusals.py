@@ -18,6 +18,7 @@ CHANNELS, HEADS, PATCHES = 16, 2, 16
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Twist = Callable[["Vit", Tensor, Sequence[Tensor]], Any]
 torch.set_num_threads(1)
+IMAGE = torch.randn(2, 3, 16, 16)
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -37,6 +38,15 @@ class Block(nn.Module):
             for linear, of in ((self.q, x), (self.k, x), (self.v, values))
         )
         return x + self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def alone(self, x: Tensor) -> Tensor:
+        """The first token asks all."""
+        first = x[:, :1]
+        q, k, v = (
+            linear(self.norm1(of)).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            for linear, of in ((self.q, first), (self.k, x), (self.v, x))
+        )
+        return first + self.proj(plain(q, k, v).transpose(1, 2).flatten(2))
 
     def ffn(self, x: Tensor) -> Tensor:
         return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
@@ -138,19 +148,27 @@ def test_what_can_not_follow_a_merge(case: str) -> None:
     twist, tokens, words = REFUSED[case]
     vit = Vit(twist).eval()
     with quiet(), pytest.raises(ToastcError, match=words):
-        toastc.prune(vit, tokens=tokens, example_inputs=(torch.randn(2, 3, 16, 16),))
+        toastc.prune(vit, tokens=tokens, example_inputs=(IMAGE,))
 
 
 def test_without_a_twist_all_of_them_are_merged() -> None:
     """The refusals above are of what is unusual."""
     for tokens in ("h1,v2", "t1:3"):
         for attend in (plain, sdpa):
-            made = toastc.prune(Vit(attended(attend)).eval(), tokens=tokens, example_inputs=(torch.randn(2, 3, 16, 16),))
+            made = toastc.prune(Vit(attended(attend)).eval(), tokens=tokens, example_inputs=(IMAGE,))
             assert made.report.verified is not None and made.report.verified["ok"]
 
 
 def test_a_split_of_which_one_part_is_read() -> None:
     model = Vit(lambda vit, x, seen: vit.head(x.split([1, PATCHES], 1)[0][:, 0])).eval()
-    report = toastc.prune(model, tokens="unread", example_inputs=(torch.randn(2, 3, 16, 16),)).report
+    report = toastc.prune(model, tokens="unread", example_inputs=(IMAGE,)).report
     assert report.verified is not None and report.verified["ok"]
     assert report.after.macs < report.before.macs and any("1 of 17 tokens are read" in note for note in report.notes)
+
+
+def test_a_last_attention_that_asks_for_one_token_has_none_to_leave_out() -> None:
+    """CrossViT's ends in the class token's question to the other branch."""
+    model = Vit(lambda vit, x, seen: vit.head(vit.blocks[3].alone(x)[:, 0])).eval()
+    made = toastc.prune(model, {"attention": 0.5, "round_to": 4}, recipe="magnitude", tokens="unread", example_inputs=(IMAGE,))
+    assert made.report.verified is not None and made.report.verified["ok"]
+    assert not any("tokens are read" in note for note in made.report.notes)
