@@ -116,3 +116,19 @@ def test_what_is_written_in_place_stays_written(how: str) -> None:
         expected = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=(x,)).model(x)
         got = torch.compile(model, backend=toastc.backend, options=options)(x)
     assert (got - expected).abs().max() <= 1e-5
+
+
+class Expected(nn.Module):
+    """An FFN, and the mean of a distribution by a weight of one axis, as D-FINE's boxes are found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ffn, self.places = Row(), nn.Parameter(torch.linspace(0, 1, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.ffn(x).softmax(-1), self.places)
+
+
+def test_a_linear_with_a_weight_of_one_axis() -> None:
+    with quiet():
+        assert check_module(Expected().eval(), (torch.randn(2, 5, 16),)) <= 1e-4

@@ -82,7 +82,7 @@ def op_name(node: fx.Node) -> str:
 def kind_of(node: fx.Node, name: str, constant: list[bool], ranks: list[int]) -> Kind:
     """`constant[i]`, `ranks[i]` of the node's tensor operands, in order of appearance."""
     if name == "linear":
-        return Kind.LINEAR if constant[1] and not constant[0] else Kind.OPAQUE
+        return Kind.LINEAR if constant[1] and not constant[0] and ranks[1] == 2 else Kind.OPAQUE
     if name == "addmm":
         plain = node.kwargs.get("alpha", 1) == 1 and node.kwargs.get("beta", 1) == 1
         return Kind.LINEAR if plain and constant[2] and not constant[1] else Kind.OPAQUE
