@@ -132,3 +132,23 @@ class Expected(nn.Module):
 def test_a_linear_with_a_weight_of_one_axis() -> None:
     with quiet():
         assert check_module(Expected().eval(), (torch.randn(2, 5, 16),)) <= 1e-4
+
+
+class Checked(nn.Module):
+    """An FFN whose input is checked as it runs: a number is read from a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ffn = Row()
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._check(x.isfinite().all().item())
+        return self.ffn(x)
+
+
+def test_a_number_that_is_read_from_a_tensor() -> None:
+    with quiet():
+        made = toastc.prune(Checked().eval(), RATIOS, recipe="magnitude", example_inputs=(torch.randn(2, 5, 16),))
+    assert made.report.verified is not None and made.report.verified["ok"]
+    with pytest.raises(RuntimeError):
+        made.model(torch.full((2, 5, 16), torch.nan))

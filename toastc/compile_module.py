@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from .driver import Request, begun, choose, planned
 from .errors import ToastcError, VerificationFailed
 from .graphs.fx import FxGraph, drop_unused
+from .graphs.fx.tokens import Reopening
 from .pipeline import run
 from .progress import Tell
 from .report import Size
@@ -128,5 +128,5 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
 
 def with_shapes(gm: fx.GraphModule, args: Sequence[Any]) -> FxGraph:
     """Look at an edited graph afresh: shapes are found by running it on fake tensors."""
-    FakeTensorProp(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*args)
+    Reopening(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*args)
     return FxGraph(gm)

@@ -16,7 +16,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from ...errors import CannotShrink
 from .. import Op, Value
 from .calls import Call
-from .classify import meta
+from .classify import meta, op_name
 from .edit import has_effect
 from .pen import FxPen
 from .select import current
@@ -137,7 +137,7 @@ class Reopening(FakeTensorProp):
     """Numbers that are read from tensors stay what they were when the graph was captured: a fake tensor holds none."""
 
     def run_node(self, n: fx.Node) -> Any:
-        return meta(n) if n.target == "item" else super().run_node(n)
+        return meta(n) if n.op != "output" and op_name(n) == "item" else super().run_node(n)
 
 
 def given_mask(node: fx.Node) -> Any:
