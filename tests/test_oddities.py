@@ -152,3 +152,28 @@ def test_a_number_that_is_read_from_a_tensor() -> None:
     assert made.report.verified is not None and made.report.verified["ok"]
     with pytest.raises(RuntimeError):
         made.model(torch.full((2, 5, 16), torch.nan))
+
+
+class Joined(nn.Module):
+    """An FFN whose hidden tensor is put together of no class tokens and all others, as rotary embeddings are in timm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(self.norm(x)).relu()
+        return x + self.down(torch.cat([h[:, :0], 2 * h[:, 0:]], 1))
+
+
+def test_a_join_with_nothing(tmp_path: Path) -> None:
+    model, x = Joined().eval(), torch.randn(2, 5, 16)
+    with quiet():
+        made = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=(x,))
+        torch.onnx.export(model, (x,), tmp_path / "dense.onnx", dynamo=False, opset_version=17, input_names=["x"])
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="toastc", options={"ratios": RATIOS, "then": "eager"})
+        assert torch.allclose(compiled(x), made.model(x), atol=1e-5)
+    assert len(made.plan.choices) == 1
+    assert made.report.verified is not None and made.report.verified["ok"]
+    check_onnx(tmp_path / "dense.onnx", tmp_path)

@@ -14,6 +14,8 @@ NONE = -1
 
 def collapse(labels: np.ndarray) -> np.ndarray | None:
     """Keep one slice of every axis along which the labels do not change; None if there is no label at all."""
+    if not labels.size:
+        return None
     for axis in range(labels.ndim):
         if labels.shape[axis] == 1:
             continue

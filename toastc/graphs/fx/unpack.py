@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from .classify import meta
+from .classify import meta, op_name
 
 
 def unpacked(gm: fx.GraphModule) -> fx.GraphModule:
@@ -31,8 +31,26 @@ def unpacked(gm: fx.GraphModule) -> fx.GraphModule:
             of[node] = of[node.args[0]][node.args[1]]
         else:
             of[node] = made.graph.node_copy(node, of.__getitem__)
+    without_empty_parts(made.graph)
     made.recompile()
     return made
+
+
+def without_empty_parts(graph: fx.Graph) -> None:
+    """Joins of nothing and something: rotary embeddings put back class tokens where a model has none."""
+    for node in list(graph.nodes):
+        if op_name(node) not in ("cat", "concat", "concatenate") or not isinstance(node.args[0], list | tuple):
+            continue
+        empty = [n for n in node.args[0] if isinstance(n, fx.Node) and is_empty(meta(n))]
+        if 0 < len(empty) < len(node.args[0]):
+            node.args = ([n for n in node.args[0] if n not in empty], *node.args[1:])
+            for part in empty:
+                if not part.users:
+                    graph.erase_node(part)
+
+
+def is_empty(value: Any) -> bool:
+    return isinstance(value, Tensor) and any(isinstance(n, int) and n == 0 for n in value.shape)
 
 
 def inlined(node: fx.Node, whole: Callable[..., Any], made: fx.GraphModule, of: dict[fx.Node, Any]) -> Any:
