@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from handwritten import HEADS, JOINED, LINEARS, SIZES, written
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from zoo_exports import quiet
@@ -73,21 +74,13 @@ def test_hidden_channels_used_twice() -> None:
     assert "used twice" in reasons(found)
 
 
-class OneHead(nn.Module):
-    """Attention in one call over [images, tokens, channels]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.proj = (nn.Linear(8, 8) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.proj(nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
-
-
-def test_attention_in_one_call_without_an_axis_of_heads() -> None:
-    found = api.inspect(OneHead().eval(), example_inputs=(torch.zeros(2, 4, 8),))
+def test_attention_in_one_node_with_more_to_it() -> None:
+    heads = HEADS.replace("k = Transpose<perm=[0, 2, 3, 1]>", "k = Transpose<perm=[0, 2, 1, 3]>")
+    model = written(f"{heads} m, keys, values = Attention(q, k, v) {JOINED}", {**SIZES, **LINEARS}, opset=23)
+    model.graph.output.append(helper.make_tensor_value_info("keys", TensorProto.FLOAT, None))  # a cache of keys
+    found = api.inspect(model)
     assert found["sites"] == []
-    assert "other axes than images, heads, tokens and channels" in reasons(found)
+    assert "(Attention) is not understood" in reasons(found)
 
 
 def test_hidden_channels_that_are_an_output() -> None:

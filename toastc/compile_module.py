@@ -16,7 +16,7 @@ from .driver import Request, begun, choose, planned
 from .errors import ToastcError, VerificationFailed
 from .graphs.fx import FxGraph, drop_unused
 from .graphs.fx.tokens import Reopening
-from .graphs.fx.unpack import without_empty_parts
+from .graphs.fx.unpack import is_packed, unpacked, without_empty_parts
 from .pipeline import run
 from .progress import Tell
 from .report import Size
@@ -68,6 +68,8 @@ def export(model: Any, example_inputs: Sequence[Any] | None) -> tuple[fx.GraphMo
 
 def alive(gm: fx.GraphModule) -> fx.GraphModule:
     """Without what no output needs, so that it is not counted before the cut and missing after."""
+    if is_packed(gm):
+        gm = unpacked(gm)
     without_empty_parts(gm.graph)
     gm.graph.eliminate_dead_code()
     drop_unused(gm)

@@ -15,7 +15,7 @@ from .names import site_name
 from .records import Contraction, Mix
 
 SOFTMAX = {"softmax", "logsoftmax", "_softmax", "_safe_softmax"}
-WHOLE = {"scaled_dot_product_attention", "attention", "multiheadattention", "groupqueryattention"}
+WHOLE = {"attention", "multiheadattention", "groupqueryattention"}  # one node, with more to it than is understood
 
 
 def is_softmax(op: Op) -> bool:

@@ -181,8 +181,6 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
             above = above[:1]  # the other tensor only lends its type or its sizes
         path = module_path(node) or next((p for n in above[1:] if (p := owner_of(n))), "")
         op = Op(kind, name, str(node.name), path, list(above), outputs, node)
-        if kind is Kind.OPAQUE and name == "scaled_dot_product_attention":
-            op.why = "takes its tensors with other axes than images, heads, tokens and channels"
         if kind is Kind.SHAPE and name == "index_select":
             if above[1] in self._constants:
                 op.inputs = [above[0]]

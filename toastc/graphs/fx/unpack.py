@@ -1,10 +1,13 @@
-"""Whole attentions and encoder layers, one node to Dynamo, taken apart into their linears and products.
+"""Whole attentions and encoder layers, one node to a tracer, taken apart into their linears and products.
 
-Each is traced by itself, on the fake values that Dynamo left at the nodes, and stands in the graph instead of its node.
+Each is traced by itself, on the fake values that the tracer left at the nodes, and stands in the graph instead of its node.
+`scaled_dot_product_attention` is left whole over images, heads, tokens and channels; over other axes (SAM, Hiera, Twins) only
+its products tell which axis is which.
 """
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +22,12 @@ from .classify import meta, op_name
 
 def unpacked(gm: fx.GraphModule) -> fx.GraphModule:
     """A copy to edit, which shares weights and fake values with the graph that was captured."""
-    made = fx.GraphModule(gm, fx.Graph())
+    made = fx.GraphModule(gm, copied(gm.graph))  # which takes over what the graph refers to
+    made.graph = fx.Graph()
+    made.graph.set_codegen(gm.graph._codegen)
     of: dict[fx.Node, Any] = {}
     for node in gm.graph.nodes:
-        whole = WHOLE.get(node.target) if node.op == "call_function" else None
+        whole = whole_of(node)
         if node.op == "output":
             made.graph.output(fx.node.map_arg(node.args[0], of.__getitem__))
         elif whole is not None:
@@ -34,6 +39,26 @@ def unpacked(gm: fx.GraphModule) -> fx.GraphModule:
     without_empty_parts(made.graph)
     made.recompile()
     return made
+
+
+def copied(graph: fx.Graph) -> fx.Graph:
+    new = fx.Graph()
+    new.graph_copy(graph, {})
+    return new
+
+
+def is_packed(gm: fx.GraphModule) -> bool:
+    return any(whole_of(node) is not None for node in gm.graph.nodes)
+
+
+def whole_of(node: fx.Node) -> Callable[..., Any] | None:
+    """What it computes, in parts; None for a node that stays."""
+    if node.op != "call_function":
+        return None
+    if op_name(node) == "scaled_dot_product_attention":
+        given = [meta(n) for n in node.args[:1] if isinstance(n, fx.Node)]
+        return products if given and isinstance(given[0], Tensor) and given[0].ndim != 4 else None
+    return WHOLE.get(node.target)
 
 
 def without_empty_parts(graph: fx.Graph) -> None:
@@ -62,8 +87,10 @@ def inlined(node: fx.Node, whole: Callable[..., Any], made: fx.GraphModule, of: 
         args, words = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
         return whole(*args, **words)
 
-    with torch.no_grad():
-        traced = make_fx(call, pre_dispatch=True)(*[meta(n) for n in given])
+    values = [meta(n) for n in given]
+    mode = next((v.fake_mode for v in values if hasattr(v, "fake_mode")), contextlib.nullcontext())
+    with torch.no_grad(), mode:
+        traced = make_fx(call, pre_dispatch=True)(*values)
     inner, outer = dict[fx.Node, Any](), iter(given)
     for own in traced.graph.nodes:
         if own.op == "placeholder":
@@ -103,6 +130,19 @@ def encoder_layer(
         x = x + part(normed)
         x = x if norm_first else functional.layer_norm(x, (width,), scale, shift, eps)
     return x
+
+
+def products(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, *,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """`scaled_dot_product_attention` in eval mode."""
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, float("-inf"))
+    return (scores if attn_mask is None else scores + attn_mask).softmax(-1) @ v
 
 
 WHOLE: dict[Any, Callable[..., Any]] = {
