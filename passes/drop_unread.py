@@ -15,7 +15,8 @@ from toastc.errors import CannotShrink
 from toastc.graphs import Graph, Kind, Op
 
 from .match import match
-from .match.token_flow import TOKEN_AXIS, TokenFlow, surviving, touched
+from .match.survivors import surviving, touched
+from .match.token_flow import TOKEN_AXIS, TokenFlow
 from .shrink.selections import residual_of
 
 

@@ -35,6 +35,7 @@ LINEAR_EFFECT = {
     "_to_copy",
     "dropout",
     "identity",
+    "batch_norm",
     "_assert_tensor_metadata",
 }
 AFFINE_EFFECT = {"add", "iadd", "sub", "isub", "subtract", "rsub"}
@@ -110,8 +111,6 @@ def kind_of(node: fx.Node, name: str, constant: list[bool], ranks: list[int]) ->
 
 
 def effect_of(node: fx.Node, name: str) -> str:
-    if name == "batch_norm":
-        return "linear"
     if name in LINEAR_EFFECT:
         number_above = name in ("div", "truediv", "divide") and not isinstance(node.args[0], fx.Node)
         return "nonlinear" if number_above else "linear"

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from . import upcast
 from .adapter import OnnxGraph
+from .embedded import carries_plan, embed_plan, plan_of
 from .facts import sizes_for
 from .files import (
-    carries_plan,
-    embed_plan,
     external_files,
     file_bytes,
     is_external,
     is_quantised,
     load_model,
-    plan_of,
     prepare,
     read_model,
     staged,

@@ -236,6 +236,6 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
 
 
 def effect_of(node: ir.Node) -> str:
-    if node.op_type in LINEAR_EFFECT or node.op_type == "BatchNormalization":
+    if node.op_type in LINEAR_EFFECT:
         return "linear"
     return "affine" if node.op_type in AFFINE_EFFECT else "nonlinear"

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from .. import AttentionSpec, Kind
 
-LINEAR_EFFECT = {"Mul", "Div", "Neg", "Identity", "Cast", "Dropout"}
+LINEAR_EFFECT = {"Mul", "Div", "Neg", "Identity", "Cast", "Dropout", "BatchNormalization"}
 AFFINE_EFFECT = {"Add", "Sub", "BiasAdd", "Sum"}
 NONLINEAR = {
     "Relu", "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "Erf", "Tanh", "Sigmoid", "HardSwish", "HardSigmoid", "Mish",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -19,12 +18,9 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from ...errors import ToastcError
 from ...files import alone, check_targets, hidden, uninterrupted
-from ...plan import Plan, from_dict
 from .checks import check_functions, check_names, check_nodes, check_tensor, check_wires, put_in_order
 from .unpack import unpack_attention
 
-PLAN_KEY = "toastc.plan"
-MACS_KEY = "toastc.macs"  # a file with 8-bit linears can not be counted any more
 SINGLE_FILE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
 IN_FLIGHT = 256 * 2**20  # bytes of weights computed and not yet written
 OLDEST_OPSET = 13
@@ -205,27 +201,6 @@ def write_model(model: ir.Model, path: Path, external: bool | None = None) -> No
 def sync(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-def plan_of(model: ir.Model, what: str) -> Plan:
-    """The plan a pruned model carries in its metadata."""
-    text = model.metadata_props.get(PLAN_KEY)
-    if text is None:
-        raise ToastcError(f"{what}: carries no toastc plan; was it written by toastc?")
-    try:
-        return from_dict(json.loads(text))
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ToastcError(f"{what}: its plan can not be read ({one_line(error)})") from None
-
-
-def carries_plan(model: ir.Model) -> bool:
-    return PLAN_KEY in model.metadata_props
-
-
-def embed_plan(model: ir.Model, plan: Plan, macs: int | None = None) -> None:
-    model.metadata_props[PLAN_KEY] = json.dumps(plan.to_dict())
-    if macs is not None:
-        model.metadata_props[MACS_KEY] = str(macs)
 
 
 def file_bytes(model: ir.Model, path: Path) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from .adapter import OnnxGraph
-from .files import MACS_KEY, is_quantised, prepare, read_model
+from .embedded import MACS_KEY
+from .files import is_quantised, prepare, read_model
 
 
 def macs_of(path: Path) -> int | None:
