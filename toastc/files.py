@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 import signal
 import tempfile
 import threading
@@ -49,17 +50,16 @@ def write_beside(target: Path) -> Iterator[Path]:
     check_targets([target])
     temporary = hidden(target)
     try:
-        temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode
-        yield temporary
-        os.chmod(temporary, mode)  # safetensors makes the file anew, for its owner alone
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, target)
+        with removed(temporary):
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode
+            yield temporary
+            os.chmod(temporary, mode)  # safetensors makes the file anew, for its owner alone
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, target)
     except (OSError, SafetensorError) as error:
         raise ToastcError(f"{target}: can not be written ({getattr(error, 'strerror', None) or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def hidden(target: Path) -> Path:
@@ -70,13 +70,36 @@ def hidden(target: Path) -> Path:
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
     """A folder for what nobody will ask for."""
+    with contextlib.ExitStack() as kept:
+        try:
+            with uninterrupted():  # the first look for a place tries it with a file
+                folder = Path(tempfile.gettempdir()) / f"toastc-{secrets.token_hex(6)}"
+            kept.enter_context(removed(folder))
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            why = error.strerror or error
+            raise ToastcError(f"no folder for temporary files can be written to; set TMPDIR to one ({why})") from None
+        yield folder
+
+
+@contextlib.contextmanager
+def removed(path: Path) -> Iterator[None]:
+    """It is gone at the end, whatever signals come while it goes."""
     try:
-        folder = tempfile.TemporaryDirectory(prefix="toastc-")
-    except OSError as error:
-        why = error.strerror or error
-        raise ToastcError(f"no folder for temporary files can be written to; set TMPDIR to one ({why})") from None
-    with folder as name:
-        yield Path(name)
+        yield
+    finally:
+        try:
+            with uninterrupted():
+                remove(path)
+        finally:  # a signal on the way into the block above
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -93,12 +116,21 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Signals wait until the block is done."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Signals wait until the block is done. (A mask would not do: libraries' threads take them, and Python handles them here.)"""
+    if threading.current_thread() is not threading.main_thread():  # signals are handled in the main thread alone
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    came: list[int] = []
     try:
+        for number in handlers:
+            signal.signal(number, lambda which, frame: came.append(which))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from ...errors import ToastcError
-from ...files import alone, check_targets, hidden, uninterrupted
+from ...files import alone, check_targets, hidden, removed
 from .checks import check_functions, check_names, check_nodes, check_tensor, check_wires, put_in_order
 from .unpack import unpack_attention
 
@@ -162,24 +161,19 @@ def staged(target: Path) -> Iterator[Path]:
     check_targets([target])
     folder = hidden(target)
     try:
-        folder.mkdir(mode=0o700)
-        yield folder / target.name
-        data = folder / f"{target.name}.data"
-        for file in folder.iterdir():
-            sync(file)
-        with alone(folder.parent):
-            if data.exists():
-                target.unlink(missing_ok=True)
-                os.replace(data, target.parent / data.name)
-            os.replace(folder / target.name, target)
+        with removed(folder):
+            folder.mkdir(mode=0o700)
+            yield folder / target.name
+            data = folder / f"{target.name}.data"
+            for file in folder.iterdir():
+                sync(file)
+            with alone(folder.parent):
+                if data.exists():
+                    target.unlink(missing_ok=True)
+                    os.replace(data, target.parent / data.name)
+                os.replace(folder / target.name, target)
     except OSError as error:
         raise ToastcError(f"{target}: can not be written ({error.strerror or error})") from None
-    finally:
-        try:
-            with uninterrupted():
-                shutil.rmtree(folder, ignore_errors=True)
-        finally:  # a signal on the way into the block above
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_model(model: ir.Model, path: Path, external: bool | None = None) -> None:

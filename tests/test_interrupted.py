@@ -1,0 +1,102 @@
+"""Signals that come at the worst moment: while what must not stay is being removed."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from toastc.files import scratch, stop_cleanly, uninterrupted, write_beside
+from toastc.graphs.onnx.files import staged
+
+Stop = Callable[[], None]
+Room = Callable[[], AbstractContextManager[Path]]
+
+
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def stop(request: pytest.FixtureRequest) -> Iterator[Stop]:
+    """Sends the signal as the system would: to whichever thread takes it, here not the one that handles it."""
+    done = threading.Event()
+    other = threading.Thread(target=done.wait, daemon=True)
+    other.start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may have silenced it
+    with stop_cleanly():
+        yield lambda: signal.pthread_kill(other.ident or 0, request.param)
+    signal.signal(signal.SIGINT, before)
+    done.set()
+    other.join()
+
+
+def stopped(removing: Callable[..., None], stop: Stop) -> Callable[..., None]:
+    """The signal comes as the first removal begins."""
+    left = [stop]
+
+    def removed(*args: object, **more: object) -> None:
+        if left:
+            left.pop()()
+            for _ in range(1000):  # time for the signal to be noticed
+                pass
+        removing(*args, **more)
+
+    return removed
+
+
+@pytest.mark.parametrize("room", [scratch, partial(staged, Path("out.onnx"))], ids=["scratch", "staged"])
+def test_a_folder_that_is_being_removed(stop: Stop, temp: Path, monkeypatch: pytest.MonkeyPatch, room: Room) -> None:
+    def work() -> None:
+        with room() as inside:
+            folder = inside if inside.is_dir() else inside.parent
+            (folder / "out.onnx").touch()
+
+    monkeypatch.chdir(temp)
+    monkeypatch.setattr(shutil, "rmtree", stopped(shutil.rmtree, stop))
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert {p.name for p in temp.iterdir()} <= {"out.onnx"}
+
+
+def test_a_file_that_is_being_removed(stop: Stop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work() -> None:
+        with write_beside(tmp_path / "out") as temporary:
+            temporary.write_text("half")
+            raise OSError("full")
+
+    monkeypatch.setattr(Path, "unlink", stopped(Path.unlink, stop))
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_signals_wait(stop: Stop) -> None:
+    seen = []
+
+    def work() -> None:
+        with uninterrupted():
+            for number in range(100_000):
+                if number % 10_000 == 0:
+                    stop()
+            seen.append("the end")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert seen == ["the end"]
+
+
+def test_other_threads_are_left_alone() -> None:
+    """Only the main thread may set handlers."""
+    seen: list[signal.Handlers | int | Callable[..., object] | None] = []
+
+    def work() -> None:
+        with uninterrupted():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGTERM)]
