@@ -31,7 +31,7 @@ from .edit import FxEdits
 from .names import hint, module_path, owner_of
 from .runs import FxRuns
 from .select import FxSelects
-from .tokens import FxTokens
+from .tokens import FxTokens, reading
 
 
 class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
@@ -43,6 +43,7 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
         self.bound = dict(bound or {})
         self._constants: dict[Value, Any] = {}  # tensor, or the node to compute it from
         nodes = list(gm.graph.nodes)
+        self._as_read = {node: said for node in nodes if (said := reading(node)) is not None}
         for node in nodes:
             self._note_constant(node)
         self.inputs = [n for n in nodes if n.op == "placeholder" and n not in self.bound and self.has_shape(n)]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .adapter import FxGraph
 
 aten = torch.ops.aten
+Reading = tuple[Any, ...]
 
 
 class FxTokens:
@@ -33,6 +36,7 @@ class FxTokens:
     gm: fx.GraphModule
     ops: list[Op]
     bound: dict[fx.Node, torch.Tensor]
+    _as_read: Mapping[fx.Node, Reading]
     _call: Callable[..., fx.Node]
     _fresh: Any
     _install: Any
@@ -122,7 +126,7 @@ class FxTokens:
 
         given = [meta(n) for n in self.gm.graph.nodes if n.op == "placeholder"]
         mode = next((v.fake_mode for v in given if hasattr(v, "fake_mode")), None)
-        prop = Reopening(self.gm, mode)
+        prop = Reopening(self.gm, mode, self._as_read)
         if mode is not None:
             mode.allow_non_fake_inputs = True
         try:
@@ -134,10 +138,32 @@ class FxTokens:
 
 
 class Reopening(FakeTensorProp):
-    """Numbers that are read from tensors stay what they were when the graph was captured: a fake tensor holds none."""
+    """Numbers that are read from tensors stay what they were when the graph was captured: a fake tensor holds none.
+    And so does the shape of what is as it was read, and reads only what is.
+    """
+
+    def __init__(self, gm: fx.GraphModule, mode: FakeTensorMode | None, as_read: Mapping[fx.Node, Reading] | None = None) -> None:
+        super().__init__(gm, mode)
+        self.as_read, self.same = as_read or {}, set[fx.Node]()
 
     def run_node(self, n: fx.Node) -> Any:
+        if n in self.as_read and self.as_read[n] == reading(n) and self.same.issuperset(n.all_input_nodes):
+            self.same.add(n)
+            return super().run_node(n) if n.op == "placeholder" else meta(n)
         return meta(n) if n.op != "output" and op_name(n) == "item" else super().run_node(n)
+
+
+def reading(node: fx.Node) -> Reading | None:
+    """What tells one node from another, once views are reshapes; None where it does not tell the shape."""
+    if meta(node) is None:
+        return None
+    if node.op == "get_attr":
+        tensor = attrgetter(str(node.target))(node.graph.owning_module)
+        return id(tensor), tensor.shape  # the graph that was read keeps its tensors
+    if node.op not in ("placeholder", "call_function", "call_method"):
+        return None
+    target = aten.reshape.default if node.target is aten.view.default else "reshape" if node.target == "view" else node.target
+    return node.op, target, node.args, node.kwargs
 
 
 def given_mask(node: fx.Node) -> Any:

@@ -22,8 +22,8 @@ from .. import Value
 from .checks import has_branches
 from .files import read_tensor
 from .growth import stays_small
+from .inference import Imports, Input, as_input, inferred
 
-FLOAT, FLOAT16, BFLOAT16 = 1, 10, 16  # onnx.TensorProto.DataType
 SMALL = 4096  # elements; a value of up to this size is computed, not only shaped
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 # What the reference implementation raises on nodes it does not carry out; their shapes are inferred instead.
@@ -94,10 +94,9 @@ def gather(model: ir.Model, sizes: Mapping[str, int]) -> Facts:
     for value in model.graph.initializers.values():
         if value.const_value is not None:
             note_tensor(facts, value, value.const_value)
-    opsets = dict(model.graph.opset_imports)
-    imports = [onnx.helper.make_opsetid(d, v) for d, v in opsets.items()]
+    imports = tuple(model.graph.opset_imports.items())
     for node in model.graph:
-        visit(facts, node, opsets, imports)
+        visit(facts, node, imports)
     return facts
 
 
@@ -108,7 +107,7 @@ def note_tensor(facts: Facts, value: ir.Value, tensor: ir.TensorProtocol) -> Non
         facts.data[value] = read_tensor(tensor)
 
 
-def visit(facts: Facts, node: ir.Node, opsets: dict[str, int], imports: list[onnx.OperatorSetIdProto]) -> None:
+def visit(facts: Facts, node: ir.Node, imports: Imports) -> None:
     if node.op_type == "Constant" and node.domain == "":
         attr = next(iter(node.attributes.values()))
         tensor = attr.value if attr.type == ir.AttributeType.TENSOR else ir.tensor(np.asarray(attr.value))
@@ -124,15 +123,15 @@ def visit(facts: Facts, node: ir.Node, opsets: dict[str, int], imports: list[onn
         return note_data(facts, node.outputs[0], np.array(math.prod(facts.shapes[given[0]]), np.int64))
     if node.op_type not in RANDOM and given and all(v in facts.data for v in given):
         if not stays_small(node.op_type, [facts.data[v] for v in given]):
-            return infer(facts, node, imports, opsets)
+            return infer(facts, node, imports)
         try:
-            arrays = evaluate(node, [facts.data[v] for v in given], opsets)
+            arrays = evaluate(node, [facts.data[v] for v in given], dict(imports))
         except CannotCompute:
-            return infer(facts, node, imports, opsets)
+            return infer(facts, node, imports)
         for value, array in zip(node.outputs, arrays, strict=False):
             note_data(facts, value, np.asarray(array))
         return None
-    return infer(facts, node, imports, opsets)
+    return infer(facts, node, imports)
 
 
 def note_data(facts: Facts, value: ir.Value, array: np.ndarray) -> None:
@@ -156,46 +155,24 @@ def evaluate_proto(proto: onnx.NodeProto, given: list[np.ndarray], opsets: Mappi
         raise CannotCompute(f"node {proto.name or proto.op_type} ({proto.op_type}) can not be carried out: {text}") from None
 
 
-def infer(facts: Facts, node: ir.Node, imports: list[onnx.OperatorSetIdProto], opsets: dict[str, int]) -> None:
-    version = opsets.get(node.domain, 1)
+def infer(facts: Facts, node: ir.Node, imports: Imports) -> None:
+    version = dict(imports).get(node.domain, 1)
     if not onnx.defs.has(node.op_type, version, node.domain):
         return infer_contrib(facts, node)
-    types: dict[str, onnx.TypeProto] = {}
-    data: dict[str, onnx.TensorProto] = {}
+    given: list[Input | None] = []
     for value in node.inputs:
-        if value is None:
-            continue
-        if value not in facts.shapes:
+        if value is not None and value not in facts.shapes:
             return declared(facts, node)
-        name = str(value.name)
-        types[name] = onnx.helper.make_tensor_type_proto(facts.dtypes[value], facts.shapes[value])
-        if value in facts.data:
-            data[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(facts.data[value]), name)
-    schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-    proto_node = ir.serde.serialize_node(node)
-    narrow = 0
-    try:
-        found = onnx.shape_inference.infer_node_outputs(schema, proto_node, types, data, opset_imports=imports)
-    except onnx.checker.ValidationError:  # a float type the operator does not list: shapes do not depend on it
-        narrow = next((t for t in (BFLOAT16, FLOAT16) if any(facts.dtypes[v] == t for v in node.inputs if v is not None)), 0)
-        for name, kind in types.items():
-            kind.tensor_type.elem_type = FLOAT if kind.tensor_type.elem_type == narrow else kind.tensor_type.elem_type
-            if name in data and data[name].data_type == narrow:
-                del data[name]
-        try:
-            found = onnx.shape_inference.infer_node_outputs(schema, proto_node, types, data, opset_imports=imports)
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
-            return declared(facts, node)
-    except (onnx.shape_inference.InferenceError, RuntimeError):
+        given.append(None if value is None else as_input(facts.dtypes[value], facts.shapes[value], facts.data.get(value)))
+    attributes = tuple(ir.serde.serialize_attribute(a).SerializeToString() for a in node.attributes.values())
+    found = inferred((node.op_type, node.domain), attributes, tuple(given), len(node.outputs), imports)
+    if found is None:
         return declared(facts, node)
-    for value in node.outputs:
-        proto = found.get(str(value.name))
-        if proto is None or not proto.HasField("tensor_type"):
-            continue
-        tensor = proto.tensor_type
-        facts.dtypes[value] = narrow if narrow and tensor.elem_type == FLOAT else tensor.elem_type
-        if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
-            facts.shapes[value] = tuple(d.dim_value for d in tensor.shape.dim)
+    for value, one in zip(node.outputs, found, strict=True):
+        if one is not None:
+            facts.dtypes[value], shape = one
+            if shape is not None:
+                facts.shapes[value] = shape
     return infer_contrib(facts, node)
 
 
