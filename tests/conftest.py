@@ -17,6 +17,7 @@ from reliable import RATIOS
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 ZooFile = Callable[..., Path]
+Exported = Callable[[str, Callable[[Path], object]], Path]
 PLAIN = ("--recipe", "magnitude")  # the quickest, where it does not matter
 
 
@@ -34,23 +35,37 @@ def ratio_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def zoo_file(tmp_path_factory: pytest.TempPathFactory) -> ZooFile:
-    """`zoo_file(family, variant)`: a small model of the zoo, exported once for all tests of a run; not to be written to."""
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """`exported(name, make)`: a file that `make` writes into a folder, once for all tests of a run; not to be written to."""
     base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "zoo"
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
     shared.mkdir(exist_ok=True)
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        if not (shared / name).exists():
+            with tempfile.TemporaryDirectory(dir=shared) as folder:
+                make(Path(folder))
+                os.replace(Path(folder) / name, shared / name)
+        return shared / name
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def zoo_file(exported: Exported) -> ZooFile:
+    """`zoo_file(family, variant)`: a small model of the zoo."""
 
     def get(name: str, variant: str = "dynamo20-dyn") -> Path:
         from zoo_exports import make_variant, quiet
         from zoo_models import FAMILIES
 
-        path = shared / f"{name}.{variant}.onnx"
-        if not path.exists():
-            with tempfile.TemporaryDirectory(dir=shared) as folder, quiet():
-                error = make_variant(FAMILIES[name], FAMILIES[name].small(), variant, Path(folder))
-                assert error < 1e-4, "the exporter broke the model"
-                os.replace(Path(folder) / path.name, path)
-        return path
+        def make(folder: Path) -> None:
+            with quiet():
+                assert make_variant(FAMILIES[name], FAMILIES[name].small(), variant, folder) < 1e-4, (
+                    "the exporter broke the model"
+                )
+
+        return exported(f"{name}.{variant}.onnx", make)
 
     return get
 

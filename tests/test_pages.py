@@ -10,12 +10,14 @@ import contextlib
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from conftest import Exported
 from models import photos
 from pages import ROOT, Block, blocks, commands, pages
 from zoo_exports import export_onnx, quiet
@@ -38,17 +40,10 @@ def small_vit(depth: int = SHALLOW) -> torch.nn.Module:
     return timm.create_model("vit_tiny_patch16_224", **sizes).eval()
 
 
-@pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader has before reading: a model and some photos."""
-    folder = tmp_path_factory.mktemp("reader")
-    for depth in {SHALLOW, *DEPTHS.values()}:
-        images, free = {"images": torch.randn(2, 3, 32, 32)}, {"images": {0: "batch"}}
-        with quiet():
-            export_onnx(small_vit(depth), images, folder / f"{depth}.onnx", dynamic=free)
-    for place in (folder / "photos", folder / "ADEChallengeData2016" / "images" / "training"):
-        photos(place, 8, size=(96, 72))
-    return folder
+def exported_vit(depth: int, folder: Path) -> None:
+    images, free = {"images": torch.randn(2, 3, 32, 32)}, {"images": {0: "batch"}}
+    with quiet():
+        export_onnx(small_vit(depth), images, folder / f"{depth}.onnx", dynamic=free)
 
 
 def runs(page: str) -> bool:
@@ -93,10 +88,12 @@ def run_block(block: Block, page: str, names: dict[str, Any]) -> list[int]:
 
 @pytest.mark.parametrize("page", [p for p in pages() if runs(p)])
 @pytest.mark.filterwarnings("ignore")
-def test_what_a_page_shows_runs(page: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_page_shows_runs(page: str, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
-    Path(f"{DEPTHS.get(page, SHALLOW)}.onnx").rename("model.onnx")
+    depth = DEPTHS.get(page, SHALLOW)
+    shutil.copy(exported(f"{depth}.onnx", partial(exported_vit, depth)), "model.onnx")
+    for place in (Path("photos"), Path("ADEChallengeData2016") / "images" / "training"):
+        photos(place, 8, size=(96, 72))
     Path("r.json").write_text(json.dumps(ratios_of(page)))
     if page == "docs/guides/accuracy.md":
         photos(Path("photos"), 136, size=(96, 72))  # a search holds some of them back

@@ -55,15 +55,19 @@ def image_size_of(config: Any) -> tuple[int, int, int] | None:
 def export(model: Any, example_inputs: Sequence[Any] | None) -> tuple[fx.GraphModule, tuple[Any, ...]]:
     """A graph with parameters of its own; the batch stays free where the model allows it."""
     if type(model).__name__ == "ExportedProgram":
-        args = model.example_inputs[0] if example_inputs is None else tuple(example_inputs)
-        return alive(copy.deepcopy(model.module(check_guards=False))), tuple(args)
-    args = tuple(example_inputs) if example_inputs is not None else example_inputs_of(model)
+        program, args = model, model.example_inputs[0] if example_inputs is None else example_inputs
+    else:
+        args = example_inputs if example_inputs is not None else example_inputs_of(model)
+        program = captured(model, tuple(args))
+    return alive(copy.deepcopy(program.module(check_guards=False))), tuple(args)
+
+
+def captured(model: Any, args: tuple[Any, ...]) -> torch.export.ExportedProgram:
     if model.training:
         raise ToastcError(f"{type(model).__name__}: is in training mode; call model.eval() first")
     free = tuple({0: torch.export.Dim.AUTO} if isinstance(a, torch.Tensor) and a.ndim and a.shape[0] > 1 else None for a in args)
     with torch.no_grad():
-        program = torch.export.export(model, args, dynamic_shapes=free, strict=False)
-    return alive(copy.deepcopy(program.module(check_guards=False))), args
+        return torch.export.export(model, args, dynamic_shapes=free, strict=False)
 
 
 def alive(gm: fx.GraphModule) -> fx.GraphModule:

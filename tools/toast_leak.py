@@ -19,7 +19,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def told(row: dict[str, Any]) -> str:
     return f"{100 * middle:.2f} ({100 * apart:+.2f} +- {100 * row['runs'][0]['paired_se']:.2f}{spread})"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("cifar", "digits"))
     parser.add_argument("--weights", type=Path)
@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--sample", type=float, default=0.02, help="share of the tokens that is looked at in the first block")
     parser.add_argument("--balance", default="code", choices=("paper", "code"))
     parser.add_argument("--out", type=Path, help="default: benchmarks/toast-leak-TASK.json")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.calibration = 1
     if args.task == "cifar" and (args.weights is None or args.cifar is None or not args.cifar.exists()):
         print("--weights and --cifar are needed; tools/bench_accuracy.py --help says where they come from", file=sys.stderr)

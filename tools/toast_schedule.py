@@ -22,7 +22,7 @@ import io
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ def speed(own: Schedule, batch: int, seconds: float) -> dict[str, Any]:
     return {"model": own.model, "point": own.point, "batch": batch, "paper": paper, "forms": found}
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?")
     parser.add_argument("point", nargs="?")
@@ -175,7 +175,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8, help="with --speed (default 8)")
     parser.add_argument("--seconds", type=float, default=40.0, help="with --speed: time for all four together (40)")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         if args.table:
             return table(args.models or list(schedules()), args.json)
