@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
@@ -25,12 +26,24 @@ def stop(request: pytest.FixtureRequest) -> Iterator[Stop]:
     done = threading.Event()
     other = threading.Thread(target=done.wait, daemon=True)
     other.start()
+    seen, told = os.pipe()
+    os.set_blocking(told, False)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may have silenced it
+    awake = signal.set_wakeup_fd(told)
+
+    def send() -> None:
+        """Comes back once it has arrived, and is about to be handled."""
+        signal.pthread_kill(other.ident or 0, request.param)
+        os.read(seen, 1)
+
     with stop_cleanly():
-        yield lambda: signal.pthread_kill(other.ident or 0, request.param)
+        yield send
+    signal.set_wakeup_fd(awake)
     signal.signal(signal.SIGINT, before)
     done.set()
     other.join()
+    os.close(seen)
+    os.close(told)
 
 
 def stopped(removing: Callable[..., None], stop: Stop) -> Callable[..., None]:
@@ -40,8 +53,6 @@ def stopped(removing: Callable[..., None], stop: Stop) -> Callable[..., None]:
     def removed(*args: object, **more: object) -> None:
         if left:
             left.pop()()
-            for _ in range(1000):  # time for the signal to be noticed
-                pass
         removing(*args, **more)
 
     return removed
@@ -78,9 +89,8 @@ def test_signals_wait(stop: Stop) -> None:
 
     def work() -> None:
         with uninterrupted():
-            for number in range(100_000):
-                if number % 10_000 == 0:
-                    stop()
+            for _ in range(3):
+                stop()
             seen.append("the end")
 
     with pytest.raises(KeyboardInterrupt):
