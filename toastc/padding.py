@@ -104,14 +104,14 @@ def filler(
     shape = dense.shape(target)
 
     def make() -> np.ndarray:
-        wide = pruned.constant(value)
+        wide, before = pruned.constant(value), dense.constant(target)
         for pairing in pairings:
-            wide = spread(wide, pairing, shape)
+            wide = spread(wide, pairing, before)
         if wide.shape != shape:
             raise VerificationFailed(f"{name}: the pruned weight of shape {wide.shape} can not be padded to {shape}")
         if free:
             return wide
-        before, after = dense.constant(target), wide
+        after = wide
         for pairing in pairings:
             before = blanked(before, pairing.axes, np.setdiff1d(pairing.every, pairing.kept))
             before = blanked(before, pairing.axes, pairing.new)
@@ -152,18 +152,24 @@ def blanked(array: np.ndarray, axes: tuple[int, ...], positions: np.ndarray) -> 
     return closed(flat, axes, array.shape)
 
 
-def spread(small: np.ndarray, pairing: Pairing, shape: tuple[int, ...]) -> np.ndarray:
-    """Zero-fill along the pairing's axes; positions no coupling speaks of keep their order."""
-    flat = opened(small, pairing.axes)
-    size = math.prod(shape[a] for a in pairing.axes)
-    others, left = np.setdiff1d(np.arange(size), pairing.every), np.setdiff1d(np.arange(flat.shape[1]), pairing.pruned)
-    if len(others) != len(left):
+def spread(small: np.ndarray, pairing: Pairing, dense: np.ndarray) -> np.ndarray:
+    """Zero-fill along the pairing's axes; positions no coupling speaks of keep their order. Where none of them is left, nobody
+    reads them: they are as they were, and if somebody did, outputs would differ.
+    """
+    flat, whole = opened(small, pairing.axes), opened(dense, pairing.axes)
+    others, left = np.setdiff1d(np.arange(whole.shape[1]), pairing.every), np.setdiff1d(np.arange(flat.shape[1]), pairing.pruned)
+    unread = not len(left) and flat[:, 0].shape == whole[:, 0].shape
+    if len(others) != len(left) and not unread:
         raise VerificationFailed(f"a pruned weight keeps {len(left)} other rows, the dense one has {len(others)}")
-    origin = np.full(size, -1)
-    origin[others], origin[pairing.kept] = left, pairing.pruned
+    origin = np.full(whole.shape[1], -1)
+    origin[pairing.kept] = pairing.pruned
+    if not unread:
+        origin[others] = left
     wide = np.take(flat, np.maximum(origin, 0), 1)
     wide[:, origin < 0] = 0
-    return closed(wide, pairing.axes, [shape[i] if i in pairing.axes else n for i, n in enumerate(small.shape)])
+    if unread:
+        wide[:, others] = whole[:, others]
+    return closed(wide, pairing.axes, [dense.shape[i] if i in pairing.axes else n for i, n in enumerate(small.shape)])
 
 
 def pair_site(dense: Site, pruned: Site, plan: Plan, pruned_graph: Graph) -> list[tuple[Operands, Pairing]]:

@@ -22,6 +22,8 @@ class FxEdits:
     gm: fx.GraphModule
     tensor: Callable[[Any], torch.Tensor]
     push: Callable[..., list[np.ndarray]]
+    shape: Callable[[Any], tuple[int, ...]]
+    _numbers: Callable[..., fx.Node]
     _constants: dict[Value, Any]
     _counter = 0
     _biases: dict[Op, tuple[Op, int]]

@@ -15,6 +15,7 @@ from torch import fx
 
 from ...errors import CannotShrink
 from .. import Op
+from ..picks import line, positions, step_of
 from .classify import meta
 
 if TYPE_CHECKING:
@@ -36,12 +37,13 @@ def resize(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence
         given_axis: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
         axis = given_axis % before[0].ndim
         become(node, aten.split_with_sizes.default, (given, split_sizes(op, axis, before[0], after), axis))
-    elif op.type in ("slice", "narrow", "getitem", "index_select") and before[0].ndim == after[0].ndim:
-        axis, positions = picked(op, before[0], after[0])
-        step = positions[1] - positions[0] if len(positions) > 1 else 1
-        if step < 1 or positions != list(range(positions[0], positions[0] + step * len(positions), step)):
-            raise CannotShrink(f"{op}: what stays of its slice is not evenly spaced")
-        become(node, aten.slice.Tensor, (given, axis, positions[0], positions[-1] + 1, step))
+    elif len(before) == len(after) == 1 and before[0].ndim == after[0].ndim:
+        axis, at = picked(graph, op, before[0], after[0])
+        step = step_of(at)
+        if step is not None and step > 0:
+            become(node, aten.slice.Tensor, (given, axis, at[0], at[-1] + 1, step))
+        else:
+            become(node, aten.index_select.default, (given, axis, graph._numbers(op, np.array(at))))
     else:
         raise CannotShrink(f"{op}: carries a size of an axis that is cut, and it is not known how to change it")
 
@@ -80,11 +82,14 @@ def sizes(node: fx.Node, shape: tuple[int, ...]) -> list[Any]:
     return [g if f else int(s) for f, g, s in zip(free, given, shape, strict=True)]
 
 
-def picked(op: Op, before: np.ndarray, after: np.ndarray) -> tuple[int, list[int]]:
-    """The one axis along which a slice picks channels, and the positions it picks."""
-    axes = [i for i in range(before.ndim) if before.shape[i] != after.shape[i]]
-    if len(axes) != 1:
-        raise CannotShrink(f"{op}: slices several axes at once")
-    axis = axes[0]
-    source, taken = (a[(0,) * axis + (slice(None),) + (0,) * (a.ndim - axis - 1)].tolist() for a in (before, after))
-    return axis, [source.index(x) for x in taken]
+def picked(graph: FxEdits, op: Op, before: np.ndarray, after: np.ndarray) -> tuple[int, list[int]]:
+    """The one axis along which channels are picked, and where they stand."""
+    shape = graph.shape(op.inputs[0])
+    went = [
+        line(graph.push(op, [np.broadcast_to(place, shape)])[0], i) for i, place in enumerate(np.ogrid[tuple(map(slice, shape))])
+    ]
+    moved = [i for i, taken in enumerate(went) if not np.array_equal(taken, np.arange(shape[i]))]
+    if len(moved) != 1:
+        raise CannotShrink(f"{op}: picks channels along several axes at once")
+    (axis,) = moved
+    return axis, positions(line(before, axis).tolist(), line(after, axis).tolist(), went[axis][0] / shape[axis])

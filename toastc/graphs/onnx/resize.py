@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from ...errors import CannotShrink
 from .. import Op
+from ..picks import line, positions, step_of
 
 if TYPE_CHECKING:
     from .edit import OnnxEdits
@@ -52,10 +54,6 @@ def target_sizes(graph: OnnxEdits, op: Op, shape: tuple[int, ...]) -> list[int]:
     return numbers
 
 
-def line(array: np.ndarray, axis: int) -> np.ndarray:
-    return array[(0,) * axis + (slice(None),) + (0,) * (array.ndim - axis - 1)]
-
-
 def sliced(graph: OnnxEdits, op: Op, before: np.ndarray, after: np.ndarray) -> dict[int, list[int]]:
     data = graph.facts.data
     starts, ends = (data[op.node.inputs[i]].tolist() for i in (1, 2))
@@ -64,17 +62,29 @@ def sliced(graph: OnnxEdits, op: Op, before: np.ndarray, after: np.ndarray) -> d
     steps = data[inputs[4]].tolist() if len(inputs) > 4 and inputs[4] is not None else [1] * len(starts)
     for i, axis in enumerate(axes):
         axis %= before.ndim
-        source, taken = line(before, axis).tolist(), line(after, axis).tolist()
-        if len(set(source)) != len(source) or len(source) == graph.shape(op.inputs[0])[axis]:
+        source, taken, whole = line(before, axis).tolist(), line(after, axis).tolist(), graph.shape(op.inputs[0])[axis]
+        if len(source) == whole:
             continue
-        at = [source.index(x) for x in taken]
-        step = at[1] - at[0] if len(at) > 1 else 1
-        if at != list(range(at[0], at[0] + step * len(at), step)):
-            raise CannotShrink(f"{op}: what stays of its slice is not evenly spaced")
+        first = range(*slice(starts[i], ends[i], steps[i]).indices(whole))[0]
+        at = positions(source, taken, first / whole)
+        step = step_of(at)
+        if step is None:
+            if len(axes) > 1:
+                raise CannotShrink(f"{op}: slices several axes at once")
+            become_gather(graph, op, axis, at)
+            return {}
         starts[i], ends[i], steps[i] = at[0], at[-1] + 1 if step > 0 else at[-1] - 1, step
         if step < 0 and ends[i] < 0:
             ends[i] = -len(source) - 1
     return {1: starts, 2: ends, 3: axes, 4: steps}
+
+
+def become_gather(graph: OnnxEdits, op: Op, axis: int, index: list[int]) -> None:
+    """Of a slice that takes what is not evenly spaced any more."""
+    op.node.op_type = "Gather"
+    op.node.attributes["axis"] = ir.AttrInt64("axis", axis)
+    op.node.resize_inputs(2)
+    op.node.replace_input_with(1, graph._constant_input(index, f"{op.name or op.type}_channels"))
 
 
 def gathered(graph: OnnxEdits, op: Op, before: np.ndarray, after: np.ndarray) -> dict[int, list[int]]:

@@ -1,0 +1,105 @@
+"""Slices, turns and joins of channels between a linear and the next: what they pick of what is left, in every place of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo_exports import quiet
+
+import toastc
+from toastc.errors import CannotShrink
+from toastc.passes.verify import verify_files
+
+HALF = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 1}
+X = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+Change = Callable[..., Tensor]
+
+
+class Block(nn.Module):
+    """`packed` changes queries, keys and values while they are one tensor, `values` the values, `hidden` the FFN's two."""
+
+    def __init__(
+        self,
+        packed: Change = lambda y: y,
+        values: Change = lambda v: v,
+        hidden: Change = lambda h, g: h.relu(),
+        rest: float = 0.0,
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.packed, self.values, self.hidden, self.rest = packed, values, hidden, rest
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(2))
+        self.qkv, self.proj, self.up, self.gate = (nn.Linear(32, n) for n in (96, 32, 128, 128))
+        self.down = nn.Linear(hidden(*torch.zeros(2, 1, 128)).shape[1], 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, d = x.shape
+        q, k, v = self.packed(self.qkv(self.norms[0](x)).view(b, n, 3, 2, 16).permute(2, 0, 3, 1, 4)).unbind(0)
+        mixed = (q @ k.transpose(-1, -2) / 4).softmax(-1) @ self.values(v)
+        x = x + self.proj(mixed.transpose(1, 2).reshape(b, n, d))
+        y = self.norms[1](x)
+        h = self.up(y)
+        x = x + self.down(self.hidden(h, self.gate(y)))
+        return x + self.rest * h[..., 64:].sum(-1, keepdim=True) if self.rest else x
+
+
+def exported(model: nn.Module, path: Path) -> Path:
+    with quiet():
+        torch.onnx.export(
+            model.eval(), (X,), path, dynamo=True, opset_version=20, input_names=["x"], external_data=False, verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )  # fmt: skip
+    return path
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "the first half": {"hidden": lambda h, g: h[..., :64].relu()},
+    "the second half": {"hidden": lambda h, g: h[..., 64:].relu()},
+    "every other": {"hidden": lambda h, g: h[..., ::2].relu()},
+    "every other of a product": {"hidden": lambda h, g: (h.relu() * g)[..., ::2]},
+    "the middle of a product": {"hidden": lambda h, g: (h.relu() * g)[..., 10:100]},
+    "pairs": {"hidden": lambda h, g: h[..., ::2] * h[..., 1::2].sigmoid()},
+    "backwards": {"hidden": lambda h, g: h.flip(-1).relu()},
+    "turned": {"hidden": lambda h, g: h.roll(3, -1).relu()},
+    "the first of two alike": {"hidden": lambda h, g: torch.cat([h, h.relu()], -1)[..., :128]},
+    "the second of two alike": {"hidden": lambda h, g: torch.cat([h, h.relu()], -1)[..., 128:]},
+    "values twice": {"values": lambda v: torch.cat([v, v], -1)[..., 16:]},
+}
+
+
+@pytest.mark.parametrize("what", MODELS)
+def test_what_is_picked_is_what_was_picked(what: str, tmp_path: Path) -> None:
+    model = Block(**MODELS[what]).eval()
+    with quiet():
+        module = toastc.prune(model, HALF, recipe="magnitude", example_inputs=(X,))
+    file = toastc.prune(exported(model, tmp_path / "m.onnx"), HALF, recipe="magnitude")
+    for made in (module, file):
+        assert made.report.verified is not None and made.report.verified["ok"]
+        assert made.report.after.macs < 0.7 * made.report.before.macs
+        assert made.plan.choices["up.hidden" if "up.hidden" in made.plan.choices else "mlp.hidden"]
+
+
+def test_rows_that_somebody_reads_are_not_taken_for_unread(tmp_path: Path) -> None:
+    """The same weights, but half of the first linear's rows are read in one model and go unread in the other."""
+    unread, read = ({"hidden": lambda h, g: h[..., :64].relu(), "rest": rest} for rest in (0.0, 0.1))
+    dense = exported(Block(**read), tmp_path / "read.onnx")
+    made = toastc.prune(exported(Block(**unread), tmp_path / "unread.onnx"), HALF, recipe="magnitude", output=tmp_path / "o.onnx")
+    assert made.report.verified is not None and made.report.verified["ok"]
+    assert verify_files(tmp_path / "unread.onnx", tmp_path / "o.onnx").ok
+    assert not verify_files(dense, tmp_path / "o.onnx").ok
+
+
+@pytest.mark.parametrize(
+    ("packed", "instead"), [(lambda y: y * 2.0, 0.5), (lambda y: torch.stack([*y]).relu(), 0)], ids=["scaled", "stacked"]
+)
+def test_different_widths_in_one_tensor_are_said(packed: Change, instead: float, tmp_path: Path) -> None:
+    model = Block(packed=packed).eval()
+    with pytest.raises(CannotShrink, match=r"is no grid.*give all of it the same ratio, or 0"), quiet():
+        toastc.prune(model, HALF, recipe="magnitude", example_inputs=(X,))
+    made = toastc.prune(exported(model, tmp_path / "m.onnx"), HALF | {"attention": instead}, recipe="magnitude")
+    assert made.report.verified is not None and made.report.verified["ok"]
