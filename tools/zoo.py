@@ -7,7 +7,7 @@
 Half of qk, vo and FFN goes (`round_to` 4). Proven means: the smaller weights, zero-filled, go back into the original graph,
 and both give the same outputs. Weights are random. Variants are ways to export (`tools/zoo_exports.py`); `export` and
 `compile` are torch without ONNX, and `compile` is proven by equality with `toastc.prune(module)`. What fails is tried
-once more. Rows of all runs are kept in a folder of records, and this page, `docs/zoo.md`, is written from all of them.
+once more. Rows of all runs are kept in `benchmarks/zoo`, and this page, `docs/zoo.md`, is written from all of them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from zoo_models import FAMILIES, Family
 
 import toastc
 
+ROOT = Path(__file__).parents[1]
 Named = dict[str, Tensor]
 RATIOS = {"attention": {"qk": 0.5, "vo": 0.5}, "ffn": 0.5, "round_to": 4}
 TYPICAL = "dynamo20-dyn"  # the variant a family's numbers are taken from, and the only one of the full size
@@ -176,7 +177,13 @@ def measure(cells: Sequence[tuple[str, str]], full: bool, models: Path | None, r
                 made = Models(FAMILIES[name], full, models)
             row = rows[f"{name}.{variant}"] = made.row(variant)
             bar.console.out(f"{name}.{variant} {row.seconds:.1f} s {row.status} {row.error:.1e} {row.reason}", highlight=False)
-            file.write_text(json.dumps([asdict(r) for r in rows.values()], indent=1))
+            file.write_text(lines_of(rows.values()))
+
+
+def lines_of(rows: Iterable[Row]) -> str:
+    """A row a line, without what is as in an empty one."""
+    empty = asdict(Row("", ""))
+    return "[\n" + ",\n".join(json.dumps({k: v for k, v in asdict(r).items() if v != empty[k]}) for r in rows) + "\n]\n"
 
 
 def number(value: int) -> str:
@@ -229,11 +236,12 @@ def main() -> int:
     for flag, what in ("small", "two-block models (default)"), ("full", "real architectures"), ("failed", "not proven last time"):
         parser.add_argument(f"--{flag}", action="store_true", help=what)
     parser.add_argument("--models", type=Path, help="folder of ONNX exports of that size: used if there, kept if made")
-    parser.add_argument("--records", type=Path, default=Path(tempfile.gettempdir()) / "zoo-records", help="rows of all runs")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "zoo.md")
+    parser.add_argument("--records", type=Path, default=ROOT / "benchmarks" / "zoo", help="rows of all runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "zoo.md")
     args, order, known = parser.parse_args(), list(FAMILIES), []
     torch.set_num_threads(1)
-    args.records.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (args.records, args.models)):
+        folder.mkdir(parents=True, exist_ok=True)
     for full, families, variants in ((False, order, VARIANTS), (True, FULL, [TYPICAL])):
         file = args.records / f"{'full' if full else 'small'}.json"
         rows = {f"{r['family']}.{r['variant']}": Row(**r) for r in (json.loads(file.read_text()) if file.exists() else [])}

@@ -8,8 +8,8 @@ their library's code. Weights are random, nothing is fetched, and no parameter i
 
 `sites` are the expected (attentions, FFNs) of the small and of the full model; one counts when it is found, even
 if it is unprunable. `unprunable` names couplings (qk, vo, heads, hidden), each with a word for why. `ROWS` are this file's
-families, `DISTINCT` the names of those whose small models differ; those of `zoo_downstream.py`, detectors and segmenters,
-follow them in `FAMILIES`.
+families, `DISTINCT` the names of those whose small models differ; those of `zoo_more.py`, otherwise built, and of
+`zoo_downstream.py`, detectors and segmenters, follow them in `FAMILIES`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsB
 from torch import Tensor, nn
 from zoo_downstream import DOWNSTREAM
 from zoo_family import Family, Positional, images
+from zoo_more import MORE
 
 
 class ToyAttention(nn.Module):
@@ -198,4 +199,4 @@ TWINS = {  # small, they are the very model of another row
     "swin_base",
 }
 DISTINCT = [row.name for row in ROWS if row.name not in TWINS]
-FAMILIES: dict[str, Family] = {row.name: row for row in (*ROWS, *DOWNSTREAM)}
+FAMILIES: dict[str, Family] = {row.name: row for row in (*ROWS, *MORE, *DOWNSTREAM)}

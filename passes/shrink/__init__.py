@@ -161,7 +161,7 @@ class Work:
         labels = np.broadcast_to(self.ledger.flow.labels.get(value, np.array(-1)), shape)
         small = compact(self.full_mask(value))
         if small is None:
-            words = "is no grid; what stands in it is cut to several widths: give all of it the same ratio, or 0"
+            words = "is no grid; what stands in it is cut unevenly: give all of it the same ratio, or 0"
             raise CannotShrink(f"{self.graph.producer(value)}: what stays of its output {shape} {words}")
         return np.take(labels, small[1])
 

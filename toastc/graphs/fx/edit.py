@@ -23,6 +23,7 @@ class FxEdits:
     tensor: Callable[[Any], torch.Tensor]
     push: Callable[..., list[np.ndarray]]
     shape: Callable[[Any], tuple[int, ...]]
+    size_at_runtime: Callable[[Any, int], Dim | None]
     _numbers: Callable[..., fx.Node]
     _constants: dict[Value, Any]
     _counter = 0

@@ -14,9 +14,10 @@ import torch
 from torch import fx
 
 from ...errors import CannotShrink
-from .. import Op
+from .. import Dim, Op
 from ..picks import line, positions, step_of
 from .classify import meta
+from .names import hint
 
 if TYPE_CHECKING:
     from .edit import FxEdits
@@ -30,9 +31,9 @@ def resize(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence
     node: fx.Node = op.node
     given: Any = node.args[0]
     if op.type in ("view", "reshape", "_unsafe_view", "unflatten", "flatten", "view_as", "reshape_as"):
-        become(node, aten.reshape.default, (given, sizes(node, after[0].shape)))
+        become(node, aten.reshape.default, (given, sizes(graph, op, after[0].shape)))
     elif op.type in ("expand", "expand_as"):
-        become(node, aten.expand.default, (given, sizes(node, after[0].shape)))
+        become(node, aten.expand.default, (given, sizes(graph, op, after[0].shape)))
     elif op.type in ("split", "split_with_sizes", "chunk", "tensor_split"):
         given_axis: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
         axis = given_axis % before[0].ndim
@@ -71,15 +72,25 @@ def become(node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
     node.op, node.target, node.args, node.kwargs = "call_function", target, args, {}
 
 
-def sizes(node: fx.Node, shape: tuple[int, ...]) -> list[Any]:
-    """Numbers where the size is fixed, -1 for the one that is not, the node's own symbols where there are more."""
-    free = [isinstance(d, torch.SymInt) for d in meta(node).shape]
-    if sum(free) <= 1:
-        return [-1 if f else int(s) for f, s in zip(free, shape, strict=True)]
-    given = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
-    if len(given) != len(shape):
-        raise CannotShrink(f"{node.name}: more than one size of its output is only known at run time")
-    return [g if f else int(s) for f, g, s in zip(free, given, shape, strict=True)]
+def sizes(graph: FxEdits, op: Op, shape: tuple[int, ...]) -> list[Any]:
+    """Numbers where the size is fixed, -1 for one that is not; where there are more, as the node has them or from an input."""
+    node, dims = op.node, meta(op.node).shape
+    free = [isinstance(d, torch.SymInt) for d in dims]
+    changed = [i for i, size in enumerate(shape) if free[i] and size != hint(dims[i])]
+    told: Any = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], tuple | list) else node.args[1:]
+    made: list[Any] = []
+    for i, size in enumerate(shape):
+        as_told = len(told) == len(shape) and told[i] != -1
+        found = None if i in changed else told[i] if as_told else graph.size_at_runtime(node, i)
+        if not free[i]:
+            made.append(size)
+        elif sum(free) == 1 or changed == [i] or found is None:
+            made.append(-1)
+        else:
+            made.append(graph._call(aten.sym_size.int, (found.of, found.axis), op) if isinstance(found, Dim) else found)
+    if made.count(-1) > 1:
+        raise CannotShrink(f"{op}: more than one size of its output is only known at run time")
+    return made
 
 
 def picked(graph: FxEdits, op: Op, before: np.ndarray, after: np.ndarray) -> tuple[int, list[int]]:

@@ -144,7 +144,7 @@ class OnnxEdits:
         if op.type == "Split":
             op.node.attributes.pop("num_outputs", None)
         for slot, numbers in resized_inputs(self, op, before, after).items():
-            value = self._constant_input(numbers, f"{op.name or op.type}_sizes")
+            value = self._constant_input(numbers, f"{op.name or op.type}_sizes") if isinstance(numbers, list) else numbers
             while len(op.node.inputs) <= slot:
                 op.node.resize_inputs(slot + 1)
             op.node.replace_input_with(slot, value)

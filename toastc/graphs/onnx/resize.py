@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from .edit import OnnxEdits
 
 
-def resized_inputs(graph: OnnxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> dict[int, list[int]]:
+def resized_inputs(
+    graph: OnnxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]
+) -> dict[int, list[int] | ir.Value]:
     """`{slot: numbers}` of the node's inputs to replace."""
     if op.type == "Reshape":
         return {1: target_sizes(graph, op, after[0].shape)}
@@ -30,14 +32,16 @@ def resized_inputs(graph: OnnxEdits, op: Op, before: Sequence[np.ndarray], after
         axis = int(op.node.attributes["axis"].as_int()) if "axis" in op.node.attributes else 0
         return {1: [a.shape[axis] for a in after]}
     if op.type == "Slice":
-        return sliced(graph, op, before[0], after[0])
+        return {**sliced(graph, op, before[0], after[0])}
     if op.type == "Gather":
-        return gathered(graph, op, before[0], after[0])
+        return {**gathered(graph, op, before[0], after[0])}
     return {}
 
 
-def target_sizes(graph: OnnxEdits, op: Op, shape: tuple[int, ...]) -> list[int]:
-    """Sizes that vary at run time are copied (`0`) where the input has them on the same axis, else inferred."""
+def target_sizes(graph: OnnxEdits, op: Op, shape: tuple[int, ...]) -> list[int] | ir.Value:
+    """Sizes that vary at run time are copied (`0`) where the input has them on the same axis, else inferred; where that leaves
+    more than one open, they are what the graph makes of them.
+    """
     varies = graph.varies(op.outputs[0])
     given, made = graph.shape(op.inputs[0]), graph.shape(op.outputs[0])
     numbers = []
@@ -49,9 +53,15 @@ def target_sizes(graph: OnnxEdits, op: Op, shape: tuple[int, ...]) -> list[int]:
         else:
             lead = given[: axis + 1] == made[: axis + 1]
             numbers.append(0 if lead else -1)
+    if numbers.count(-1) <= 1:
+        return numbers
+    told = [n == -1 and shape[i] == made[i] for i, n in enumerate(numbers)]
+    numbers = [0 if kept else n for kept, n in zip(told, numbers, strict=True)]
     if numbers.count(-1) > 1:
-        raise CannotShrink(f"{op}: more than one size of its output is only known at run time")
-    return numbers
+        raise CannotShrink(f"{op}: more than one size of its output that is cut is only known at run time")
+    name = f"{op.name or op.type}_sizes"
+    kept = graph._insert("Mul", [op.node.inputs[1], graph._constant_input(told, name)], op, of=ir.DataType.INT64)
+    return graph._insert("Add", [*kept, graph._constant_input(numbers, name)], op, of=ir.DataType.INT64)[0]
 
 
 def sliced(graph: OnnxEdits, op: Op, before: np.ndarray, after: np.ndarray) -> dict[int, list[int]]:

@@ -1,0 +1,65 @@
+"""Both the batch and the number of tokens are free, and hidden channels pass shapes made of them on their way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo_exports import quiet
+
+import toastc
+
+HALF = {"ffn": 0.5, "round_to": 1}
+WAYS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
+    "rows": lambda h, b, n: h.reshape(b * n, 128).sin().reshape(b, n, 128),
+    "unflatten": lambda h, b, n: h.flatten(0, 1).sin().unflatten(0, (b, n)),
+    "expand_as": lambda h, b, n: h + h[:, :1].expand_as(h),
+    "turned round": lambda h, b, n: h.reshape(n, b, 128).sin().reshape(b, n, 128),
+    "channels and images on one axis": lambda h, b, n: (
+        h.transpose(0, 1).reshape(n, b * 128).sin().reshape(n, b, 128).transpose(0, 1)
+    ),
+    "that and turned round": lambda h, b, n: h.reshape(n, b * 128).sin().reshape(b, n, 128),
+}
+
+
+class Ffn(nn.Module):
+    """A product stands between the linear and the shapes, which are not written anew then but get new sizes."""
+
+    def __init__(self, way: Callable[[Tensor, int, int], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.norm = way, nn.LayerNorm(32)
+        self.up, self.gate, self.down = nn.Linear(32, 128), nn.Linear(32, 128), nn.Linear(128, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.down(self.way(self.up(y).relu() * self.gate(y), x.shape[0], x.shape[1]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_modules_and_files_of_any_size(way: str, tmp_path: Path) -> None:
+    model, x, auto = Ffn(WAYS[way]).eval(), torch.randn(2, 5, 32), torch.export.Dim.AUTO
+    with quiet(), torch.no_grad():
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: auto, 1: auto},))
+        module = toastc.prune(program, HALF, recipe="magnitude")
+        torch.onnx.export(
+            model,
+            (x,),
+            tmp_path / "m.onnx",
+            dynamo=False,
+            opset_version=17,
+            input_names=["x"],
+            dynamic_axes={"x": {0: "b", 1: "n"}},
+        )
+        file = toastc.prune(tmp_path / "m.onnx", HALF, recipe="magnitude", output=tmp_path / "o.onnx")
+        other = torch.randn(3, 7, 32)
+        expected = module.model(other).numpy()
+    for made in (module, file):
+        assert made.report.after.macs == made.report.before.macs // 2
+        assert made.report.verified is not None and made.report.verified["ok"]
+    got = ort.InferenceSession(tmp_path / "o.onnx").run(None, {"x": other.numpy()})[0]
+    assert abs(got - expected).max() < 1e-5 * abs(expected).max()
