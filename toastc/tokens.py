@@ -119,8 +119,7 @@ class Layout:
         """What is left after a merge, and how it comes about."""
         if not self.grid:
             raise ToastcError(f"tokens: before {merge.before} there is no grid any more; columns and rows are merged first")
-        if merge.pairs is not None:
-            raise ValueError("which pairs are merged is chosen at run time")
+        assert merge.pairs is None, "which pairs are merged is chosen at run time"
         grid = self.leading + np.arange(self.height * self.width).reshape(self.height, self.width)
         grid = grid if merge.merge == "horizontal" else grid.T
         if grid.shape[1] < 2:
