@@ -12,6 +12,7 @@ from conftest import RATIOS, ZooFile
 from oracle import check_module
 from zoo_exports import quiet
 from zoo_models import DISTINCT, FAMILIES
+from zoo_more import MORE
 
 import toastc
 from toastc import api
@@ -20,7 +21,7 @@ from toastc.compile_module import captured
 torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("name", [name for name in DISTINCT if name != "toy_tied"])
+@pytest.mark.parametrize("name", [name for name in (*DISTINCT, *(row.name for row in MORE)) if name != "toy_tied"])
 def test_family_shrinks_through_export_and_the_backend_gives_the_same(name: str) -> None:
     family = FAMILIES[name]
     torch._dynamo.reset()

@@ -23,7 +23,7 @@ from toastc.views import compact
 from ..match.couplings import Ledger
 from ..match.records import Source
 from .cuts import Cut, drift, install, mixtures
-from .regions import emit_exits, lone_shape, plan_exits, rebuild_above
+from .regions import emit_exits, lone_shape, pieces_of, plan_exits, rebuild_above
 from .selections import readers, taken, write_selections
 
 
@@ -130,7 +130,7 @@ class Work:
         exits = plan_exits(self.graph, root, self._mask(labels).reshape(-1))
         if exits is None:
             return
-        order = np.concatenate([e.order for e in exits])
+        order = np.concatenate(pieces_of(exits))
         for own in same_axis:
             self.orders[own] = order
         self._retire(root, {e.value for e in exits})

@@ -61,15 +61,15 @@ def find_exits(graph: Graph, value: Value, ids: np.ndarray, root_shape: tuple[in
 
 
 def apart(views: Sequence[View], root_shape: tuple[int, ...]) -> bool:
-    """Does every part hold all rows, and each channel belong to one part at most?"""
+    """Does every part hold all rows, and do any two hold the same channels or none in common?"""
     lead = int(np.prod(root_shape[:-1]))
-    seen: set[int] = set()
+    seen: set[frozenset[int]] = set()
     for view in views:
-        channels = channels_of(view)
+        channels = frozenset(channels_of(view).ravel().tolist())
         rows = np.prod([a.size for a in view.atoms if a.axis < len(root_shape) - 1], dtype=np.int64)
-        if rows != lead or seen & set(channels.ravel().tolist()):
+        if rows != lead or any(channels & others for others in seen - {channels}):
             return False
-        seen |= set(channels.ravel().tolist())
+        seen.add(channels)
     return bool(views)
 
 
@@ -102,14 +102,24 @@ def plan_exits(graph: Graph, root: Value, kept: np.ndarray) -> list[Exit] | None
             return None
         atoms = channel_atoms(view)
         exits.append(Exit(value, view, channels.ravel()[small[1].ravel()], dict(zip(atoms, small[0], strict=True)), atoms))
+    every = np.concatenate(pieces_of(exits))
+    if len(np.unique(every)) != len(every):
+        return None  # two exits run through the same channels in two ways
     return sorted(exits, key=lambda e: int(channels_of(e.view).min()))
+
+
+def pieces_of(exits: Sequence[Exit]) -> list[np.ndarray]:
+    """What the root is split into: two exits may be of one piece."""
+    return list({tuple(e.order): e.order for e in exits}.values())
 
 
 def emit_exits(graph: Graph, root: Value, exits: Sequence[Exit]) -> None:
     """Write the region below `root` anew, and hand its new exits to the users of the old ones."""
-    like = first_user(graph, root)
-    pieces = graph.split(root, [len(e.order) for e in exits], like) if len(exits) > 1 else [root]
-    for piece, leaving in zip(pieces, exits, strict=True):
+    like, orders = first_user(graph, root), pieces_of(exits)
+    pieces = graph.split(root, [len(order) for order in orders], like) if len(orders) > 1 else [root]
+    by_order = {tuple(order): piece for order, piece in zip(orders, pieces, strict=True)}
+    for leaving in exits:
+        piece = by_order[tuple(leaving.order)]
         last = len(leaving.view.source_shape) - 1
         source = [a for a in leaving.view.atoms if a.axis < last] + leaving.grid
         new = emit_view(graph, piece, leaving.view, source, leaving.sizes, graph.varies(root), leaving.value, like)
