@@ -196,7 +196,7 @@ def table(head: str, lines: Iterable[Sequence[object]]) -> str:
     """A markdown table; a column whose name ends in a colon holds numbers."""
     columns = head.split(" | ")
     rule = ["---:" if c.endswith(":") else "---" for c in columns]
-    every = [[c.rstrip(":") for c in columns], rule, *([str(c).replace("|", "\\|") for c in line] for line in lines)]
+    every = [[c.rstrip(":") for c in columns], rule, *([re.sub(r"([|[])", r"\\\1", str(c)) for c in line] for line in lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in every)
 
 

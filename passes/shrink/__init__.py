@@ -158,8 +158,10 @@ class Work:
         labels = np.broadcast_to(self.ledger.flow.labels.get(value, np.array(-1)), shape)
         small = compact(self.full_mask(value))
         if small is None:
-            words = "is no grid; what stands in it is cut unevenly: give all of it the same ratio, or 0"
-            raise CannotShrink(f"{self.graph.producer(value)}: what stays of its output {shape} {words}")
+            raise CannotShrink(
+                f"{self.graph.producer(value)}: what stays of its output {shape} is no grid; what stands in it is cut unevenly: "
+                "give all of it the same ratio, or 0"
+            )
         return np.take(labels, small[1])
 
     def _attention(self, op: Op) -> None:
