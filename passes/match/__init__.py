@@ -11,6 +11,7 @@ from toastc.pipeline import State
 from toastc.sites import Reject, Site
 
 from .attention import find_attention
+from .convolutions import convolved_ffns
 from .couplings import Ledger
 from .ffn import classes_of, find_ffn
 from .flow import Flow
@@ -65,4 +66,4 @@ def match(graph: Graph) -> tuple[Ledger, tuple[Site, ...], tuple[Reject, ...]]:
     found = sorted(attention + ffn, key=lambda s: min(order[m.operand[0]] for c in s.couplings for m in c.members))
     names = unique([s.name for s in found], [s.kind for s in found])
     sites = tuple(replace(s, name=n) for s, n in zip(found, names, strict=True))
-    return ledger, sites, tuple(rejected + more)
+    return ledger, sites, tuple(rejected + more + convolved_ffns(graph))
