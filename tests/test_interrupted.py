@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -96,6 +98,23 @@ def test_signals_wait(stop: Stop) -> None:
     with pytest.raises(KeyboardInterrupt):
         work()
     assert seen == ["the end"]
+
+
+class Thing:
+    """What weak references are made to."""
+
+
+def test_a_stop_that_python_throws_away_comes_again(stop: Stop, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        thing = Thing()
+        watching = weakref.ref(thing, lambda gone: stop())
+        del thing
+        time.sleep(10)
+        pytest.fail(f"nothing came of {watching}")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert capsys.readouterr().err == ""
 
 
 def test_other_threads_are_left_alone() -> None:

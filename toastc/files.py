@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -135,7 +136,9 @@ def uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_cleanly() -> Iterator[None]:
-    """SIGTERM unwinds the stack like Ctrl-C does, so that temporary files are removed."""
+    """SIGTERM unwinds the stack like Ctrl-C does, so that temporary files are removed. Where Python throws exceptions away
+    (a weak reference's callback, a `__del__`) the stop comes again a moment later.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -143,8 +146,22 @@ def stop_cleanly() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def again() -> None:
+        if callable(signal.getsignal(signal.SIGTERM)):  # it is still somebody's to stop
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def unheard(lost: sys.UnraisableHookArgs) -> None:
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            timer = threading.Timer(0.01, again)
+            timer.daemon = True
+            timer.start()
+        else:
+            hook(lost)
+
+    before, hook = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    sys.unraisablehook = unheard
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
