@@ -116,5 +116,12 @@ def check_module(model: Any, args: Sequence[Any], *, basis: bool = False, seed: 
     return result.error
 
 
+def leaf(out: Any) -> Any:
+    """The first tensor of whatever a module returns."""
+    from torch.utils._pytree import tree_leaves
+
+    return tree_leaves(out)[0]
+
+
 def tensors_of(path: Path) -> dict[str, np.ndarray]:
     return {k: v.const_value.numpy() for k, v in ir.load(path).graph.initializers.items() if v.const_value is not None}

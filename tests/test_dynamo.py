@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import RATIOS
+from oracle import leaf
 from torch import nn
 from zoo_exports import quiet, unfused
 from zoo_models import FAMILIES, ToyAttention
@@ -36,10 +37,6 @@ def tiny() -> nn.Module:
 
 def images(batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch))
-
-
-def leaf(out: object) -> torch.Tensor:
-    return torch.utils._pytree.tree_leaves(out)[0]
 
 
 @pytest.mark.parametrize(("name", "fused"), [("deit_tiny", False), ("hf_vit_sdpa", True)])

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from conftest import RATIOS, ZooFile
-from oracle import check_module
+from oracle import check_module, leaf
 from zoo_exports import quiet
 from zoo_models import DISTINCT, FAMILIES
 from zoo_more import MORE
@@ -34,10 +34,6 @@ def test_family_shrinks_through_export_and_the_backend_gives_the_same(name: str)
     assert max(errors) <= 1e-4
     if name != "siglip_base":  # its pooling query is a constant in Dynamo's static graph: its scores differ by right
         assert (expected - got).abs().max() <= 1e-4 * expected.abs().max()
-
-
-def leaf(out: object) -> torch.Tensor:
-    return torch.utils._pytree.tree_leaves(out)[0]
 
 
 @pytest.mark.parametrize("name", ["deit_tiny", "swin_tiny", "hf_vit_sdpa", "dinov2", "toy_packed"])
