@@ -17,18 +17,16 @@ def positions(source: Sequence[int], taken: Sequence[int], start: float) -> list
 
     Labels may be there more than once: the second half of `cat([x, x])` is not the first.
     """
-    near = sorted((i for i, label in enumerate(source) if label == taken[0]), key=lambda i: abs(i - start * len(source)))
-    for first in near:
-        for second in (i for i, label in enumerate(source) if len(taken) > 1 and label == taken[1] and i != first):
-            found = range(first, first + (second - first) * len(taken), second - first)
-            if all(0 <= i < len(source) and source[i] == label for i, label in zip(found, taken, strict=True)):
-                return list(found)
-    by_label: dict[int, int] = {}
-    for i, label in enumerate(source):
-        held = by_label.get(label)
-        if held is None or abs(i - start * len(source)) < abs(held - start * len(source)):
-            by_label[label] = i
-    return [by_label[label] for label in taken]
+
+    def places(label: int) -> list[int]:
+        return sorted((i for i, own in enumerate(source) if own == label), key=lambda i: abs(i - start * len(source)))
+
+    for first in places(taken[0]):
+        for second in places(taken[1]) if len(taken) > 1 else ():
+            found = [first + (second - first) * n for n in range(len(taken))]
+            if first != second and all(0 <= i < len(source) and source[i] == x for i, x in zip(found, taken, strict=True)):
+                return found
+    return [places(label)[0] for label in taken]
 
 
 def step_of(picked: Sequence[int]) -> int | None:
