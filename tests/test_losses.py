@@ -21,6 +21,7 @@ from toastc.passes import AllocateWidths, AnalyseLosses, CollectMoments, MatchSi
 from toastc.passes.elimination import ROUNDING, eliminate, rounding_without
 from toastc.passes.losses import energy, ranked, roots, turned_products, turned_values
 from toastc.passes.simulate import remade
+from toastc.passes.time_blocks import block_of
 from toastc.pipeline import State, run
 
 RNG = np.random.default_rng(0)
@@ -310,18 +311,24 @@ def test_a_head_that_says_nothing_goes_whole(folder: Path) -> None:
 
 
 def test_a_latency_is_spread_by_what_was_timed(folder: Path) -> None:
-    """Half way to the fastest that the times allow, whatever the clock said."""
+    """Timed by the clock; then half way to the fastest, by a clock that nothing disturbs."""
     path = models.save(models.vit(), folder / "model.onnx")
     graph = OnnxGraph(load_model(path))
     data = open_data(folder / "data.npy", graph.input_sizes())
     state = State(graph, target=Target("latency", 0.5), data=data)
     state, _ = run([MatchSites(), CollectMoments(), AnalyseLosses(), TimeBlocks(batch=4)], state)
     assert any("ms at batch 4" in note for note in state.notes)
+    assert state.total_time >= sum(state.times[s.name]({}) for s in state.sites) > 0
 
     def taken(state: State) -> float:
         widths = {s.name: {c.name: state.widths.get(f"{s.name}.{c.name}", c.width) for c in s.every} for s in state.sites}
         return state.total_time + sum(state.times[s](w) - state.times[s]({}) for s, w in widths.items())
 
+    def clock(b: Block) -> float:
+        return b.rows * (b.dim + b.out) * (b.hidden + b.heads * (b.qk + b.vo)) * 1e-6
+
+    even = {s.name: Times.of(block_of(graph, s, 4), clock) for s in state.sites}
+    state = replace(state, times=even, total_time=1.25 * sum(t({}) for t in even.values()))
     narrow = {"heads": 1, "qk": 8, "vo": 8, "hidden": 8}
     least = 1 + sum(state.times[s.name](narrow) - state.times[s.name]({}) for s in state.sites) / state.total_time
     made = AllocateWidths()(replace(state, target=Target("latency", (1 + least) / 2)))
@@ -343,6 +350,14 @@ def test_times_between_those_measured() -> None:
     noise = iter(np.random.default_rng(0).random(5))
     noisy = Times.of(Block(8, 8, 32, 32, hidden=64), lambda b: next(noise))
     assert (np.diff([noisy({"hidden": w}) for w in range(8, 65)]) >= 0).all()
+
+
+@pytest.mark.parametrize("late", [8, 36])
+def test_one_late_time_leaves_the_others_alone(late: int) -> None:
+    """The narrowest that was disturbed must not make everything wider look as slow as itself."""
+    times = Times.of(Block(8, 8, 32, 32, hidden=64), lambda b: b.hidden + (500.0 if b.hidden == late else 0.0))
+    assert [times({"hidden": w}) for w in (22, 50, 64)] == [22, 50, 64]
+    assert times({"hidden": late}) <= 50
 
 
 def test_a_search_never_makes_the_measured_error_worse(folder: Path) -> None:
