@@ -17,6 +17,7 @@ from toastc.graphs import Graph, Kind, Op
 from .match import match
 from .match.survivors import surviving, touched
 from .match.token_flow import TOKEN_AXIS, TokenFlow
+from .remains import remains
 from .shrink.selections import residual_of
 
 
@@ -43,10 +44,7 @@ def drop_unread(graph: Graph) -> tuple[Graph, str]:
         if len(read) == count:
             return graph, ""
         left = partial(surviving, flow, flow.marked(np.isin(np.arange(count), read)))
-        edits = [
-            (op, [left(v) for v in op.inputs if v is not None], [left(v) for v in op.outputs if v is not None])
-            for op in touched(flow)
-        ]
+        edits = [(op, *remains(graph, op, left)) for op in touched(flow)]
     except CannotShrink as error:
         return graph, f"all tokens stay behind the last attention: {error}"
     for op, before, after in edits:

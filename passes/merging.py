@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from toastc.tokens import Layout, Merge, Pairs
 from .match.survivors import surviving, touched
 from .match.token_flow import TokenFlow, Track
 from .merge_alike import Drawn, alike_lines, keys_of, matched_pairs, merged
+from .remains import remains
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,7 @@ class Merging:
             for track in tracks:
                 self.check(track.ravel(), drawn)
         for op in touched(flow):
-            before = [surviving(flow, self.stays, v) for v in op.inputs if v is not None]
-            after = [surviving(flow, self.stays, v) for v in op.outputs if v is not None]
-            graph.resize(op, before, after)
+            graph.resize(op, *remains(graph, op, partial(surviving, flow, self.stays)))
         for op, ids, asking in flow.keys:
             if any(s.merge.proportional for s in self.steps):
                 self.weigh(op, ids, int(self.stays[asking].sum()), drawn)

@@ -28,7 +28,7 @@ class Block(nn.Module):
         packed: Change = lambda y: y,
         values: Change = lambda v: v,
         hidden: Change = lambda h, g: h.relu(),
-        rest: float = 0.0,
+        rest: Change | None = None,
     ) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -45,7 +45,11 @@ class Block(nn.Module):
         y = self.norms[1](x)
         h = self.up(y)
         x = x + self.down(self.hidden(h, self.gate(y)))
-        return x + self.rest * h[..., 64:].sum(-1, keepdim=True) if self.rest else x
+        return x + 0.1 * self.rest(h) if self.rest else x
+
+
+def taken_along(h: Tensor, g: Tensor) -> Tensor:
+    return h.take_along_dim(APART.expand(*h.shape[:-1], 96), -1).relu()
 
 
 def exported(model: nn.Module, path: Path) -> Path:
@@ -70,6 +74,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "the second of two alike": {"hidden": lambda h, g: torch.cat([h, h.relu()], -1)[..., 128:]},
     "values twice": {"values": lambda v: torch.cat([v, v], -1)[..., 16:]},
 }
+APART = torch.randperm(128, generator=torch.Generator().manual_seed(0))[:96]
+FILES: dict[str, Change] = {
+    "far apart": lambda h, g: h[..., APART].relu(),
+    "far apart, in two dimensions": lambda h, g: h[..., APART[None]].flatten(-2).relu(),
+    "of two alike": lambda h, g: torch.cat([h.relu(), h.relu().relu()], -1)[..., APART + 100],
+}
 
 
 @pytest.mark.parametrize("what", MODELS)
@@ -84,9 +94,57 @@ def test_what_is_picked_is_what_was_picked(what: str, tmp_path: Path) -> None:
         assert made.plan.choices["up.hidden" if "up.hidden" in made.plan.choices else "mlp.hidden"]
 
 
+@pytest.mark.parametrize("what", FILES)
+def test_positions_that_a_file_carries(what: str, tmp_path: Path) -> None:
+    made = toastc.prune(exported(Block(hidden=FILES[what]), tmp_path / "m.onnx"), HALF, recipe="magnitude")
+    assert made.report.verified is not None and made.report.verified["ok"]
+    assert "mlp.hidden" in made.plan.choices
+
+
+def test_picks_on_two_axes_are_refused_and_what_is_not_understood_is_named(tmp_path: Path) -> None:
+    turned = Block(hidden=lambda h, g: h.roll((1, 3), (h.ndim - 2, h.ndim - 1)).relu()).eval()
+    with pytest.raises(CannotShrink, match=r"roll \(roll\): it can not be told how it picks from an axis that is cut"), quiet():
+        toastc.prune(turned, HALF, recipe="magnitude", example_inputs=(X,))
+    drawn = Block(hidden=taken_along).eval()
+    with quiet():
+        module = toastc.prune(drawn, HALF, recipe="magnitude", example_inputs=(X,))
+    assert [r.reason for r in module.report.rejects] == ["take_along_dim (take_along_dim) picks positions at run time"]
+    file = toastc.prune(exported(drawn, tmp_path / "m.onnx"), HALF, recipe="magnitude")
+    assert "(GatherElements) is not understood" in file.report.rejects[0].reason
+
+
+def test_one_channel_by_itself_stands_elsewhere_now(tmp_path: Path) -> None:
+    """Unless it is gone, and something would have to be made of nothing."""
+    model = Block(hidden=lambda h, g: torch.cat([h[..., :64], h[..., 127].unsqueeze(-1)], -1).relu()).eval()
+    for loud in (30.0, 1e-4):
+        with torch.no_grad():
+            model.up.weight[127] *= loud
+        path = exported(model, tmp_path / "m.onnx")
+        if loud < 1:
+            with quiet(), pytest.raises(CannotShrink, match="is no grid"):
+                toastc.prune(model, HALF, recipe="magnitude", example_inputs=(X,))
+            with pytest.raises(CannotShrink, match="is no grid"):
+                toastc.prune(path, HALF, recipe="magnitude")
+            continue
+        with quiet():
+            module = toastc.prune(model, HALF, recipe="magnitude", example_inputs=(X,))
+        for made in (module, toastc.prune(path, HALF, recipe="magnitude")):
+            assert made.report.verified is not None and made.report.verified["ok"]
+            assert made.plan.choices["mlp.hidden"].index.max() == 64
+
+
+def test_one_channel_that_the_stream_takes_is_a_reason(tmp_path: Path) -> None:
+    model = Block(rest=lambda h: h[..., 127].unsqueeze(-1)).eval()
+    with quiet():
+        module = toastc.prune(model, HALF, recipe="magnitude", example_inputs=(X,))
+    for made in (module, toastc.prune(exported(model, tmp_path / "m.onnx"), HALF, recipe="magnitude")):
+        assert "combines it with a tensor no linear makes" in made.report.rejects[0].reason
+
+
 def test_rows_that_somebody_reads_are_not_taken_for_unread(tmp_path: Path) -> None:
     """The same weights, but half of the first linear's rows are read in one model and go unread in the other."""
-    unread, read = ({"hidden": lambda h, g: h[..., :64].relu(), "rest": rest} for rest in (0.0, 0.1))
+    rests: tuple[Change | None, ...] = (None, lambda h: h[..., 64:].sum(-1, keepdim=True))
+    unread, read = ({"hidden": lambda h, g: h[..., :64].relu(), "rest": rest} for rest in rests)
     dense = exported(Block(**read), tmp_path / "read.onnx")
     made = toastc.prune(exported(Block(**unread), tmp_path / "unread.onnx"), HALF, recipe="magnitude", output=tmp_path / "o.onnx")
     assert made.report.verified is not None and made.report.verified["ok"]

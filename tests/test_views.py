@@ -52,3 +52,9 @@ def test_compact_drops_whole_heads() -> None:
 
 def test_compact_refuses_ragged_heads() -> None:
     assert compact(np.array([[1, 1, 0], [1, 0, 0]], bool)) is None
+
+
+@pytest.mark.parametrize("picked", [[5, 100], [0, 127], [0, 64, 128], [5, 100, 195]])
+def test_far_apart_on_one_axis_is_no_view(picked: list[int]) -> None:
+    """Steps that end in the middle of the next row."""
+    assert view_of(np.arange(1280).reshape(10, 128)[:, picked] if max(picked) < 128 else np.array(picked), (10, 128)) is None

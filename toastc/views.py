@@ -94,7 +94,7 @@ def split_at_axes(size: int, stride: int, strides: Sequence[int], source_shape: 
             return None
         room = strides[owner] * source_shape[owner] // stride
         own = min(size, room)
-        if size % own:
+        if own == 1 or size % own:  # the first step leaves the axis, in the middle of it
             return None
         atoms.insert(0, Atom(own, stride, owner))
         size, stride = size // own, stride * own

@@ -39,7 +39,8 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
     graph = ledger.flow.graph
     block = ledger.block(ids[None, :])
     hidden = coupling(ledger, "hidden", block, {"in": "in", "with": "in", "out": "out"}, 0)
-    ops = linear_ops(hidden.members) or [consumer.op]
+    above = [s.op for s in ledger.sources_of(ledger.root[ids]) if s.role == "in" and s.op.kind is Kind.LINEAR]
+    ops = linear_ops(hidden.members) or [*dict.fromkeys(above), consumer.op]
     makers = [op for op in ops if op is not consumer.op]
     first, last = end_of(ledger, (makers or ops)[0], 0), end_of(ledger, consumer.op, 1)
     if width_before(graph, first) != graph.shape(last.inputs[1])[last.weight_axes[1]]:
@@ -133,19 +134,19 @@ def blocked(ledger: Ledger, known: np.ndarray) -> list[Reject]:
 
 
 def linear_below(ledger: Ledger, op: Op | None, width: int, crooked: bool, limit: int = 12) -> Op | None:
-    """The nearest linear of `width` inputs below an op and an activation (`crooked`: that one stands above)."""
+    """The nearest linear of up to `width` inputs below an op and an activation (`crooked`: that one stands above)."""
     graph = ledger.flow.graph
     todo, seen = [(op, crooked)], 0
     while todo and seen < limit:
         here, crooked = todo.pop(0)
         seen += 1
-        if here is None:
+        if here is None or here.kind in (Kind.PRODUCT, Kind.ATTENTION):
             continue
         crooked = crooked or (here.kind is Kind.ELEMENTWISE and here.effect == "nonlinear")
         for value in here.outputs:
             for user, slot in graph.users(value) if value is not None else ():
                 if user.kind is Kind.LINEAR and slot == 0:
-                    if crooked and graph.shape(user.inputs[1])[user.weight_axes[0]] == width:
+                    if crooked and graph.shape(user.inputs[1])[user.weight_axes[0]] <= width:
                         return user
                 else:
                     todo.append((user, crooked))

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from toastc.errors import CannotShrink
 from toastc.graphs import Kind, Op, Value
-from toastc.views import compact
 
 from .token_flow import TokenFlow
 
@@ -21,14 +19,8 @@ def touched(flow: TokenFlow) -> Iterator[Op]:
 
 
 def surviving(flow: TokenFlow, stays: np.ndarray, value: Value) -> np.ndarray:
-    """The numbers of the tokens that stay, in the shape the value will have. `stays` by number; the last is for none."""
-    shape = flow.graph.shape(value)
-    tracks = flow.tracks.get(value) or flow.alone.get(value, [])
-    ids, mask = np.full(shape, -1), np.ones(shape, bool)
-    for number, track in enumerate(tracks):
-        ids = np.where(track >= 0, track + np.maximum(ids, 0) * (number * len(stays) + 1), ids)
+    """Which elements of a value stay, by the tokens they are of. `stays` by number; the last is for none."""
+    mask = np.ones(flow.graph.shape(value), bool)
+    for track in flow.tracks.get(value) or flow.alone.get(value, []):
         mask = mask & stays[track]
-    small = compact(mask)
-    if small is None:
-        raise CannotShrink(f"tokens: what stays of {flow.graph.producer(value)} is no grid")
-    return np.take(ids, small[1])
+    return mask

@@ -22,6 +22,7 @@ from toastc.views import compact
 
 from ..match.couplings import Ledger
 from ..match.records import Source
+from ..remains import remains
 from .cuts import Cut, drift, install, mixtures
 from .regions import emit_exits, lone_shape, pieces_of, plan_exits, rebuild_above
 from .selections import readers, taken, write_selections
@@ -102,7 +103,7 @@ class Work:
                 self.gone.update(rebuild_above(self.graph, source.op, 0, self.full_mask))
         for op in self.graph.ops:
             if op.kind is Kind.SHAPE and op not in self.gone and self._meets(op):
-                self._resize(op)
+                self.graph.resize(op, *remains(self.graph, op, self.full_mask))
             elif op.kind is Kind.ATTENTION and self._meets(op):
                 self._attention(op)
         self._cut(sources)
@@ -146,23 +147,6 @@ class Work:
                 for out in op.outputs:
                     if out is not None and out not in exits:
                         self._retire(out, exits)
-
-    def _resize(self, op: Op) -> None:
-        before = [self._ids(v) for v in op.inputs if v is not None]
-        after = [self._ids(v) for v in op.outputs if v is not None]
-        self.graph.resize(op, before, after)
-
-    def _ids(self, value: Value) -> np.ndarray:
-        """The labels that stay, in the shape the value will have."""
-        shape = self.graph.shape(value)
-        labels = np.broadcast_to(self.ledger.flow.labels.get(value, np.array(-1)), shape)
-        small = compact(self.full_mask(value))
-        if small is None:
-            raise CannotShrink(
-                f"{self.graph.producer(value)}: what stays of its output {shape} is no grid; what stands in it is cut unevenly: "
-                "give all of it the same ratio, or 0"
-            )
-        return np.take(labels, small[1])
 
     def _attention(self, op: Op) -> None:
         spec = op.attention

@@ -1,35 +1,60 @@
-"""Where the channels that a slice takes stand in what is left of its input."""
+"""Shape nodes of which some elements go: what they pick out of what is left of their input.
+
+`before` and `after` are what is left of a node's inputs and outputs. Each element of the inputs has a number of its own,
+and the outputs hold the numbers of what they are made of.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import CannotShrink, ToastcError
 
-def line(array: np.ndarray, axis: int) -> np.ndarray:
-    """What stands along one axis, at the beginning of all others."""
-    return array[(0,) * axis + (slice(None),) + (0,) * (array.ndim - axis - 1)]
+if TYPE_CHECKING:
+    from . import Op
+
+Push = Callable[["Op", Sequence["np.ndarray | None"]], list[np.ndarray]]
 
 
-def positions(source: Sequence[int], taken: Sequence[int], start: float) -> list[int]:
-    """In steps of one length if that is possible; of several places the one nearest to `start`, a share of the way.
+def comes_out_right(push: Push, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> bool:
+    """Does the node, as it is, make `after` of `before`?"""
+    if not all(array.size for array in (*before, *after)):
+        return True  # there is nothing in it
+    try:
+        made = push(op, before)
+    except (ToastcError, RuntimeError, IndexError, ValueError):
+        return False
+    kept = [m for m, v in zip(made, op.outputs, strict=False) if v is not None]
+    return len(kept) == len(after) and all(np.array_equal(a, b) for a, b in zip(kept, after, strict=True))
 
-    Labels may be there more than once: the second half of `cat([x, x])` is not the first.
+
+def picked(op: Op, free: Sequence[bool], before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> tuple[int, np.ndarray]:
+    """The one axis along which a node picks, and the positions, in as many dimensions as stand in its place: mostly one.
+
+    `free`: of the input's axes those whose size is only known at run time.
     """
+    if len(before) == len(after) == 1:
+        (source,), (taken,) = before, after
+        axes = taken.ndim - source.ndim + 1
+        for axis in [i for i in range(source.ndim) if axes >= 0 and not free[i]]:
+            where = {number: i for i, number in enumerate(line(source, axis, 1).tolist())}
+            numbers = line(taken, axis, axes)
+            at = np.array([where.get(n, -1) for n in numbers.ravel().tolist()], np.int64).reshape(numbers.shape)
+            if (at >= 0).all() and np.array_equal(np.take(source, at, axis), taken):
+                return axis, at
+    raise CannotShrink(f"{op}: it can not be told how it picks from an axis that is cut")
 
-    def places(label: int) -> list[int]:
-        return sorted((i for i, own in enumerate(source) if own == label), key=lambda i: abs(i - start * len(source)))
 
-    for first in places(taken[0]):
-        for second in places(taken[1]) if len(taken) > 1 else ():
-            found = [first + (second - first) * n for n in range(len(taken))]
-            if first != second and all(0 <= i < len(source) and source[i] == x for i, x in zip(found, taken, strict=True)):
-                return found
-    return [places(label)[0] for label in taken]
+def line(array: np.ndarray, axis: int, axes: int) -> np.ndarray:
+    """What stands along some axes from `axis` on, at the beginning of all others."""
+    return array[(0,) * axis + (slice(None),) * axes + (0,) * (array.ndim - axis - axes)]
 
 
 def step_of(picked: Sequence[int]) -> int | None:
     """The distance from each to the next; None if they are not evenly spaced."""
     step = picked[1] - picked[0] if len(picked) > 1 else 1
-    return step if list(picked) == list(range(picked[0], picked[0] + step * len(picked), step)) else None
+    even = step and list(picked) == list(range(picked[0], picked[0] + step * len(picked), step))
+    return step if even else None

@@ -182,7 +182,7 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
             above = above[:1]  # the other tensor only lends its type or its sizes
         path = module_path(node) or next((p for n in above[1:] if (p := owner_of(n))), "")
         op = Op(kind, name, str(node.name), path, list(above), outputs, node)
-        if kind is Kind.SHAPE and name == "index_select":
+        if kind is Kind.SHAPE and name in ("index_select", "take_along_dim"):
             if above[1] in self._constants:
                 op.inputs = [above[0]]
             else:

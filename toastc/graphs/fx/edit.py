@@ -24,6 +24,7 @@ class FxEdits:
     push: Callable[..., list[np.ndarray]]
     shape: Callable[[Any], tuple[int, ...]]
     size_at_runtime: Callable[[Any, int], Dim | None]
+    varies: Callable[[Any], tuple[bool, ...]]
     _numbers: Callable[..., fx.Node]
     _constants: dict[Value, Any]
     _counter = 0

@@ -1,7 +1,7 @@
-"""New sizes for fx shape nodes that stay.
+"""New sizes and positions for fx shape nodes that stay.
 
-`before` and `after` are the labels on the node's tensors as they will be. A node that turns `before` into
-`after` as it is (a transpose, `chunk(2)`, `x[..., ::2]`) is left alone.
+`before` and `after` are what is left of the node's inputs and outputs; the numbers in them tell which element of the output
+is which of the input. A node that turns one into the other as it is (a transpose, `chunk(2)`, `x[..., ::2]`) is left alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import fx
 
 from ...errors import CannotShrink
 from .. import Dim, Op
-from ..picks import line, positions, step_of
+from ..picks import comes_out_right, picked, step_of
 from .classify import meta
 from .names import hint
 
@@ -26,7 +26,7 @@ aten = torch.ops.aten
 
 
 def resize(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None:
-    if comes_out_right(graph, op, before, after):
+    if comes_out_right(graph.push, op, before, after):
         return
     node: fx.Node = op.node
     given: Any = node.args[0]
@@ -38,15 +38,15 @@ def resize(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence
         given_axis: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
         axis = given_axis % before[0].ndim
         become(node, aten.split_with_sizes.default, (given, split_sizes(op, axis, before[0], after), axis))
-    elif len(before) == len(after) == 1 and before[0].ndim == after[0].ndim:
-        axis, at = picked(graph, op, before[0], after[0])
-        step = step_of(at)
-        if step is not None and step > 0:
-            become(node, aten.slice.Tensor, (given, axis, at[0], at[-1] + 1, step))
-        else:
-            become(node, aten.index_select.default, (given, axis, graph._numbers(op, np.array(at))))
     else:
-        raise CannotShrink(f"{op}: carries a size of an axis that is cut, and it is not known how to change it")
+        axis, at = picked(op, graph.varies(op.inputs[0]), before, after)
+        step = step_of(at.tolist()) if at.ndim == 1 else None
+        if at.ndim == 0:
+            become(node, aten.select.int, (given, axis, int(at)))
+        elif step is not None and step > 0:
+            become(node, aten.slice.Tensor, (given, axis, int(at[0]), int(at[-1]) + 1, step))
+        else:
+            become(node, aten.index_select.default, (given, axis, graph._numbers(op, at)))
 
 
 def split_sizes(op: Op, axis: int, before: np.ndarray, after: Sequence[np.ndarray]) -> list[int]:
@@ -57,15 +57,6 @@ def split_sizes(op: Op, axis: int, before: np.ndarray, after: Sequence[np.ndarra
         made.append(rest if value is None else next(parts).shape[axis])
         rest = 0 if value is None else rest
     return made
-
-
-def comes_out_right(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> bool:
-    try:
-        made = graph.push(op, before)
-    except (RuntimeError, IndexError, ValueError):
-        return False
-    kept = [m for m, v in zip(made, op.outputs, strict=False) if v is not None]
-    return len(kept) == len(after) and all(np.array_equal(a, b) for a, b in zip(kept, after, strict=True))
 
 
 def become(node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
@@ -91,16 +82,3 @@ def sizes(graph: FxEdits, op: Op, shape: tuple[int, ...]) -> list[Any]:
     if made.count(-1) > 1:
         raise CannotShrink(f"{op}: more than one size of its output is only known at run time")
     return made
-
-
-def picked(graph: FxEdits, op: Op, before: np.ndarray, after: np.ndarray) -> tuple[int, list[int]]:
-    """The one axis along which channels are picked, and where they stand."""
-    shape = graph.shape(op.inputs[0])
-    went = [
-        line(graph.push(op, [np.broadcast_to(place, shape)])[0], i) for i, place in enumerate(np.ogrid[tuple(map(slice, shape))])
-    ]
-    moved = [i for i, taken in enumerate(went) if not np.array_equal(taken, np.arange(shape[i]))]
-    if len(moved) != 1:
-        raise CannotShrink(f"{op}: picks channels along several axes at once")
-    (axis,) = moved
-    return axis, positions(line(before, axis).tolist(), line(after, axis).tolist(), went[axis][0] / shape[axis])

@@ -22,6 +22,7 @@ class OnnxEdits:
     model: ir.Model
     graph: ir.Graph
     facts: Facts
+    push: Callable[..., list[np.ndarray]]
     shape: Callable[[Any], tuple[int, ...]]
     varies: Callable[[Any], tuple[bool, ...]]
     _users: dict[Value, list[tuple[Op, int]]]
@@ -77,7 +78,7 @@ class OnnxEdits:
         self.graph.register_initializer(value)
         return value
 
-    def _constant_input(self, numbers: Sequence[int], stem: str) -> ir.Value:
+    def _constant_input(self, numbers: Sequence[int] | np.ndarray, stem: str) -> ir.Value:
         return self._held(np.array(numbers, np.int64), stem)
 
     def _insert(
@@ -136,18 +137,10 @@ class OnnxEdits:
         op.node.replace_input_with(slot, value)
 
     def resize(self, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None:
-        """Patch the sizes a shape node carries; arrays are its inputs and outputs as they will be (ids, full shape)."""
-        from .resize import resized_inputs
+        """Patch the sizes and positions a shape node carries; arrays are what is left of its inputs and outputs."""
+        from .resize import resize
 
-        if op.type == "Reshape":
-            op.node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
-        if op.type == "Split":
-            op.node.attributes.pop("num_outputs", None)
-        for slot, numbers in resized_inputs(self, op, before, after).items():
-            value = self._constant_input(numbers, f"{op.name or op.type}_sizes") if isinstance(numbers, list) else numbers
-            while len(op.node.inputs) <= slot:
-                op.node.resize_inputs(slot + 1)
-            op.node.replace_input_with(slot, value)
+        resize(self, op, before, after)
 
     def insert_bias(self, op: Op) -> tuple[Op, int]:
         if op not in self._biases:

@@ -1,7 +1,7 @@
-"""New sizes for shape nodes that stay: which of their size inputs change, and to what.
+"""New sizes and positions for shape nodes that stay.
 
-`before` and `after` are the labels on the node's tensors as they will be; where an axis of the output shrinks,
-the numbers on it tell which positions of the input it is made of.
+`before` and `after` are what is left of the node's inputs and outputs; the numbers in them tell which element of the output
+is which of the input.
 """
 
 from __future__ import annotations
@@ -14,28 +14,45 @@ import onnx_ir as ir
 
 from ...errors import CannotShrink
 from .. import Op
-from ..picks import line, positions, step_of
+from ..picks import comes_out_right, picked, step_of
 
 if TYPE_CHECKING:
     from .edit import OnnxEdits
 
 
-def resized_inputs(
-    graph: OnnxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]
-) -> dict[int, list[int] | ir.Value]:
-    """`{slot: numbers}` of the node's inputs to replace."""
-    if op.type == "Reshape":
-        return {1: target_sizes(graph, op, after[0].shape)}
-    if op.type == "Expand":
-        return {1: target_sizes(graph, op, after[0].shape)}
-    if op.type == "Split":
+def resize(graph: OnnxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None:
+    if op.type in ("Reshape", "Expand"):
+        op.node.attributes.pop("allowzero", None)
+        give(graph, op, {1: target_sizes(graph, op, after[0].shape)})
+    elif op.type == "Split":
         axis = int(op.node.attributes["axis"].as_int()) if "axis" in op.node.attributes else 0
-        return {1: [a.shape[axis] for a in after]}
-    if op.type == "Slice":
-        return {**sliced(graph, op, before[0], after[0])}
-    if op.type == "Gather":
-        return {**gathered(graph, op, before[0], after[0])}
-    return {}
+        op.node.attributes.pop("num_outputs", None)
+        give(graph, op, {1: [a.shape[axis] for a in after]})
+    elif not comes_out_right(graph.push, op, before, after):
+        axis, at = picked(op, graph.varies(op.inputs[0]), before, after)
+        step = step_of(at.tolist()) if at.ndim == 1 else None
+        if op.type == "Slice" and step is not None:
+            past = int(at[-1]) + (1 if step > 0 else -1)
+            give(graph, op, {1: [int(at[0])], 2: [past if past >= 0 else -before[0].shape[axis] - 1], 3: [axis], 4: [step]})
+        else:
+            become_gather(graph, op, axis, at)
+
+
+def give(graph: OnnxEdits, op: Op, numbers: dict[int, list[int] | ir.Value]) -> None:
+    """The node new numbers for some of its inputs."""
+    for slot, given in numbers.items():
+        value = graph._constant_input(given, f"{op.name or op.type}_sizes") if isinstance(given, list) else given
+        if len(op.node.inputs) <= slot:
+            op.node.resize_inputs(slot + 1)
+        op.node.replace_input_with(slot, value)
+
+
+def become_gather(graph: OnnxEdits, op: Op, axis: int, at: np.ndarray) -> None:
+    op.node.op_type = "Gather"
+    op.node.attributes.clear()
+    op.node.attributes["axis"] = ir.AttrInt64("axis", axis)
+    op.node.resize_inputs(2)
+    op.node.replace_input_with(1, graph._constant_input(at, f"{op.name or op.type}_channels"))
 
 
 def target_sizes(graph: OnnxEdits, op: Op, shape: tuple[int, ...]) -> list[int] | ir.Value:
@@ -62,50 +79,3 @@ def target_sizes(graph: OnnxEdits, op: Op, shape: tuple[int, ...]) -> list[int] 
     name = f"{op.name or op.type}_sizes"
     kept = graph._insert("Mul", [op.node.inputs[1], graph._constant_input(told, name)], op, of=ir.DataType.INT64)
     return graph._insert("Add", [*kept, graph._constant_input(numbers, name)], op, of=ir.DataType.INT64)[0]
-
-
-def sliced(graph: OnnxEdits, op: Op, before: np.ndarray, after: np.ndarray) -> dict[int, list[int]]:
-    data = graph.facts.data
-    starts, ends = (data[op.node.inputs[i]].tolist() for i in (1, 2))
-    inputs = op.node.inputs
-    axes = data[inputs[3]].tolist() if len(inputs) > 3 and inputs[3] is not None else list(range(len(starts)))
-    steps = data[inputs[4]].tolist() if len(inputs) > 4 and inputs[4] is not None else [1] * len(starts)
-    for i, axis in enumerate(axes):
-        axis %= before.ndim
-        source, taken, whole = line(before, axis).tolist(), line(after, axis).tolist(), graph.shape(op.inputs[0])[axis]
-        if len(source) == whole:
-            continue
-        first = range(*slice(starts[i], ends[i], steps[i]).indices(whole))[0]
-        at = positions(source, taken, first / whole)
-        step = step_of(at)
-        if step is None:
-            if len(axes) > 1:
-                raise CannotShrink(f"{op}: slices several axes at once")
-            become_gather(graph, op, axis, at)
-            return {}
-        starts[i], ends[i], steps[i] = at[0], at[-1] + 1 if step > 0 else at[-1] - 1, step
-        if step < 0 and ends[i] < 0:
-            ends[i] = -len(source) - 1
-    return {1: starts, 2: ends, 3: axes, 4: steps}
-
-
-def become_gather(graph: OnnxEdits, op: Op, axis: int, index: list[int]) -> None:
-    """Of a slice that takes what is not evenly spaced any more."""
-    op.node.op_type = "Gather"
-    op.node.attributes["axis"] = ir.AttrInt64("axis", axis)
-    op.node.resize_inputs(2)
-    op.node.replace_input_with(1, graph._constant_input(index, f"{op.name or op.type}_channels"))
-
-
-def gathered(graph: OnnxEdits, op: Op, before: np.ndarray, after: np.ndarray) -> dict[int, list[int]]:
-    axis = int(op.node.attributes["axis"].as_int()) if "axis" in op.node.attributes else 0
-    axis %= before.ndim
-    if before.shape[axis] == graph.shape(op.inputs[0])[axis]:
-        return {}
-    indices = graph.facts.data[op.node.inputs[1]]
-    source = line(before, axis).tolist()
-    if indices.ndim != 1:
-        if indices.ndim == 0 and 0 <= indices < len(source) and source[int(indices)] == after.ravel()[0] >= 0:
-            return {}  # what it picks stands where it stood
-        raise CannotShrink(f"{op}: picks single channels of an axis that is cut")
-    return {1: [source.index(x) for x in line(after, axis).tolist()]}
