@@ -43,18 +43,28 @@ def verify_modules(dense: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, ar
     errors = [0.0]
     generator = torch.Generator().manual_seed(seed)
     for given in (args, [fresh(a, generator) for a in args]):
-        with torch.no_grad():
-            if chosen:  # what was chosen at run time is handed on to the dense graph, so that both choose the same
-                watching = Watching(pruned)
-                got = tensors(watching.run(*leaves(given), enable_io_processing=False))
-                more = [watching.seen[name] for name in chosen]
-                expected = tensors(fx.Interpreter(dense).run(*leaves(given), *more, enable_io_processing=False))
-            else:
-                expected, got = (tensors(module(*given)) for module in (dense, pruned))
+        try:
+            expected, got = both(dense, pruned, given, chosen)
+        except RuntimeError as error:  # of a model that asserts something of its inputs
+            why = str(error).strip().splitlines()[0]
+            return Verification(False, float("inf"), tolerance, 0, padded, f"random inputs can not be run ({why})")
         errors += [difference(as_array(a), as_array(b)) for a, b in zip(expected, got, strict=True)]
     worst = max(errors)
     reason = "" if worst <= tolerance else f"outputs differ by {worst:.2e} of their scale, allowed {tolerance:.0e}"
     return Verification(worst <= tolerance, worst, tolerance, 2, padded, reason)
+
+
+@torch.no_grad()
+def both(
+    dense: fx.GraphModule, pruned: fx.GraphModule, given: Sequence[Any], chosen: Sequence[str]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The outputs of both. What was `chosen` at run time is handed on to the dense graph, so that both choose the same."""
+    if not chosen:
+        return tensors(dense(*given)), tensors(pruned(*given))
+    watching = Watching(pruned)
+    got = tensors(watching.run(*leaves(given), enable_io_processing=False))
+    more = [watching.seen[name] for name in chosen]
+    return tensors(fx.Interpreter(dense).run(*leaves(given), *more, enable_io_processing=False)), got
 
 
 class Watching(fx.Interpreter):

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from .driver import Request, begun, choose, planned
 from .errors import ToastcError, VerificationFailed
@@ -136,5 +138,9 @@ def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Re
 
 def with_shapes(gm: fx.GraphModule, args: Sequence[Any]) -> FxGraph:
     """Look at an edited graph afresh: shapes are found by running it on fake tensors."""
-    Reopening(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*args)
+    for node in gm.graph.nodes:
+        node.meta.pop("unbacked_bindings", None)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)  # sizes may hang on numbers
+    with enable_python_dispatcher():
+        Reopening(gm, mode).propagate(*args)
     return FxGraph(gm)

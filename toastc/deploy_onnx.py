@@ -59,7 +59,10 @@ def deploy(proven: Path, target: Path, wanted: Deploy, data: Any, external: bool
         state = State(graph, data=data, seed=seed, tell=tell)
         state, _ = run([Quantize(symmetric=wanted.runtime == "tensorrt")], state)
         graph, notes = state.graph, [*notes, *state.notes]
-    model = fuse_for_runtime(graph) if wanted.runtime == "ort-cuda" else graph.model  # on a CPU they make it slower
+    model = graph.model
+    if wanted.runtime == "ort-cuda":  # on a CPU they make it slower
+        model, why = fuse_for_runtime(graph)
+        notes += why
     if wanted.dtype:
         tell("dtype")
         kept = to_half(model, wanted.dtype)

@@ -35,6 +35,8 @@ class Writer:
         values, made = mix_axes(mix, found.slot, len(axes[0]))
         shape = graph.shape(scores.outputs[0])
         heads = shape[1] if len(shape) == 4 else shape[0] // graph.batch
+        if len(shape) == 4 and graph.varies(scores.outputs[0])[1]:
+            raise Unfusable("the number of its heads is only known at run time")
         operands = [scores.inputs[queries], scores.inputs[keys], mix.inputs[1 - found.slot]]
         perms = [axes[0], axes[1], values]
         for value, perm in zip(operands, perms, strict=True):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from .. import AttentionSpec, Dim, Kind, Op, Value
 from .calls import Call, tensor_args
@@ -24,6 +25,7 @@ from .classify import (
     kind_of,
     meta,
     op_name,
+    parts_of,
     product_spec,
     reduced_axes,
 )  # fmt: skip
@@ -62,7 +64,9 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
     # ---- reading ---------------------------------------------------------------------------------------
 
     def has_shape(self, value: Any) -> bool:
-        return isinstance(meta(value), torch.Tensor)
+        """Is it a tensor whose shape does not hang on the numbers in another?"""
+        found = meta(value)
+        return isinstance(found, torch.Tensor) and not any(free_unbacked_symbols(d) for d in found.shape if not isinstance(d, int))
 
     def shape(self, value: Value) -> tuple[int, ...]:
         return tuple(hint(d) for d in meta(value).shape)
@@ -174,14 +178,18 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
         known = all(self.has_shape(n) for n in above)
         outputs = self._outputs(node)
         kind = Kind.OPAQUE
+        unknown = any(isinstance(meta(n), torch.Tensor) and not self.has_shape(n) for n in (node, *parts_of(node)))
+        known = known and not unknown
         if known and node.op in ("call_function", "call_method") and above and any(v is not None for v in outputs):
             kind = kind_of(node, name, [n in self._constants for n in above], [len(self.shape(n)) for n in above])
-        if all(v is None for v in outputs):
+        if all(v is None for v in outputs) and not unknown:
             above = []  # reads a size or checks a type, which follow whatever the tensor becomes
         if name.endswith("_as"):
             above = above[:1]  # the other tensor only lends its type or its sizes
         path = module_path(node) or next((p for n in above[1:] if (p := owner_of(n))), "")
         op = Op(kind, name, str(node.name), path, list(above), outputs, node)
+        if unknown:
+            op.why = "has an output whose shape is only known at run time"
         if kind is Kind.SHAPE and name in ("index_select", "take_along_dim"):
             if above[1] in self._constants:
                 op.inputs = [above[0]]
@@ -221,12 +229,11 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
     def _outputs(self, node: fx.Node) -> list[Value | None]:
         value = meta(node)
         if not isinstance(value, tuple | list):
-            return [node if isinstance(value, torch.Tensor) else None]
+            return [node if self.has_shape(node) else None]
         outputs: list[Value | None] = [None] * len(value)
-        for user in node.users:
-            if is_getitem_of_tuple(user):
-                at: Any = user.args[1]
-                outputs[int(at)] = user if isinstance(meta(user), torch.Tensor) else None  # sizes come in tuples, too
+        for user in parts_of(node):
+            at: Any = user.args[1]
+            outputs[int(at)] = user if self.has_shape(user) else None  # sizes come in tuples, too
         return outputs
 
     def _macs(self, op: Op) -> int:

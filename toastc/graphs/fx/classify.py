@@ -155,6 +155,11 @@ def product_spec(node: fx.Node, name: str, ranks: list[int]) -> tuple[str, str, 
     return batch[len(batch) - (ranks[0] - 2) :] + "ik", batch[len(batch) - (ranks[1] - 2) :] + "kj", batch + "ij"
 
 
+def parts_of(node: fx.Node) -> list[fx.Node]:
+    """What is taken out of the tuple that a node makes."""
+    return [user for user in node.users if is_getitem_of_tuple(user)]
+
+
 def is_getitem_of_tuple(node: fx.Node) -> bool:
     return (
         node.op == "call_function"

@@ -150,7 +150,9 @@ class Reopening(FakeTensorProp):
         if n in self.as_read and self.as_read[n] == reading(n) and self.same.issuperset(n.all_input_nodes):
             self.same.add(n)
             return super().run_node(n) if n.op == "placeholder" else meta(n)
-        return meta(n) if n.op != "output" and op_name(n) == "item" else super().run_node(n)
+        number = meta(n) if n.op != "output" and op_name(n) == "item" else None
+        unknown = isinstance(number, torch.SymInt | torch.SymFloat) and number.node.shape_env is not self._mode.shape_env
+        return super().run_node(n) if number is None or unknown else number
 
 
 def reading(node: fx.Node) -> Reading | None:

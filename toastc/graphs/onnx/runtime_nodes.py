@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ...errors import ToastcError
 from .adapter import OnnxGraph
 from .files import unheard
 
 
-def fuse_for_runtime(graph: OnnxGraph) -> ir.Model:
-    """By onnxscript's rules for ONNX Runtime, which need to know shapes and types."""
+def fuse_for_runtime(graph: OnnxGraph) -> tuple[ir.Model, list[str]]:
+    """By onnxscript's rules for ONNX Runtime, which need to know shapes and types; and why they were left out."""
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
+    plain = annotated(graph)
     with unheard():
-        made: ir.Model = optimize_for_ort(annotated(graph))[0]
-    half_done = [node for node in made.graph if node.domain == "ai.onnxruntime._fusion"]
-    if half_done:
-        raise ToastcError(
-            f"for ort-cuda: node {half_done[0].name or half_done[0].op_type} could be fused in part only; give ort-cpu"
-        )
-    return made
+        made: ir.Model = optimize_for_ort(plain.clone())[0]
+    half_done = next((node for node in made.graph if node.domain == "ai.onnxruntime._fusion"), None)
+    if half_done is not None:
+        return plain, [f"not fused: norms and biases; onnxscript leaves {half_done.op_type} half done"]
+    return made, []
 
 
 def annotated(graph: OnnxGraph) -> ir.Model:
