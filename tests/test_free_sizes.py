@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zoo_exports import quiet
 
 import toastc
+from toastc.errors import CannotShrink
 
 HALF = {"ffn": 0.5, "round_to": 1}
 WAYS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
@@ -38,6 +39,50 @@ class Ffn(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
         return x + self.down(self.way(self.up(y).relu() * self.gate(y), x.shape[0], x.shape[1]))
+
+
+class Attention(nn.Module):
+    """With images and tokens on one axis for its linears; or with heads on that of images, where its values are bent."""
+
+    def __init__(self, rows: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rows, self.norm = rows, nn.LayerNorm(32)
+        self.q, self.k, self.v, self.proj = (nn.Linear(32, 32) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        y = self.norm(x).reshape(b * n, 32) if self.rows else self.norm(x)
+        q, k, v = (linear(y).reshape(b, n, 2, 16).transpose(1, 2) for linear in (self.q, self.k, self.v))
+        if self.rows:
+            q, k, v = (part.reshape(b * 2, n, 16) for part in (q, k, v))
+        else:
+            v = v.relu().reshape(b * 2, n * 16).sin().reshape(b, 2, n, 16)
+        mixed = ((q @ k.transpose(-1, -2)) / 4).softmax(-1) @ v
+        return x + self.proj(mixed.reshape(b, 2, n, 16).transpose(1, 2).reshape(b, n, 32))
+
+
+@pytest.mark.parametrize(
+    ("rows", "ratios", "why"),
+    [
+        (True, {"qk": 0.5}, "several of the axes it merges are known at run time only; export with one of them fixed"),
+        (False, {"vo": 0.5, "heads": 0.5}, r"more than one size of its output .*is only known at run time"),
+    ],
+    ids=["rows", "bent"],
+)
+def test_sizes_of_which_too_many_are_free(rows: bool, ratios: dict[str, float], why: str, tmp_path: Path) -> None:
+    model, x, auto = Attention(rows).eval(), torch.randn(3, 5, 32), torch.export.Dim.AUTO
+    asked = {"attention": ratios, "round_to": 1}
+    free, path = {"x": {0: "b", 1: "n"}}, tmp_path / "m.onnx"
+    with quiet(), torch.no_grad():
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: auto, 1: auto},))
+        torch.onnx.export(model, (x,), path, dynamo=False, opset_version=17, input_names=["x"], dynamic_axes=free)
+        fixed = torch.export.export(model, (x,), dynamic_shapes=({0: auto},))
+        made = toastc.prune(fixed, asked, recipe="magnitude")
+    assert made.report.verified is not None and made.report.verified["ok"]
+    for source in (program, path):
+        with pytest.raises(CannotShrink, match=why):
+            toastc.prune(source, asked, recipe="magnitude")
 
 
 @pytest.mark.parametrize("way", WAYS)

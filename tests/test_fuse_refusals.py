@@ -90,6 +90,19 @@ def test_heads_in_groups(tmp_path: Path) -> None:
     assert "its scores have other axes than images, heads and tokens" in refused(deployed(model, tmp_path))
 
 
+@pytest.mark.parametrize("runtime", ["ort-cpu", "ort-cuda"])
+def test_heads_of_which_there_may_be_any_number(runtime: str, tmp_path: Path) -> None:
+    """Windows of an image on the axis of heads; onnxscript begins to fuse them and does not end."""
+    heads = "q = MatMul(x, wq)  k0 = MatMul(x, wk)  v = MatMul(x, wv)  k = Transpose<perm=[0, 1, 3, 2]>(k0)"
+    between = "s = MatMul(q, k)  c = Mul(s, scale)  p = Softmax<axis=-1>(c)  m = MatMul(p, v)"
+    joined = "o = MatMul(m, wo)  f = MatMul(o, w1)  g = Relu(f)  y = MatMul(g, w2)"
+    model = attention(between, FFN, "float[b, w, 3, 8] x", heads, joined, "float[b, w, 3, 8] y")
+    report = toastc.prune(saved(model, tmp_path), runtime=runtime, output=tmp_path / "o.onnx").report
+    assert "the number of its heads is only known at run time" in refused(report)
+    assert any("onnxscript leaves SDPA half done" in note for note in report.notes) == (runtime == "ort-cuda")
+    assert {n.domain for n in onnx.load(tmp_path / "o.onnx").graph.node} == {""}
+
+
 def test_an_output_that_reads_head_by_head(tmp_path: Path) -> None:
     model = attention(PLAIN, outputs="float[b, 3, 8] y, float[b, 2, 3, 4] m")
     assert "an output of the model reads it head by head" in refused(deployed(model, tmp_path))

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from conftest import ZooFile
+from handwritten import saved, words
 from onnx import parser, save
+from torch import Tensor, nn
 from zoo_exports import quiet
 
 import toastc
+from toastc.calibration.unfinished import fingerprint
 from toastc.choices import Keep
+from toastc.compile_module import compile_module
 from toastc.deploy_onnx import Deployed, compare
+from toastc.driver import Request
 from toastc.errors import CannotShrink, ToastcError, VerificationFailed
-from toastc.graphs.onnx import OnnxGraph, load_model
-from toastc.passes import MatchSites, ScoreWeights, Shrink
+from toastc.graphs import Kind
+from toastc.graphs.fx import FxGraph
+from toastc.graphs.onnx import OnnxGraph, load_model, write_model
+from toastc.padding import pad_back
+from toastc.passes import MatchSites, PlanLosses, PlanRatios, ScoreTaylor, ScoreWeights, Shrink
+from toastc.passes.match import match
+from toastc.passes.quantize import Quantize
 from toastc.pipeline import PassFailed, State, run
 from toastc.plan import Plan
+from toastc.ratios import parse
 
 
 @dataclass(frozen=True)
@@ -82,3 +99,127 @@ def test_a_deployed_file_whose_outputs_are_no_numbers(tmp_path: Path, kind: str,
 def test_columns_are_not_merged_behind_pairs(zoo_file: ZooFile) -> None:
     with pytest.raises(ToastcError, match="there is no grid any more; columns and rows are merged first"):
         toastc.prune(zoo_file("deit_tiny"), tokens="t0:2,h1")
+
+
+class Ffn(nn.Module):
+    """Three linears in a row, the one in the middle without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.up, self.down = nn.LayerNorm(32), nn.Linear(32, 64), nn.Linear(64, 32)
+        self.middle = nn.Linear(64, 64, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.middle(self.up(self.norm(x)).relu()).relu())
+
+
+X = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+
+
+def captured(model: nn.Module) -> FxGraph:
+    with quiet():
+        return FxGraph(torch.export.export(model.eval(), (X,)).module())
+
+
+def test_a_shift_for_which_there_is_no_bias() -> None:
+    with quiet(), pytest.raises(CannotShrink, match=r"has no bias to take a shift, and its own output is cut; .*magnitude"):
+        toastc.prune(Ffn().eval(), {"ffn": 0.5}, recipe="vbp", data=torch.randn(64, 5, 32), example_inputs=(X,))
+
+
+@dataclass(frozen=True)
+class Louder:
+    """Adds to a bias behind everybody's back."""
+
+    name = "louder"
+
+    def __call__(self, state: State) -> State:
+        op = [op for op in state.graph.ops if op.kind is Kind.LINEAR][-1]
+        bias = state.graph.constant(op.inputs[2])
+        state.graph.set_constant(op, 2, bias.shape, lambda: bias + 1)
+        return state
+
+
+def test_a_pass_that_damages_a_module() -> None:
+    passes = (MatchSites(), ScoreWeights(), Louder(), PlanRatios())
+    request = Request(parse({"ffn": {"hidden": 0.5}}), passes=passes)
+    with (
+        quiet(),
+        pytest.raises(VerificationFailed, match=r"Ffn: verification failed: outputs differ by"),
+    ):
+        compile_module(Ffn().eval(), (X,), request, lambda *told: None)
+
+
+def test_a_plan_with_a_shift_that_the_file_has_not(tmp_path: Path) -> None:
+    """Its first linear lost half of its rows by another plan, and nothing was added anywhere."""
+    dense = saved(words(), tmp_path)
+    made = toastc.prune(dense, {"ffn": 0.5, "round_to": 1}, recipe="magnitude", output=tmp_path / "o.onnx")
+    ((name, kept),) = made.plan.choices.items()
+    shifted = dataclasses.replace(kept, shift=np.ones((1, 32)))
+    graph, small = (OnnxGraph(load_model(path)) for path in (dense, tmp_path / "o.onnx"))
+    sites = match(graph)[1], match(small)[1]
+    assert pad_back(graph, sites[0], small, sites[1], made.plan) == 2
+    with pytest.raises(VerificationFailed, match=f"{name}: the plan shifts a bias, the pruned model has none"):
+        pad_back(graph, sites[0], small, sites[1], Plan({name: shifted}))
+
+
+def test_channels_that_can_not_be_watched() -> None:
+    """What is not labelled where it is read."""
+    state = MatchSites()(State(captured(Ffn()), data=[{"x": X.numpy()}]))
+    state.matched.flow.labels.clear()
+    with pytest.raises(ToastcError, match=r"score-taylor: .* can not be watched; set its ratio to 0 or use another recipe"):
+        ScoreTaylor()(state)
+    state = dataclasses.replace(state, widths={f"{state.sites[0].name}.heads": 1})
+    with pytest.raises(ToastcError, match=r"heads: nothing is known of its values; use another recipe, or set its ratio to 0"):
+        PlanLosses()(state)
+    name = f"{state.sites[0].name}.hidden"
+    planned = PlanLosses()(dataclasses.replace(state, widths={name: 16}))
+    assert planned.notes == (f"{name}: could not be watched; its largest channels stay",)
+
+
+def test_what_is_not_quantised(tmp_path: Path) -> None:
+    path = tmp_path / "relu.onnx"
+    with pytest.raises(CannotShrink, match="a torch module is not quantised here; export it to ONNX"):
+        Quantize()(State(captured(Ffn()), data=[{"x": X.numpy()}]))
+    save(parser.parse_model('<ir_version: 9, opset_import: ["": 20]> g (float[2, 8] x) => (float[2, 8] y) { y = Relu(x) }'), path)
+    with pytest.raises(ToastcError, match="no linear was found that could be quantised"):
+        Quantize()(State(OnnxGraph(load_model(path))))
+
+
+def test_an_operand_of_another_shape(tmp_path: Path) -> None:
+    file, module = OnnxGraph(load_model(saved(words(), tmp_path))), captured(Ffn())
+    linears = [next(op for op in graph.ops if op.kind is Kind.LINEAR) for graph in (file, module)]
+    wrong = (2, 2), lambda: np.zeros((3, 3), np.float32)
+    with pytest.raises(CannotShrink, match=re.escape("operand 1 became (3, 3), expected (2, 2)")):
+        module.set_constant(linears[1], 1, *wrong)
+    file.set_constant(linears[0], 1, *wrong)  # worked out when the file is written
+    with pytest.raises(CannotShrink, match=re.escape("operand 1 became (3, 3), expected (2, 2)")):
+        write_model(file.model, tmp_path / "o.onnx")
+
+
+def test_a_weight_file_that_was_cut_short_in_the_meantime(tmp_path: Path) -> None:
+    onnx.save(words(), tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    graph = OnnxGraph(load_model(tmp_path / "m.onnx"))
+    (tmp_path / "w.bin").write_bytes(b"1234")
+    linear = next(op for op in graph.ops if op.kind is Kind.LINEAR)
+    with pytest.raises(ToastcError, match=r"w\.bin: too short for weight up"):
+        graph.constant(linear.inputs[1])
+
+
+@contextmanager
+def no_files() -> Iterator[None]:
+    """Nothing can be opened: too many files are open already."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_system_that_opens_no_file(tmp_path: Path) -> None:
+    path = saved(words(), tmp_path)
+    load_model(path)  # and with it all modules that this takes
+    for read in (lambda: load_model(path), lambda: fingerprint([path], path)):
+        with pytest.raises(ToastcError, match=r"model\.onnx: can not be read \(Too many open files\)"), no_files():
+            read()

@@ -198,7 +198,7 @@ class Work:
         found = bias_of(self.graph, op)
         if found is None:
             if op.outputs[0] in self.touched:
-                raise CannotShrink(f"{op}: has no bias to take a shift, and its own output is cut")
+                raise CannotShrink(f"{op}: has no bias to take a shift, and its own output is cut; use recipe magnitude")
             found = self.graph.insert_bias(op)
         return found
 

@@ -66,7 +66,9 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
     def has_shape(self, value: Any) -> bool:
         """Is it a tensor whose shape does not hang on the numbers in another?"""
         found = meta(value)
-        return isinstance(found, torch.Tensor) and not any(free_unbacked_symbols(d) for d in found.shape if not isinstance(d, int))
+        if not isinstance(found, torch.Tensor):
+            return False
+        return all(isinstance(size, int) or not free_unbacked_symbols(size) for size in found.shape)
 
     def shape(self, value: Value) -> tuple[int, ...]:
         return tuple(hint(d) for d in meta(value).shape)

@@ -12,7 +12,6 @@ import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from ...errors import CannotShrink
@@ -132,8 +131,8 @@ class FxTokens:
         try:
             with enable_python_dispatcher():  # without it some operators take no sizes that are symbols
                 prop.propagate_dont_convert_inputs(*given)
-        except GuardOnDataDependentSymNode as error:
-            raise CannotShrink(f"tokens: a size behind the merge can not be told ({str(error).splitlines()[0]})") from None
+        except RuntimeError as error:
+            raise CannotShrink(f"the sizes in the edited graph can not be told ({str(error).splitlines()[0]})") from error
         return FxGraph(self.gm, self.bound)
 
 
