@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from toastc.errors import CannotShrink
-from toastc.graphs import Graph, Op, Value
+from toastc.graphs import Graph, Kind, Op, Value
+from toastc.graphs.picks import picked
 from toastc.views import compact
 
 Stays = Callable[[Value], np.ndarray]  # full-shape mask of the elements of a value that stay
@@ -35,3 +36,48 @@ def left(graph: Graph, value: Value, numbers: np.ndarray, stays: Stays) -> np.nd
             "give all of it the same ratio, or 0"
         )
     return np.take(numbers, small[1])
+
+
+def picked_at_once(graph: Graph, op: Op, stays: Stays) -> list[Op]:
+    """A row of shape nodes that can not all stay, like the shuffling of channels: what comes out in the end is picked from what
+    goes in. Returns the nodes that this takes the place of, `op` among them; none where it is not possible.
+    """
+    above: list[Op] = []
+    first: Op | None = op
+    while first is not None and lone(first) and (first is op or len(graph.users(first.outputs[0])) == 1):
+        above.insert(0, first)
+        if row := picked_below(graph, above, stays):
+            return row
+        first = graph.producer(first.inputs[0])
+    return []
+
+
+def picked_below(graph: Graph, row: list[Op], stays: Stays) -> list[Op]:
+    """The same for this row, or a longer one."""
+    first, row = row[0], list(row)
+    source, numbers = first.inputs[0], np.arange(int(np.prod(graph.shape(first.inputs[0]))))
+    numbers = numbers.reshape(graph.shape(source))
+    try:
+        before = left(graph, source, numbers, stays)
+    except CannotShrink:
+        return []
+    for op in row:
+        numbers = np.asarray(graph.push(op, [numbers])[0])
+    while True:
+        value = row[-1].outputs[0]
+        try:
+            axis, at = picked(first, graph.varies(source), [before], [left(graph, value, numbers, stays)])
+        except CannotShrink:
+            users = graph.users(value)
+            if len(users) != 1 or value in graph.outputs or not lone(users[0][0]):
+                return []
+            row.append(users[0][0])
+            numbers = np.asarray(graph.push(row[-1], [numbers])[0])
+            continue
+        graph.replace(value, graph.pick(source, axis, at, first))
+        return row
+
+
+def lone(op: Op) -> bool:
+    """A shape node that makes one value of one."""
+    return op.kind is Kind.SHAPE and len(op.outputs) == 1 and len([v for v in op.inputs if v is not None]) == 1

@@ -6,7 +6,7 @@ f_dense(pad(W')) == f_pruned(W')     on random inputs, at two sizes of every fre
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,12 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
         graph.finish()
         if chosen:  # what was chosen at run time is handed on to the dense graph, so that both choose the same
             pruned = exposed(pruned, chosen, folder / "exposed.onnx")
-        expected = ort.run(pruned, feeds)
+        try:
+            expected = ort.run(pruned, feeds)
+        except ToastcError:
+            for feed in feeds:
+                check_runs(dense, {name: array for name, array in feed.items() if name not in chosen})
+            raise
         if chosen:
             whole = len(expected[0]) - len(chosen)
             feeds = [feed | dict(zip(chosen, outs[whole:], strict=True)) for feed, outs in zip(feeds, expected, strict=True)]
@@ -141,6 +146,19 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
     worst = max(errors)
     reason = "" if worst <= tolerance else f"outputs differ by {worst:.2e} of their scale, allowed {tolerance:.0e}"
     return Verification(worst <= tolerance, worst, tolerance, len(feeds), padded, reason)
+
+
+def check_runs(dense: Path, feed: Mapping[str, np.ndarray]) -> None:
+    """Is it the fault of the file that was given? Those that write sizes down often say that any size may be."""
+    from toastc.runtimes import ort
+
+    try:
+        ort.run(dense, [feed])
+    except ToastcError as error:
+        sizes = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in feed.items())
+        raise ToastcError(
+            f"{error}; it was given {sizes}, which its inputs allow: export it again, with these sizes fixed"
+        ) from None
 
 
 def exposed(file: Path, names: Sequence[str], to: Path) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo_exports import quiet
 
 import toastc
-from toastc.errors import CannotShrink
+from toastc.errors import CannotShrink, ToastcError
 
 HALF = {"ffn": 0.5, "round_to": 1}
 WAYS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
@@ -108,3 +108,17 @@ def test_modules_and_files_of_any_size(way: str, tmp_path: Path) -> None:
         assert made.report.verified is not None and made.report.verified["ok"]
     got = ort.InferenceSession(tmp_path / "o.onnx").run(None, {"x": other.numpy()})[0]
     assert abs(got - expected).max() < 1e-5 * abs(expected).max()
+
+
+def test_a_file_that_says_of_a_fixed_size_that_it_is_free(tmp_path: Path) -> None:
+    """Traced with two images, which stand in a reshape for good."""
+    path = tmp_path / "m.onnx"
+    with quiet():
+        model = Ffn(lambda h, b, n: h.reshape(2 * 5, 128).sin().reshape(2, 5, 128)).eval()
+        free = {"x": {0: "b"}}
+        torch.onnx.export(model, (torch.randn(2, 5, 32),), path, dynamo=False, input_names=["x"], dynamic_axes=free)
+    with pytest.raises(
+        ToastcError, match=r"m\.onnx: ONNX Runtime can not run it .*; it was given x 3x5x32, which its inputs allow"
+    ):
+        toastc.prune(path, HALF, recipe="magnitude", output=tmp_path / "o.onnx")
+    assert not (tmp_path / "o.onnx").exists()

@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 from conftest import ZooFile
-from handwritten import saved, words
+from handwritten import saved, words, written
 from onnx import parser, save
 from torch import Tensor, nn
 from zoo_exports import quiet
@@ -30,7 +30,7 @@ from toastc.errors import CannotShrink, ToastcError, VerificationFailed
 from toastc.graphs import Kind
 from toastc.graphs.fx import FxGraph
 from toastc.graphs.onnx import OnnxGraph, load_model, write_model
-from toastc.padding import pad_back
+from toastc.padding import copier, pad_back
 from toastc.passes import MatchSites, PlanLosses, PlanRatios, ScoreTaylor, ScoreWeights, Shrink
 from toastc.passes.match import match
 from toastc.passes.quantize import Quantize
@@ -161,6 +161,16 @@ def test_a_plan_with_a_shift_that_the_file_has_not(tmp_path: Path) -> None:
     assert pad_back(graph, sites[0], small, sites[1], made.plan) == 2
     with pytest.raises(VerificationFailed, match=f"{name}: the plan shifts a bias, the pruned model has none"):
         pad_back(graph, sites[0], small, sites[1], Plan({name: shifted}))
+
+
+def test_a_shifted_bias_of_another_size(tmp_path: Path) -> None:
+    graph = OnnxGraph(load_model(saved(words(), tmp_path)))
+    up, down = (op for op in graph.ops if op.kind is Kind.LINEAR)
+    assert copier(graph, up, 1, graph, (up, 1))().shape == (16, 32)
+    save(written("y = MatMul(x, w)", {"w": (8, 4)}), tmp_path / "small.onnx")
+    small = OnnxGraph(load_model(tmp_path / "small.onnx"))
+    with pytest.raises(VerificationFailed, match=r"down: a shifted bias has 32 numbers, not \(32, 16\)"):
+        copier(graph, down, 1, small, (small.ops[0], 1))()
 
 
 def test_channels_that_can_not_be_watched() -> None:

@@ -153,12 +153,13 @@ def blanked(array: np.ndarray, axes: tuple[int, ...], positions: np.ndarray) -> 
 
 
 def spread(small: np.ndarray, pairing: Pairing, dense: np.ndarray) -> np.ndarray:
-    """Zero-fill along the pairing's axes; positions no coupling speaks of keep their order. Where none of them is left, nobody
-    reads them: they are as they were, and if somebody did, outputs would differ.
+    """Zero-fill along the pairing's axes; positions no coupling speaks of keep their order. Where some of them are gone, or all
+    are there in another order, nobody reads them: they are as they were, and if somebody did, outputs would differ.
     """
     flat, whole = opened(small, pairing.axes), opened(dense, pairing.axes)
     others, left = np.setdiff1d(np.arange(whole.shape[1]), pairing.every), np.setdiff1d(np.arange(flat.shape[1]), pairing.pruned)
-    unread = not len(left) and flat[:, 0].shape == whole[:, 0].shape
+    alike = flat[:, 0].shape == whole[:, 0].shape
+    unread = alike and (len(left) < len(others) or moved(flat[:, left], whole[:, others]))
     if len(others) != len(left) and not unread:
         raise VerificationFailed(f"a pruned weight keeps {len(left)} other rows, the dense one has {len(others)}")
     origin = np.full(whole.shape[1], -1)
@@ -170,6 +171,12 @@ def spread(small: np.ndarray, pairing: Pairing, dense: np.ndarray) -> np.ndarray
     if unread:
         wide[:, others] = whole[:, others]
     return closed(wide, pairing.axes, [dense.shape[i] if i in pairing.axes else n for i, n in enumerate(small.shape)])
+
+
+def moved(some: np.ndarray, others: np.ndarray) -> bool:
+    """Are these the others, bit by bit, in another order?"""
+    a, b = ([array[:, i].tobytes() for i in range(array.shape[1])] for array in (some, others))
+    return a != b and sorted(a) == sorted(b)
 
 
 def pair_site(dense: Site, pruned: Site, plan: Plan, pruned_graph: Graph) -> list[tuple[Operands, Pairing]]:

@@ -8,7 +8,7 @@ the chain is *split axes into atoms, permute the atoms, merge them again*, and c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,23 @@ class View:
     def atoms(self) -> list[Atom]:
         """All atoms in the order of the source: outer first."""
         return sorted((a for axis in self.target for a in axis), key=lambda a: (a.axis, -a.stride))
+
+    @property
+    def ids(self) -> np.ndarray:
+        """What it makes of a source that is numbered 0..n-1."""
+        made = np.array(self.offset)
+        for axis in self.target:
+            line = np.zeros(1, np.int64)
+            for atom in axis:
+                line = (line[:, None] + np.arange(atom.size) * atom.stride).ravel()
+            made = made[..., None] + line
+        return made
+
+    def arranged(self, numbers: np.ndarray, source: Sequence[Atom], sizes: Mapping[Atom, int]) -> np.ndarray:
+        """The same done to a source that is left with other `sizes`; its atoms stand in it as in `source`."""
+        grid = numbers.reshape([sizes.get(a, a.size) for a in source])
+        order = [source.index(a) for axis in self.target for a in axis]
+        return grid.transpose(order).reshape([math.prod(sizes.get(a, a.size) for a in axis) for axis in self.target])
 
 
 def radix(steps: np.ndarray) -> list[tuple[int, int]] | None:

@@ -119,10 +119,10 @@ def blocked(ledger: Ledger, known: np.ndarray) -> list[Reject]:
             continue
         pin = flow.pins[int(numbers[numbers >= 0].min())]
         width_in = graph.shape(source.op.inputs[1])[source.op.weight_axes[0]]
-        crooked, opaque = bool(ledger.nonlinear[roots].any()), pin.op is not None and pin.op.kind is Kind.OPAQUE
-        if not crooked and not opaque:
+        crooked, kind = bool(ledger.nonlinear[roots].any()), None if pin.op is None else pin.op.kind
+        if not crooked and kind not in (Kind.OPAQUE, Kind.REDUCE):
             continue
-        if crooked and opaque and "run time" in pin.op.why:  # type: ignore[union-attr]
+        if crooked and kind is Kind.OPAQUE and "run time" in pin.op.why:  # type: ignore[union-attr]
             known[roots] = True
             rejects.append(Reject(site_name([source.op.path], "mlp") or str(source.op), pin.reason))
             continue

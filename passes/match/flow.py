@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from toastc.errors import ToastcError
 from toastc.graphs import Graph, Kind, Op, Value
 from toastc.labels import NONE, Classes, collapse, varying
 
@@ -122,15 +121,9 @@ class Flow:
             shape = self.graph.shape(value)
             filler = np.array(NONE, np.int64) if array is None else array
             full.append(np.broadcast_to(filler, shape))
-        try:
-            made = self.graph.push(op, full)
-        except ToastcError as error:
-            op.kind, op.why = Kind.OPAQUE, f"is not understood: {error}"
-            return self._opaque(op)
-        for value, array in zip(op.outputs, made, strict=True):
+        for value, array in zip(op.outputs, self.graph.push(op, full), strict=True):
             if value is not None and array is not None:
                 self.put(value, collapse(np.asarray(array)))
-        return None
 
     def _elementwise(self, op: Op) -> None:
         given = [(slot, labels) for slot in range(len(op.inputs)) if (labels := self.of(op, slot)) is not None]

@@ -7,8 +7,9 @@ written out, because every runtime's default follows the head_dim that has just 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from toastc.views import compact
 
 from ..match.couplings import Ledger
 from ..match.records import Source
-from ..remains import remains
+from ..remains import picked_at_once, remains
 from .cuts import Cut, drift, install, mixtures
 from .regions import emit_exits, lone_shape, pieces_of, plan_exits, rebuild_above
 from .selections import readers, taken, write_selections
@@ -100,16 +101,46 @@ class Work:
                 self._below(source)
         for source in sources:
             if source.role == "out":
-                self.gone.update(rebuild_above(self.graph, source.op, 0, self.full_mask))
+                chain, order = rebuild_above(self.graph, source.op, 0, self.full_mask, partial(self._in_order, source))
+                self.gone.update(chain)
+                if order is not None:
+                    self.orders[source] = order
         for op in self.graph.ops:
             if op.kind is Kind.SHAPE and op not in self.gone and self._meets(op):
-                self.graph.resize(op, *remains(self.graph, op, self.full_mask))
+                self._resize(op)
             elif op.kind is Kind.ATTENTION and self._meets(op):
                 self._attention(op)
         self._cut(sources)
 
     def _meets(self, op: Op) -> bool:
         return any(v in self.touched for v in (*op.inputs, *op.outputs) if v is not None)
+
+    def _in_order(self, source: Source, order: np.ndarray) -> bool:
+        """Do the channels of every group arrive at a consumer in the order in which the plan counts them?"""
+        return all((np.diff(row[row >= 0]) > 0).all() for places in self._places(source, order) for row in np.concatenate(places))
+
+    def _copies_in_order(self, source: Source, order: np.ndarray) -> bool:
+        """Do the rows of a channel that has several stand in the order in which they stood?"""
+        return all((np.diff(places, axis=0) >= 0).all() for places in self._places(source, order))
+
+    def _places(self, source: Source, order: np.ndarray) -> Iterator[list[np.ndarray]]:
+        """For each coupling: where its channels will stand in an operand, once for each copy; -1 where they go."""
+        place = np.full(source.ids.size, -1)
+        place[order] = np.arange(len(order))
+        for coupling in (c for site in self.sites for c in site.couplings):
+            members = [m for m in coupling.members if m.operand == (source.op, source.slot) and m.axes == source.axes]
+            if members:
+                yield [place[m.index] for m in members]
+
+    def _resize(self, op: Op) -> None:
+        """New sizes and positions; or, where what stays in between is no grid, one node for a row of them that picks at once."""
+        try:
+            self.graph.resize(op, *remains(self.graph, op, self.full_mask))
+        except CannotShrink:
+            row = picked_at_once(self.graph, op, self.full_mask)
+            if not row:
+                raise
+            self.gone.update(row)
 
     def _below(self, source: Source) -> None:
         """Follow a linear's output to where shape nodes begin, and write those anew."""
@@ -132,6 +163,8 @@ class Work:
         if exits is None:
             return
         order = np.concatenate(pieces_of(exits))
+        if not self._copies_in_order(source, order):
+            return
         for own in same_axis:
             self.orders[own] = order
         self._retire(root, {e.value for e in exits})

@@ -17,9 +17,11 @@ import numpy as np
 
 from toastc.errors import CannotShrink
 from toastc.graphs import Dim, Graph, Kind, Op, Value
+from toastc.graphs.picks import line
 from toastc.views import Atom, View, compact, view_of
 
 Kept = Callable[[Value], np.ndarray]  # full-shape mask of the elements of a value that stay
+Fits = Callable[[np.ndarray], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,11 +103,23 @@ def plan_exits(graph: Graph, root: Value, kept: np.ndarray) -> list[Exit] | None
         if small is None:
             return None
         atoms = channel_atoms(view)
-        exits.append(Exit(value, view, channels.ravel()[small[1].ravel()], dict(zip(atoms, small[0], strict=True)), atoms))
+        order, sizes = channels.ravel()[small[1].ravel()], dict(zip(atoms, small[0], strict=True))
+        if not as_expected(view, shape, order, sizes, kept):
+            return None
+        exits.append(Exit(value, view, order, sizes, atoms))
     every = np.concatenate(pieces_of(exits))
     if len(np.unique(every)) != len(every):
         return None  # two exits run through the same channels in two ways
     return sorted(exits, key=lambda e: int(channels_of(e.view).min()))
+
+
+def as_expected(view: View, shape: tuple[int, ...], order: np.ndarray, sizes: dict[Atom, int], kept: np.ndarray) -> bool:
+    """Does what is left stand in the new exit as it would in the old one, had it lost what goes?"""
+    source = [a for a in view.atoms if a.axis < len(shape) - 1] + channel_atoms(view)
+    made = view.arranged(numbered(shape)[..., order], source, sizes)
+    ids = view.ids
+    small = compact(kept[ids % shape[-1]])
+    return small is not None and np.array_equal(np.take(ids, small[1]), made)
 
 
 def pieces_of(exits: Sequence[Exit]) -> list[np.ndarray]:
@@ -142,26 +156,33 @@ def chain_above(graph: Graph, value: Value) -> tuple[Value, list[Op]]:
     return value, chain
 
 
-def rebuild_above(graph: Graph, consumer: Op, slot: int, kept: Kept) -> list[Op]:
-    """Write the region above a consumer anew; returns the nodes it replaces, none if it is no view."""
+def rebuild_above(graph: Graph, consumer: Op, slot: int, kept: Kept, fits: Fits) -> tuple[list[Op], np.ndarray | None]:
+    """Write the region above a consumer anew; returns the nodes it replaces, none if it is no view, and in which order the
+    consumer's channels arrive; that must be one that `fits`.
+    """
     start, chain = chain_above(graph, consumer.inputs[slot])
     if not chain:
-        return []
+        return [], None
     shape = graph.shape(start)
     ids = numbered(shape)
     for op in reversed(chain):
         ids = np.asarray(graph.push(op, [ids])[0])
     view = view_of(ids, shape)
     if view is None or int(np.prod([a.size for a in view.atoms])) != int(np.prod(shape)):
-        return []
+        return [], None
     atoms = view.atoms
     small = compact(kept(start).reshape([a.size for a in atoms]))
     if small is None:
-        return []
+        return [], None
     sizes = dict(zip(atoms, small[0], strict=True))
+    column = {number: i for i, number in enumerate(line(ids, ids.ndim - 1, 1).tolist())}
+    arriving = line(view.arranged(small[1], atoms, sizes), ids.ndim - 1, 1)
+    order = np.array([column.get(number, -1) for number in arriving.tolist()])
+    if order.min() < 0 or not fits(order):
+        return [], None
     new = emit_view(graph, start, view, atoms, sizes, graph.varies(start), consumer.inputs[slot], chain[0])
     graph.redirect(consumer, slot, new)
-    return chain
+    return chain, order
 
 
 def emit_view(

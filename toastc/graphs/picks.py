@@ -31,6 +31,12 @@ def comes_out_right(push: Push, op: Op, before: Sequence[np.ndarray], after: Seq
     return len(kept) == len(after) and all(np.array_equal(a, b) for a, b in zip(kept, after, strict=True))
 
 
+def check_order(op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None:
+    """A reshape leaves what is left in its order, or it can not stay."""
+    if not np.array_equal(before[0].ravel(), after[0].ravel()):
+        raise CannotShrink(f"{op}: what is cut unevenly would change places; give all of it the same ratio, or 0")
+
+
 def picked(op: Op, free: Sequence[bool], before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> tuple[int, np.ndarray]:
     """The one axis along which a node picks, and the positions, in as many dimensions as stand in its place: mostly one.
 

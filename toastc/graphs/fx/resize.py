@@ -15,7 +15,7 @@ from torch import fx
 
 from ...errors import CannotShrink
 from .. import Dim, Op
-from ..picks import comes_out_right, picked, step_of
+from ..picks import check_order, comes_out_right, picked, step_of
 from .classify import meta
 from .names import hint
 
@@ -31,6 +31,7 @@ def resize(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence
     node: fx.Node = op.node
     given: Any = node.args[0]
     if op.type in ("view", "reshape", "_unsafe_view", "unflatten", "flatten", "view_as", "reshape_as"):
+        check_order(op, before, after)
         become(node, aten.reshape.default, (given, sizes(graph, op, after[0].shape)))
     elif op.type in ("expand", "expand_as"):
         become(node, aten.expand.default, (given, sizes(graph, op, after[0].shape)))

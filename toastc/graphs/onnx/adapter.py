@@ -42,6 +42,7 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
         self._constants = self._find_constants()
         self._folded = self._fold_small()
         self.ops = [op for node in self.graph if (op := self._op(node)) is not None]
+        self._shape_nodes = {op: self._as_read(op) for op in self.ops if op.kind is Kind.SHAPE}
         self.outputs = frozenset(self.graph.outputs)
         self._index()
 
@@ -100,11 +101,15 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
     def users(self, value: Value) -> Sequence[tuple[Op, int]]:
         return self._users.get(value, ())
 
-    def push(self, op: Op, arrays: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-        """Execute a shape node on integer arrays instead of its tensors; the others keep their known data."""
-        given = [a for a in arrays if a is not None]
+    def _as_read(self, op: Op) -> tuple[onnx.NodeProto, list[np.ndarray]]:
+        """A node before any edit, and the sizes and positions it is given."""
         sizes = [self.facts.data[v] for v in op.node.inputs[len(op.inputs) :] if v is not None]
-        return facts_of.evaluate(op.node, given + sizes, self.opsets)
+        return ir.serde.serialize_node(op.node), sizes
+
+    def push(self, op: Op, arrays: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        """Execute a shape node, as it was read, on integer arrays instead of its tensors."""
+        proto, sizes = self._shape_nodes[op]
+        return facts_of.evaluate_proto(proto, [*(a for a in arrays if a is not None), *sizes], self.opsets)
 
     def float_types(self) -> set[str]:
         """Names of the types that the values at run time have: float32, float16, ..."""

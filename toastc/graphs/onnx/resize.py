@@ -14,13 +14,15 @@ import onnx_ir as ir
 
 from ...errors import CannotShrink
 from .. import Op
-from ..picks import comes_out_right, picked, step_of
+from ..picks import check_order, comes_out_right, picked, step_of
 
 if TYPE_CHECKING:
     from .edit import OnnxEdits
 
 
 def resize(graph: OnnxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None:
+    if op.type == "Reshape":
+        check_order(op, before, after)
     if op.type in ("Reshape", "Expand"):
         op.node.attributes.pop("allowzero", None)
         give(graph, op, {1: target_sizes(graph, op, after[0].shape)})
