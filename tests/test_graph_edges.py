@@ -10,9 +10,12 @@ import torch
 from handwritten import saved, words
 from oracle import check_module, check_onnx
 from torch import nn
+from zoo_exports import quiet
 
 import toastc
 from toastc import api
+from toastc.graphs.fx import FxGraph
+from toastc.graphs.onnx import OnnxGraph, load_model
 
 torch.set_num_threads(1)
 
@@ -82,3 +85,14 @@ def test_attention_in_one_call_over_other_axes(how: str) -> None:
         options = {"ratios": {"attention": 0.5, "round_to": 1}, "then": "eager"}
         assert torch.allclose(torch.compile(model, backend="toastc", options=options)(x), small(x), atol=1e-5)
     assert check_module(model, (x,)) <= 1e-4
+
+
+def test_both_graphs_count_alike(tmp_path: Path) -> None:
+    """Convolutions and those turned round, groups included."""
+    layers = [nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.ConvTranspose2d(8, 6, 2, stride=2), nn.Conv2d(6, 3, 1)]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(2, 4, 8, 8)
+    with quiet():
+        torch.onnx.export(model, (x,), tmp_path / "m.onnx", dynamo=False, input_names=["x"])
+        module = FxGraph(torch.export.export(model, (x,)).module())
+    counted = 8 * 8 * 8 * 2 * 9 + 8 * 8 * 8 * 6 * 4 + 16 * 16 * 3 * 6
+    assert module.totals()[0] == OnnxGraph(load_model(tmp_path / "m.onnx")).totals()[0] == counted

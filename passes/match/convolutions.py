@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from toastc.graphs import Graph, Kind, Op
+from toastc.graphs.macs import is_convolution
 from toastc.sites import Reject
 
 from .names import site_name
 
-CONVOLUTIONS = {"Conv", "conv1d", "conv2d", "convolution"}
 NEAR = 16  # nodes between the two: a norm, an activation, a depthwise convolution, and what these are made of
 
 
@@ -24,7 +24,7 @@ def convolved_ffns(graph: Graph) -> list[Reject]:
 
 def pointwise(graph: Graph, op: Op) -> tuple[int, int]:
     """How many channels a 1x1 convolution reads and makes; nothing of others."""
-    weight = op.inputs[1] if op.type in CONVOLUTIONS and len(op.inputs) > 1 else None
+    weight = op.inputs[1] if is_convolution(op) else None
     if weight is None or not graph.is_constant(weight):
         return 0, 0
     out, own, *window = graph.shape(weight)

@@ -8,8 +8,7 @@ import numpy as np
 
 from toastc.errors import ToastcError
 from toastc.graphs import Graph, Kind, Op, Value
-
-CONVOLUTIONS = ("conv", "conv2d", "convolution")
+from toastc.graphs.macs import is_convolution
 
 
 def leading_tokens(graph: Graph, at: Value | None = None) -> int:
@@ -63,7 +62,7 @@ def grid_of(graph: Graph, patches: int) -> tuple[int, int]:
     """Height and width of the grid that the patches come from: the convolution that made them tells."""
     for op in graph.ops:
         made = op.outputs[0] if op.outputs else None
-        if op.type.lower() in CONVOLUTIONS and made is not None and len(graph.shape(made)) == 4:
+        if is_convolution(op) and made is not None and len(graph.shape(made)) == 4:
             height, width = graph.shape(made)[2:]
             if height * width == patches:
                 return height, width

@@ -12,6 +12,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from .. import AttentionSpec, Dim, Kind, Op, Value
+from ..macs import macs_of
 from .calls import Call, tensor_args
 from .classify import (
     CREATIONS,
@@ -215,7 +216,7 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
             op.kind, op.spec = (kind, spec) if spec else (Kind.OPAQUE, op.spec)
         elif kind is Kind.ATTENTION:
             self._sdpa(op, node)
-        op.macs = self._macs(op)
+        op.macs = macs_of(op, lambda v: self.shape(v) if self.has_shape(v) else None) // self.batch
         return op
 
     def _sdpa(self, op: Op, node: fx.Node) -> None:
@@ -237,21 +238,3 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
             at: Any = user.args[1]
             outputs[int(at)] = user if self.has_shape(user) else None  # sizes come in tuples, too
         return outputs
-
-    def _macs(self, op: Op) -> int:
-        if not op.outputs or op.outputs[0] is None:
-            return 0
-        out = self.shape(op.outputs[0])
-        if op.kind is Kind.LINEAR:
-            return math.prod(out) * self.shape(op.inputs[1])[op.weight_axes[0]] // self.batch
-        if op.kind is Kind.PRODUCT:
-            sizes = dict(zip(op.spec[0], self.shape(op.inputs[0]), strict=True))
-            for letter, size in zip(op.spec[1], self.shape(op.inputs[1]), strict=True):
-                sizes[letter] = max(size, sizes.get(letter, 1))
-            return math.prod(sizes.values()) // self.batch
-        if op.attention is not None:
-            q, k, v = (self.shape(op.inputs[i]) for i in range(3))
-            return q[0] * op.attention.heads * q[2] * k[2] * (q[3] + v[3]) // self.batch
-        if op.type in ("conv2d", "conv1d", "conv3d", "convolution") and len(op.inputs) > 1:
-            return math.prod(out) * math.prod(self.shape(op.inputs[1])[1:]) // self.batch
-        return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +10,10 @@ import onnx
 import onnx_ir as ir
 
 from .. import Dim, Kind, Op, Value
+from ..macs import macs_of
 from . import facts as facts_of
 from .branches import inline_known_branches
-from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_macs, attention_spec, attribute, kind_of, product_spec, reduced_axes
+from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_spec, attribute, kind_of, product_spec, reduced_axes
 from .edit import OnnxEdits
 from .files import read_tensor
 from .inputs import batch_axis
@@ -211,33 +211,13 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
             op.weight_axes = (1, 0) if attribute(node, "transB", 0) else (0, 1)
         elif kind is Kind.ATTENTION:
             op.attention = attention_spec(node, shapes, [self.facts.dtypes.get(v) == ir.DataType.BOOL for v in node.inputs])
-        op.macs = self._macs(op, shapes)
+        op.macs = macs_of(op, self.facts.shapes.get) // self.batch
         return op
 
     def _axes_input(self, node: ir.Node) -> list[int] | None:
         if len(node.inputs) > 1 and node.inputs[1] in self.facts.data and node.op_type.startswith("Reduce"):
             return [int(a) for a in self.facts.data[node.inputs[1]].ravel()]
         return None
-
-    def _macs(self, op: Op, shapes: list[tuple[int, ...] | None]) -> int:
-        """Multiply-accumulates of one sample: linears, convolutions and the two attention products."""
-        out = self.facts.shapes.get(op.outputs[0]) if op.outputs else None
-        if out is None:
-            return 0
-        if op.kind is Kind.LINEAR:
-            weight = shapes[1] or (0, 0)
-            return math.prod(out) * weight[op.weight_axes[0]] // self.batch
-        if op.kind is Kind.PRODUCT:
-            sizes = dict(zip(op.spec[0], shapes[0] or (), strict=True))
-            for letter, size in zip(op.spec[1], shapes[1] or (), strict=True):
-                sizes[letter] = max(size, sizes.get(letter, 1))
-            return math.prod(sizes.values()) // self.batch
-        if op.attention is not None:
-            return attention_macs(op.attention, shapes) // self.batch
-        if op.type in ("Conv", "ConvTranspose") and shapes[1] is not None:
-            size = math.prod(out) if op.type == "Conv" else math.prod(shapes[0] or ())
-            return size * math.prod(shapes[1][1:]) // self.batch
-        return 0
 
 
 def effect_of(node: ir.Node) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from .. import AttentionSpec, Kind
+from ..macs import tokens_and_width
 
 LINEAR_EFFECT = {"Mul", "Div", "Neg", "Identity", "Cast", "Dropout", "BatchNormalization"}
 AFFINE_EFFECT = {"Add", "Sub", "BiasAdd", "Sum"}
@@ -151,18 +152,3 @@ def fitting(spec: AttentionSpec, shapes: list[tuple[int, ...] | None]) -> Attent
 def divided(width: int, heads: int) -> int:
     """Of each head; 0 where that makes no sense."""
     return 0 if heads < 1 or width % heads else width // heads
-
-
-def attention_macs(spec: AttentionSpec, shapes: list[tuple[int, ...] | None]) -> int:
-    """The two products: B * heads * N * M * (d_qk + d_v)."""
-    (b, n, dk), (_, m, _), (_, _, dv) = (
-        tokens_and_width(shapes[i] or (), spec.layouts[i], spec.kv_heads if i else spec.heads) for i in range(3)
-    )
-    return b * spec.heads * n * m * (dk + dv)
-
-
-def tokens_and_width(shape: tuple[int, ...], layout: str, heads: int) -> tuple[int, int, int]:
-    """(batch, tokens, width of a head)."""
-    if layout == "bn(hd)":
-        return shape[0], shape[1], shape[2] // heads
-    return shape[0], shape[layout.index("n")], shape[3]
