@@ -152,6 +152,8 @@ class Writer:
             part, own = added.value, graph.shape(added.value)
             part = pen.as_real(part) if found.cast else part
             part = pen.math("mul", part, np.array(added.factor)) if added.factor != 1 else part
+            if len(shape) == 3 and len(own) == 3 and own[0] > 1 and not added.apart:
+                part, own = graph.reshape(part, [-1, heads, *own[1:]], (), found.mix), (own[0] // heads, heads, *own[1:])
             if added.windows and len(own) == 5:
                 if own[0] != 1 or own[1] != added.windows:
                     raise Unfusable("what is added to its windows is not the same for all images")
@@ -164,9 +166,6 @@ class Writer:
             return None
         if any(added.windows for added in found.added):
             total, size = pen.repeated(total, queries.value), (shape[0], *size[1:])
-        if len(shape) == 3 and len(size) == 3 and size[0] > 1:
-            total = graph.reshape(total, [-1, heads, *size[1:]], (), found.mix)
-            size = (size[0] // heads, heads, *size[1:])
         assert len(size) <= 4  # as many as the scores and the softmax have; five, with windows apart, were put together above
         return self.four_axes(pen, total, size, heads, shape[-2:])
 

@@ -19,11 +19,14 @@ class Unfusable(Exception):
 
 @dataclass(frozen=True)
 class Added:
-    """What is added to the scores, and times what. `windows`: while images and windows are two axes, so many windows."""
+    """What is added to the scores, and times what. `windows`: while images and windows are two axes, so many windows. `apart`:
+    images and heads are two axes, which they are not in the product.
+    """
 
     value: Value
     factor: float
     windows: int = 0
+    apart: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,7 @@ def spelt(graph: Graph, mix: Op, slot: int, softmax: Op) -> Spelt:
     rank = len(graph.shape(softmax.inputs[0]))
     if tuple(a % rank for a in softmax.axes) != (rank - 1,):
         raise Unfusable("its softmax is not over the last axis")
-    factor, added, cast, windows = 1.0, list[Added](), False, 0
+    factor, added, cast, windows, apart = 1.0, list[Added](), False, 0, False
     by_head: np.ndarray | None = None
     value = softmax.inputs[0]
     while True:
@@ -100,10 +103,12 @@ def spelt(graph: Graph, mix: Op, slot: int, softmax: Op) -> Spelt:
             own = next((i for i in (0, 1) if reaches_product(graph, op.inputs[i])), None)
             if own is None:
                 raise Unfusable("its scores are not a product of queries and keys")
-            added.append(Added(op.inputs[1 - own], factor, windows))
+            added.append(Added(op.inputs[1 - own], factor, windows, apart))
             value = op.inputs[own]
         elif (parted := windows_of(graph, op, rank)) is not None:
             value, windows = op.inputs[0], parted
+        elif rank == 3 and only_reshapes(graph, op, 2):
+            value, apart = op.inputs[0], len(graph.shape(op.inputs[0])) == 4
         else:
             raise Unfusable(f"{op} stands between its scores and the softmax")
 
@@ -124,15 +129,21 @@ def sees_something(graph: Graph, mask: Value) -> bool:
 
 def windows_of(graph: Graph, op: Op, rank: int) -> int | None:
     """If an op only puts images and windows on one axis, or apart: how many windows stand on an axis of their own above it."""
-    if op.kind is not Kind.SHAPE or len([v for v in op.inputs if v is not None]) != 1 or rank != 4:
+    if rank != 4 or not only_reshapes(graph, op, 3):
         return None
-    above, below = graph.shape(op.inputs[0]), graph.shape(op.outputs[0])
-    if sorted((len(above), len(below))) != [4, 5] or above[-3:] != below[-3:]:
-        return None
-    ids = np.arange(math.prod(above)).reshape(above)
-    if not np.array_equal(graph.push(op, [ids])[0].ravel(), ids.ravel()):
-        return None
+    above = graph.shape(op.inputs[0])
     return above[1] if len(above) == 5 else 0
+
+
+def only_reshapes(graph: Graph, op: Op, last: int) -> bool:
+    """Does it only put two axes on one, or apart, and leave the `last` ones behind these as they are?"""
+    if op.kind is not Kind.SHAPE or len([v for v in op.inputs if v is not None]) != 1 or len(op.outputs) != 1:
+        return False
+    above, below = graph.shape(op.inputs[0]), graph.shape(op.outputs[0])
+    if sorted((len(above), len(below))) != [last + 1, last + 2] or above[-last:] != below[-last:]:
+        return False
+    ids = np.arange(math.prod(above)).reshape(above)
+    return np.array_equal(graph.push(op, [ids])[0].ravel(), ids.ravel())
 
 
 def reaches_product(graph: Graph, value: Value | None) -> bool:

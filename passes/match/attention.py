@@ -74,7 +74,7 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
         if op.kind is Kind.OPAQUE and op.type.lower() in SOFTMAX | WHOLE:
             rejects.append(Reject(str(op), f"{op} {op.why}"))
         if is_softmax(op) and op not in used:
-            above = [o for o in ancestors(graph, op, 0) if o.kind is Kind.PRODUCT]
+            above = [o for o in ancestors(graph, op, 0) if o.kind is Kind.PRODUCT or sum(p.op is o for p in flow.pins) > 1]
             if above:
                 reasons = [p.reason for p in flow.pins if p.op is op or p.op in above]
                 rejects.append(Reject(str(op), (reasons or ["no product of it and a value from a linear was found"])[0]))
@@ -170,22 +170,23 @@ def heads_coupling(
 ) -> Coupling:
     """Whole heads: what else carries a head axis, and whether the scores keep the heads apart."""
     count = vo_block.classes.shape[0]
-    reason, members = qk.reason or vo.reason, tuple[Member, ...]()
+    reason, members, classes = qk.reason or vo.reason, tuple[Member, ...](), None
     if not reason and (mix.heads is None or contraction is None or contraction.heads is None):
         reason = "the scores do not keep its heads apart" if len(mix.value) > 1 else "it has a single head"
     elif not reason:
         assert contraction is not None and contraction.heads is not None and mix.heads is not None and qk_block is not None
         roots = ledger.root[mix.heads]
-        if not np.array_equal(roots, ledger.root[contraction.heads]) or len(set(roots.tolist())) != len(roots):
+        own = [np.unique(roots[vo_block.group_of_head == group]) for group in range(count)]
+        if not np.array_equal(roots, ledger.root[contraction.heads]) or sum(map(len, own)) != len(np.unique(roots)):
             reason = "the scores do not keep its heads apart"
-        elif not np.array_equal(qk_block.group_of_head, vo_block.group_of_head):
+        elif not np.array_equal(qk_block.group_of_head, vo_block.group_of_head) or len({len(o) for o in own}) > 1:
             reason = "its heads share channels of the query and the key"
         else:
-            reason = ledger.pin_reason(roots)
-            if not reason and count == len(roots):
-                members, reason = ledger.members(roots[None, :], {})
+            reason, classes = ledger.pin_reason(roots), np.stack(own, axis=1)
+            if not reason and len(classes) == 1:
+                members, reason = ledger.members(classes, {})
             elif not reason and ledger.sources_of(roots):
                 reason = "several of its heads share a key, and a bias tells them apart"
-    classes = ledger.root[mix.heads][None, :] if not reason and mix.heads is not None else None
+    classes = None if reason else classes
     params = sum((cost_of(ledger.flow.graph, m)[1] for m in members), 0)
     return Coupling("heads", 1, count, members, reason, channel_params=params, classes=classes)

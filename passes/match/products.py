@@ -104,7 +104,9 @@ def contract(flow: Flow, op: Op, a: np.ndarray | None, b: np.ndarray | None, car
     count = int(np.prod(q.shape[: len(groups)]))
     heads = None
     if count > 1:
-        heads = flow.classes.new(count)
+        rows = np.concatenate([q.reshape(count, -1), k.reshape(count, -1)], axis=1)
+        alike = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)  # a head of several images, on one axis with them
+        heads = flow.classes.new(int(alike.max()) + 1)[alike]
         sizes = [q.shape[groups.index(x)] if x in groups else 1 for x in out]
         order_out = [x for x in out if x in groups]
         array = heads.reshape(q.shape[: len(groups)])

@@ -68,7 +68,8 @@ class Work:
         heads = plan.get(site.name, "heads")
         groups = None if heads is None else heads.index[0].tolist()
         if heads is not None and site.heads is not None:
-            self._drop(of(site.heads), heads.index)
+            classes = of(site.heads)
+            self._drop(classes, np.repeat(heads.index, len(classes), axis=0))
         for coupling in site.couplings:
             choice = plan.get(site.name, coupling.name)
             every = list(range(coupling.groups))
@@ -124,13 +125,15 @@ class Work:
         return all((np.diff(places, axis=0) >= 0).all() for places in self._places(source, order))
 
     def _places(self, source: Source, order: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """For each coupling: where its channels will stand in an operand, once for each copy; -1 where they go."""
+        """For each coupling and role: where its channels will stand in an operand, once for each copy; -1 where they go."""
         place = np.full(source.ids.size, -1)
         place[order] = np.arange(len(order))
         for coupling in (c for site in self.sites for c in site.couplings):
-            members = [m for m in coupling.members if m.operand == (source.op, source.slot) and m.axes == source.axes]
-            if members:
-                yield [place[m.index] for m in members]
+            by_role: dict[str, list[np.ndarray]] = {}
+            for m in coupling.members:
+                if m.operand == (source.op, source.slot) and m.axes == source.axes:
+                    by_role.setdefault(m.role, []).append(place[m.index])
+            yield from by_role.values()
 
     def _resize(self, op: Op) -> None:
         """New sizes and positions; or, where what stays in between is no grid, one node for a row of them that picks at once."""

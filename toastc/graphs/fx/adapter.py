@@ -209,9 +209,10 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
             if name in SOFTMAX | NORMS:
                 op.inputs = op.inputs[:1]
         elif kind is Kind.PRODUCT:
-            if name == "baddbmm":  # a mask and two factors
-                above = [above[1], above[2], above[0]]
-                op.inputs = list(above)
+            if name == "baddbmm":  # a mask, which may not count, and two factors
+                above = [above[1], above[2], above[0]][: 3 if node.kwargs.get("beta", 1) else 2]
+                alpha: Any = node.kwargs.get("alpha", 1)
+                op.inputs, op.factor = list(above), None if alpha == 1 else float(alpha)
             spec = product_spec(node, name, [len(self.shape(n)) for n in above[:2]])
             op.kind, op.spec = (kind, spec) if spec else (Kind.OPAQUE, op.spec)
         elif kind is Kind.ATTENTION:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from .. import Kind
+from ..products import einsum_spec, only_turns
 
 SHAPES = {
     "view", "reshape", "_unsafe_view", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "unsqueeze",
@@ -92,10 +93,11 @@ def kind_of(node: fx.Node, name: str, constant: list[bool], ranks: list[int]) ->
             return Kind.LINEAR
         return Kind.PRODUCT if min(ranks) >= 2 else Kind.OPAQUE
     if name == "baddbmm":
-        plain = node.kwargs.get("alpha", 1) == 1 and node.kwargs.get("beta", 1) == 1
-        return Kind.PRODUCT if plain and len(ranks) == 3 else Kind.OPAQUE
+        known = all(isinstance(node.kwargs.get(by, 1), int | float) for by in ("alpha", "beta"))
+        return Kind.PRODUCT if known and len(ranks) == 3 else Kind.OPAQUE
     if name == "einsum":
-        return Kind.PRODUCT if len(ranks) == 2 else Kind.OPAQUE
+        turned = Kind.SHAPE if len(ranks) == 1 and only_turns(str(node.args[0])) else Kind.OPAQUE
+        return Kind.PRODUCT if len(ranks) == 2 else turned
     if name == "scaled_dot_product_attention":
         return Kind.ATTENTION if ranks[:3] == [4, 4, 4] else Kind.OPAQUE
     if name == "batch_norm":  # of rows: a scale and a shift for each channel
@@ -144,13 +146,7 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
 
 def product_spec(node: fx.Node, name: str, ranks: list[int]) -> tuple[str, str, str] | None:
     if name == "einsum":
-        equation = str(node.args[0]).replace(" ", "")
-        if "->" not in equation or "." in equation or equation.count(",") != 1:
-            return None
-        inputs, out = equation.split("->")
-        left, right = inputs.split(",")
-        distinct = all(len(set(t)) == len(t) for t in (left, right, out))
-        return (left, right, out) if distinct and not set(out) - set(left) - set(right) else None
+        return einsum_spec(str(node.args[0]), ranks)
     batch = "abcdefgh"[: max(ranks) - 2]
     return batch[len(batch) - (ranks[0] - 2) :] + "ik", batch[len(batch) - (ranks[1] - 2) :] + "kj", batch + "ij"
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from .. import AttentionSpec, Kind
 from ..macs import tokens_and_width
+from ..products import einsum_spec, only_turns
 
 LINEAR_EFFECT = {"Mul", "Div", "Neg", "Identity", "Cast", "Dropout", "BatchNormalization"}
 AFFINE_EFFECT = {"Add", "Sub", "BiasAdd", "Sum"}
@@ -46,7 +47,8 @@ def kind_of(node: ir.Node, constant: list[bool], shapes: list[tuple[int, ...] | 
         plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
         return Kind.LINEAR if plain and constant[1] and not attribute(node, "transA", 0) else Kind.OPAQUE
     if kind == "Einsum":
-        return Kind.PRODUCT if len(node.inputs) == 2 and einsum_spec(node, shapes) else Kind.OPAQUE
+        turned = Kind.SHAPE if len(node.inputs) == 1 and only_turns(attribute(node, "equation", "")) else Kind.OPAQUE
+        return Kind.PRODUCT if product_spec(node, shapes) else turned
     if kind in ("Attention", "MultiHeadAttention"):
         return Kind.ATTENTION if attention_spec(node, shapes) else Kind.OPAQUE
     if kind == "BatchNormalization":  # of rows: a scale and a shift for each channel
@@ -75,7 +77,7 @@ def reduced_axes(node: ir.Node, rank: int, axes_input: list[int] | None) -> tupl
 def product_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> tuple[str, str, str] | None:
     """MatMul as an equation over single letters: (a axes, b axes, output axes)."""
     if node.op_type == "Einsum":
-        return einsum_spec(node, shapes)
+        return einsum_spec(attribute(node, "equation", ""), [len(s) for s in shapes if s is not None])
     a, b = shapes[0], shapes[1]
     if a is None or b is None or len(a) < 2 or len(b) < 2:
         return None
@@ -85,17 +87,6 @@ def product_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> tuple[s
     left = batch[len(batch) - (len(a) - 2) :] + ("ki" if attribute(node, "transA", 0) else "ik")
     right = batch[len(batch) - (len(b) - 2) :] + ("jk" if attribute(node, "transB", 0) else "kj")
     return left, right, batch + "ij"
-
-
-def einsum_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> tuple[str, str, str] | None:
-    equation = str(attribute(node, "equation", "")).replace(" ", "")
-    if "->" not in equation or "." in equation or equation.count(",") != 1 or None in shapes:
-        return None
-    inputs, out = equation.split("->")
-    left, right = inputs.split(",")
-    if any(len(set(term)) != len(term) for term in (left, right, out)) or set(out) - set(left) - set(right):
-        return None
-    return left, right, out
 
 
 def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None], truths: Sequence[bool] = ()) -> AttentionSpec | None:
