@@ -133,13 +133,15 @@ def blocked(ledger: Ledger, known: np.ndarray) -> list[Reject]:
     return rejects
 
 
-def linear_below(ledger: Ledger, op: Op | None, width: int, crooked: bool, limit: int = 12) -> Op | None:
+def linear_below(ledger: Ledger, op: Op | None, width: int, crooked: bool, limit: int = 32) -> Op | None:
     """The nearest linear of up to `width` inputs below an op and an activation (`crooked`: that one stands above)."""
     graph = ledger.flow.graph
-    todo, seen = [(op, crooked)], 0
-    while todo and seen < limit:
-        here, crooked = todo.pop(0)
-        seen += 1
+    todo, seen = [(op, crooked)], set[tuple[Op | None, bool]]()
+    while todo and len(seen) < limit:
+        here, crooked = step = todo.pop(0)
+        if step in seen:
+            continue
+        seen.add(step)
         if here is None or here.kind in (Kind.PRODUCT, Kind.ATTENTION):
             continue
         crooked = crooked or (here.kind is Kind.ELEMENTWISE and here.effect == "nonlinear")
