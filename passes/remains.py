@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -38,17 +38,18 @@ def left(graph: Graph, value: Value, numbers: np.ndarray, stays: Stays) -> np.nd
     return np.take(numbers, small[1])
 
 
-def picked_at_once(graph: Graph, op: Op, stays: Stays) -> list[Op]:
+def picked_at_once(graph: Graph, op: Op, stays: Stays, gone: Collection[Op]) -> list[Op]:
     """A row of shape nodes that can not all stay, like the shuffling of channels: what comes out in the end is picked from what
-    goes in. Returns the nodes that this takes the place of, `op` among them; none where it is not possible.
+    goes in. Returns the nodes that this takes the place of, `op` among them; none where it is not possible. `gone`: nodes that
+    something took the place of before.
     """
     above: list[Op] = []
     first: Op | None = op
     while first is not None and lone(first) and (first is op or len(graph.users(first.outputs[0])) == 1):
         above.insert(0, first)
-        if row := picked_below(graph, above, stays):
-            return row
         first = graph.producer(first.inputs[0])
+        if first not in gone and (row := picked_below(graph, above, stays)):
+            return row
     return []
 
 

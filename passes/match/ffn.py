@@ -126,15 +126,15 @@ def blocked(ledger: Ledger, known: np.ndarray) -> list[Reject]:
             known[roots] = True
             rejects.append(Reject(site_name([source.op.path], "mlp") or str(source.op), pin.reason))
             continue
-        end = linear_below(ledger, pin.op, len(source.ids), crooked)
+        end = linear_below(ledger, pin.op, crooked)
         if end is not None and graph.shape(end.inputs[1])[end.weight_axes[1]] == width_in:
             known[roots] = True
             rejects.append(Reject(site_name([source.op.path, end.path], "mlp") or str(source.op), pin.reason))
     return rejects
 
 
-def linear_below(ledger: Ledger, op: Op | None, width: int, crooked: bool, limit: int = 32) -> Op | None:
-    """The nearest linear of up to `width` inputs below an op and an activation (`crooked`: that one stands above)."""
+def linear_below(ledger: Ledger, op: Op | None, crooked: bool, limit: int = 32) -> Op | None:
+    """The nearest linear below an op and an activation (`crooked`: that one stands above)."""
     graph = ledger.flow.graph
     todo, seen = [(op, crooked)], set[tuple[Op | None, bool]]()
     while todo and len(seen) < limit:
@@ -148,7 +148,7 @@ def linear_below(ledger: Ledger, op: Op | None, width: int, crooked: bool, limit
         for value in here.outputs:
             for user, slot in graph.users(value) if value is not None else ():
                 if user.kind is Kind.LINEAR and slot == 0:
-                    if crooked and graph.shape(user.inputs[1])[user.weight_axes[0]] <= width:
+                    if crooked:
                         return user
                 else:
                     todo.append((user, crooked))

@@ -114,7 +114,8 @@ class Work:
         self._cut(sources)
 
     def _meets(self, op: Op) -> bool:
-        return any(v in self.touched for v in (*op.inputs, *op.outputs) if v is not None)
+        values = (*op.inputs, *op.outputs, *(self.graph.sizes_from(op) if op.kind is Kind.SHAPE else ()))
+        return any(v in self.touched for v in values if v is not None)
 
     def _in_order(self, source: Source, order: np.ndarray) -> bool:
         """Do the channels of every group arrive at a consumer in the order in which the plan counts them?"""
@@ -140,7 +141,7 @@ class Work:
         try:
             self.graph.resize(op, *remains(self.graph, op, self.full_mask))
         except CannotShrink:
-            row = picked_at_once(self.graph, op, self.full_mask)
+            row = picked_at_once(self.graph, op, self.full_mask, self.gone)
             if not row:
                 raise
             self.gone.update(row)

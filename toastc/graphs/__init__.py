@@ -8,7 +8,7 @@ few verbs at the end of the protocol. Nothing else in the project touches torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -146,6 +146,7 @@ class Graph(Protocol):
     def push(self, op: Op, arrays: Sequence[np.ndarray | None]) -> list[np.ndarray]: ...
     def varies(self, value: Value) -> tuple[bool, ...]: ...  # per axis: is the size only known at run time
 
+    def sizes_from(self, op: Op) -> Collection[Value]: ...  # of which tensors a reshape reads sizes at run time
     def size_at_runtime(self, value: Value, axis: int) -> Dim | None: ...  # an input's axis that is as long
 
     def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]: ...  # None where free

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from ..macs import macs_of
 from .calls import Call, tensor_args
 from .classify import (
     CREATIONS,
+    EXPANSIONS,
     NORMS,
     RANDOM,
+    RESHAPES,
     SOFTMAX,
     argument,
     effect_of,
@@ -84,6 +86,16 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
                 if str(size) == wanted:
                     return Dim(i, given)
         return None
+
+    def sizes_from(self, op: Op) -> Collection[Value]:
+        """Through the numbers that are made of sizes, up to the tensors; `view_as` has one for nothing else."""
+        given = [n for n in op.node.all_input_nodes if op.type in RESHAPES | EXPANSIONS and n not in op.inputs]
+        found: list[Value] = [n for n in given if isinstance(meta(n), torch.Tensor)]
+        todo = [n for n in given if n not in found]
+        while todo:
+            for node in todo.pop().all_input_nodes:
+                (found if isinstance(meta(node), torch.Tensor) else todo).append(node)
+        return found
 
     def is_constant(self, value: Value) -> bool:
         return value in self._constants

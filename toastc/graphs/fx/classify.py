@@ -18,6 +18,8 @@ SHAPES = {
     "getitem", "index_select", "alias", "detach", "lift_fresh_copy", "tensor_split", "hsplit", "expand_as", "view_as",
     "reshape_as", "adjoint", "rot90", "unsafe_split", "unsafe_chunk", "take_along_dim",
 }  # fmt: skip
+RESHAPES = {"view", "reshape", "_unsafe_view", "unflatten", "flatten", "view_as", "reshape_as"}
+EXPANSIONS = {"expand", "expand_as"}
 LINEAR_EFFECT = {
     "mul",
     "imul",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ class FxEdits:
     tensor: Callable[[Any], torch.Tensor]
     push: Callable[..., list[np.ndarray]]
     shape: Callable[[Any], tuple[int, ...]]
+    sizes_from: Callable[[Op], Collection[Value]]
     size_at_runtime: Callable[[Any, int], Dim | None]
     varies: Callable[[Any], tuple[bool, ...]]
     _numbers: Callable[..., fx.Node]

@@ -16,7 +16,7 @@ from torch import fx
 from ...errors import CannotShrink
 from .. import Dim, Op
 from ..picks import check_order, comes_out_right, picked, step_of
-from .classify import meta
+from .classify import EXPANSIONS, RESHAPES, meta
 from .names import hint
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ aten = torch.ops.aten
 
 
 def resize(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None:
-    if comes_out_right(graph.push, op, before, after):
+    if not graph.sizes_from(op) and comes_out_right(graph.push, op, before, after):
         return
     node: fx.Node = op.node
     given: Any = node.args[0]
-    if op.type in ("view", "reshape", "_unsafe_view", "unflatten", "flatten", "view_as", "reshape_as"):
+    if op.type in RESHAPES:
         check_order(op, before, after)
         become(node, aten.reshape.default, (given, sizes(graph, op, after[0].shape)))
-    elif op.type in ("expand", "expand_as"):
+    elif op.type in EXPANSIONS:
         become(node, aten.expand.default, (given, sizes(graph, op, after[0].shape)))
     elif op.type in ("split", "split_with_sizes", "chunk", "tensor_split"):
         given_axis: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)

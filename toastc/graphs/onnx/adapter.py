@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,16 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
                 if pair == wanted:
                     return Dim(i, given)
         return None
+
+    def sizes_from(self, op: Op) -> Collection[Value]:
+        found, todo = list[Value](), list(op.node.inputs[1:2]) if op.type in ("Reshape", "Expand") else []
+        while todo:
+            value = todo.pop()
+            above = None if value is None or value in self._constants else value.producer()
+            if above is not None:
+                reads = above.op_type in ("Shape", "Size")
+                (found if reads else todo).extend(above.inputs)
+        return found
 
     def is_constant(self, value: Value) -> bool:
         return value in self._constants
