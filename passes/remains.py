@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from toastc.errors import CannotShrink
-from toastc.graphs import Graph, Kind, Op, Value
+from toastc.graphs import Graph, Op, Value, lone_shape
 from toastc.graphs.picks import picked
 from toastc.views import compact
 
@@ -80,5 +80,5 @@ def picked_below(graph: Graph, row: list[Op], stays: Stays) -> list[Op]:
 
 
 def lone(op: Op) -> bool:
-    """A shape node that makes one value of one."""
-    return op.kind is Kind.SHAPE and len(op.outputs) == 1 and len([v for v in op.inputs if v is not None]) == 1
+    """It makes one value of one."""
+    return lone_shape(op) and len(op.outputs) == 1

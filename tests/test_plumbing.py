@@ -71,3 +71,29 @@ def test_ffns(seed: int, file: bool, tmp_path: Path) -> None:
     cut, reasons = pruned(model, {"ffn": 0.5}, tmp_path, file)
     plain = not any(name in BENT for name, _, _ in model.steps)
     assert cut == ["hidden"] or plain or reasons == ["uneven"] or re.search(KNOWN, " ".join(reasons)), reasons
+
+
+@pytest.mark.parametrize("seed", [302, 308, 335])  # they hand the size of queries, all at once, to a reshape
+def test_sizes_that_dynamo_leaves_open(seed: int) -> None:
+    model, ratios = Attention(seed).eval(), {"attention": ATTENTION[0], "round_to": 1}
+    torch._dynamo.reset()
+    options = {"ratios": ratios, "recipe": "magnitude", "then": "eager"}
+    with quiet(), torch.no_grad():
+        made = toastc.prune(model, ratios, recipe="magnitude", example_inputs=(X,)).model(X)
+        compiled = torch.compile(model, backend="toastc", dynamic=True, options=options)(X)
+    assert torch.allclose(made, compiled, atol=1e-5)
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["module", "file"])
+@pytest.mark.parametrize("seed", [302, 406])  # bmm: images and heads on one axis, where queries and keys are measured
+def test_the_default_recipe(seed: int, file: bool, tmp_path: Path) -> None:
+    data, ratios = torch.randn(64, *X.shape[1:]), {"attention": ATTENTION[seed % 2], "round_to": 1}
+    model = Attention(seed).eval()
+    with quiet():
+        if file:
+            torch.onnx.export(model, (X,), tmp_path / "m.onnx", dynamo=False, opset_version=17, input_names=["x"])
+            made = toastc.prune(tmp_path / "m.onnx", ratios, data=data.numpy())
+        else:
+            made = toastc.prune(model, ratios, data=data, example_inputs=(X,))
+    assert made.report.verified is not None and made.report.verified["ok"]
+    assert not [note for note in made.report.notes if "could not be watched" in note]

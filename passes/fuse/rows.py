@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toastc.graphs import Dim, Graph, Kind, Op, Pen, Value
+from toastc.graphs import Dim, Graph, Op, Pen, Value, lone_shape
 
 from .spelt import Spelt, Unfusable, mix_axes, scaled, sides
 
@@ -96,7 +96,7 @@ class Writer:
             by = scaled(graph, op)
             if by is not None:
                 here, factor = op.inputs[by[0]], factor * by[1]
-            elif op.kind is Kind.SHAPE and len([v for v in op.inputs if v is not None]) == 1:
+            elif lone_shape(op):
                 chain.insert(0, (op, op.outputs.index(here)))
                 here = op.inputs[0]
             else:
@@ -188,7 +188,7 @@ class Writer:
         here = value
         while len(users := graph.users(here)) == 1:
             op = users[0][0]
-            if op.kind is not Kind.SHAPE or len(op.outputs) != 1 or len([v for v in op.inputs if v is not None]) != 1:
+            if not lone_shape(op) or len(op.outputs) != 1:
                 break
             moved, here = graph.push(op, [moved])[0], op.outputs[0]
             if here in graph.outputs:

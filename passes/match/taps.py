@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from toastc.calibration.taps import Tap
-from toastc.graphs import Op, Value
-from toastc.labels import varying
+from toastc.graphs import Graph, Op, Value, lone_shape
+from toastc.labels import collapse, varying
 from toastc.sites import Coupling, Site
 
 from .couplings import Ledger
@@ -33,7 +33,36 @@ def taps_of(ledger: Ledger, site: Site) -> dict[str, Tap]:
 
 
 def tap(ledger: Ledger, coupling: Coupling, value: Value | None, tokens: int | None = None) -> Tap | None:
-    labels = None if value is None else ledger.flow.labels.get(value)
+    """Where the channels arrive, or further up: before images were put on one axis with heads, each channel stands once."""
+    graph, best = ledger.flow.graph, None
+    while value is not None:
+        here = tap_at(ledger, coupling, value, tokens)
+        free = here is not None and any(graph.varies(value)[axis] for axis in here.axes)
+        if here is not None and not free and (best is None or here.copies < best.copies):
+            best = here
+        op = graph.producer(value)
+        if (best is not None and best.copies == 1) or op is None or not lone_shape(op) or len(op.outputs) > 1:
+            break
+        if tokens is not None and (tokens := axis_above(graph, op, tokens)) is None:
+            break
+        value = op.inputs[0]
+    return best
+
+
+def axis_above(graph: Graph, op: Op, axis: int) -> int | None:
+    """The axis of a shape node's input that is this one of its output."""
+    shape = graph.shape(op.inputs[0])
+    for i, size in enumerate(shape):
+        at = np.arange(size).reshape([size if j == i else 1 for j in range(len(shape))])
+        made = np.asarray(graph.push(op, [np.broadcast_to(at, shape)])[0])
+        moved = collapse(made)
+        if made.shape[axis] == size > 1 and moved is not None and varying(moved) == (axis,):
+            return i
+    return None
+
+
+def tap_at(ledger: Ledger, coupling: Coupling, value: Value, tokens: int | None) -> Tap | None:
+    labels = ledger.flow.labels.get(value)
     if labels is None or coupling.classes is None:
         return None
     axes = varying(labels)

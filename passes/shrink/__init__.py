@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from toastc.errors import CannotShrink
-from toastc.graphs import Graph, Kind, Op, Value, bias_of
+from toastc.graphs import Graph, Kind, Op, Value, bias_of, lone_shape
 from toastc.labels import varying
 from toastc.pipeline import State
 from toastc.plan import Choice, Plan, Select, check_plan
@@ -25,7 +25,7 @@ from ..match.couplings import Ledger
 from ..match.records import Source
 from ..remains import picked_at_once, remains
 from .cuts import Cut, drift, install, mixtures
-from .regions import emit_exits, lone_shape, pieces_of, plan_exits, rebuild_above
+from .regions import emit_exits, pieces_of, plan_exits, rebuild_above
 from .selections import readers, taken, write_selections
 
 

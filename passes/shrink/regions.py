@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toastc.graphs import Graph, Kind, Op, Value
+from toastc.graphs import Graph, Op, Value, lone_shape
 from toastc.graphs.picks import line
 from toastc.views import Atom, View, compact, view_of
 
@@ -34,10 +34,6 @@ class Exit:
     order: np.ndarray
     sizes: dict[Atom, int]
     grid: list[Atom]
-
-
-def lone_shape(op: Op) -> bool:
-    return op.kind is Kind.SHAPE and len([v for v in op.inputs if v is not None]) == 1
 
 
 def numbered(shape: Sequence[int]) -> np.ndarray:

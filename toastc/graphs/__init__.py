@@ -186,6 +186,11 @@ class Graph(Protocol):
     def finish(self) -> None: ...
 
 
+def lone_shape(op: Op) -> bool:
+    """A shape node of one tensor."""
+    return op.kind is Kind.SHAPE and sum(v is not None for v in op.inputs) == 1
+
+
 def bias_of(graph: Graph, op: Op) -> tuple[Op, int] | None:
     """The operand that is added, channel by channel, to what a linear puts out; None if there is none."""
     out = op.outputs[0]
