@@ -56,8 +56,8 @@ def picked_at_once(graph: Graph, op: Op, stays: Stays, gone: Collection[Op]) -> 
 def picked_below(graph: Graph, row: list[Op], stays: Stays) -> list[Op]:
     """The same for this row, or a longer one."""
     first, row = row[0], list(row)
-    source, numbers = first.inputs[0], np.arange(int(np.prod(graph.shape(first.inputs[0]))))
-    numbers = numbers.reshape(graph.shape(source))
+    source, shape = first.inputs[0], graph.shape(first.inputs[0])
+    numbers = np.arange(int(np.prod(shape))).reshape(shape)
     try:
         before = left(graph, source, numbers, stays)
     except CannotShrink:

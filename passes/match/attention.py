@@ -67,11 +67,8 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
                 rejects.append(Reject(f"{site.name or mix.op}.{c.name}", c.reason))
         for c, width in zip(site.couplings, (site.head_dim, site.v_head_dim), strict=True):
             if not c.reason and c.width == 1 < width:
-                rejects.append(
-                    Reject(
-                        f"{site.name or mix.op}.{c.name}", "one number meets all channels of a head, which hang together by it"
-                    )
-                )
+                why = "one number meets all channels of a head, which hang together by it"
+                rejects.append(Reject(f"{site.name or mix.op}.{c.name}", why))
         if any(c.prunable for c in site.couplings):
             sites.append(site)
     for op in graph.ops:
