@@ -9,6 +9,7 @@
     python tools/reliability.py repeat                  the same bytes twice, the same plan on one and two threads
     python tools/reliability.py soak --count 500        compiles in one process: does memory grow?
     python tools/reliability.py threads --count 20      torch.compile in threads that run at once
+    python tools/reliability.py plumbing --count 300    attentions and FFNs drawn at random, as modules and as files
     python tools/reliability.py all                     each of them, with these counts
 
 Every check prints its row of figures and puts it into benchmarks/reliability.json (`--out`); the exit status is 1 if anything
@@ -27,7 +28,7 @@ from pathlib import Path
 from reliable import ROOT, Row, merge
 
 COUNTS = {"fuzz": 20_000, "kill": 200, "limits": None, "hostile": None, "races": 20, "images": 10_000, "repeat": 2, "soak": 500,
-          "threads": 20}  # None: so many as there are, and nothing of them is random  # fmt: skip
+          "threads": 20, "plumbing": 300}  # None: so many as there are, and nothing of them is random  # fmt: skip
 
 
 def run(name: str, args: argparse.Namespace) -> Row:
