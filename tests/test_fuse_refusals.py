@@ -103,6 +103,15 @@ def test_heads_of_which_there_may_be_any_number(runtime: str, tmp_path: Path) ->
     assert {n.domain for n in onnx.load(tmp_path / "o.onnx").graph.node} == {""}
 
 
+def test_what_onnxscript_fails_at(tmp_path: Path) -> None:
+    """A norm of something added to itself: its rules take one of the two for something that nobody else reads."""
+    norm: Weights = {"g": np.ones(8, np.float32), "e": np.zeros(8, np.float32), "c": (8,), **FFN}
+    text = """f = MatMul(x, w1)  r = Relu(f)  h = MatMul(r, w2)  i = Add(h, c)  j = Add(i, i)
+        n = LayerNormalization<axis=-1, epsilon=0.00001, stash_type=1>(j, g, e)  y = Add(n, j)"""
+    report = toastc.prune(saved(written(text, norm), tmp_path), runtime="ort-cuda", output=tmp_path / "o.onnx").report
+    assert [note for note in report.notes if "onnxscript fails: " in note], report.notes
+
+
 def test_an_output_that_reads_head_by_head(tmp_path: Path) -> None:
     model = attention(PLAIN, outputs="float[b, 3, 8] y, float[b, 2, 3, 4] m")
     assert "an output of the model reads it head by head" in refused(deployed(model, tmp_path))

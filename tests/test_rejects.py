@@ -17,6 +17,8 @@ from zoo_models import FAMILIES
 import toastc
 from toastc import api
 from toastc.errors import NothingToPrune
+from toastc.graphs.onnx import OnnxGraph, load_model
+from toastc.passes.match.convolutions import convolved_ffns
 
 torch.set_num_threads(1)
 
@@ -141,3 +143,11 @@ def test_an_ffn_of_convolutions_is_named(tmp_path: Path) -> None:
         assert "are convolutions; of FFNs only those of linears are cut" in reject["reason"]
     with pytest.raises(NothingToPrune, match=r"no attention and no FFN was found that can be shrunk; .* are convolutions"):
         toastc.prune(tmp_path / "m.onnx", 0.5)
+
+
+def test_a_convolution_whose_weight_is_a_row(tmp_path: Path) -> None:
+    """Of a damaged file; nothing can be said of it, and nothing breaks."""
+    model = written("z = Conv(x, w)  y = Identity(x)", {"w": (8,)})
+    onnx.save(model, tmp_path / "m.onnx")
+    graph = OnnxGraph(load_model(tmp_path / "m.onnx"))
+    assert [op.type for op in graph.ops if op.type == "Conv"] and convolved_ffns(graph) == []

@@ -25,7 +25,7 @@ def convolved_ffns(graph: Graph) -> list[Reject]:
 def pointwise(graph: Graph, op: Op) -> tuple[int, int]:
     """How many channels a 1x1 convolution reads and makes; nothing of others."""
     weight = op.inputs[1] if is_convolution(op) else None
-    if weight is None or not graph.is_constant(weight):
+    if weight is None or not graph.is_constant(weight) or len(graph.shape(weight)) < 3:
         return 0, 0
     out, own, *window = graph.shape(weight)
     return (own, out) if own > 1 and set(window) == {1} else (0, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .adapter import OnnxGraph
-from .files import unheard
+from .files import one_line, unheard
 
 
 def fuse_for_runtime(graph: OnnxGraph) -> tuple[ir.Model, list[str]]:
@@ -13,8 +13,11 @@ def fuse_for_runtime(graph: OnnxGraph) -> tuple[ir.Model, list[str]]:
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
     plain = annotated(graph)
-    with unheard():
-        made: ir.Model = optimize_for_ort(plain.clone())[0]
+    try:
+        with unheard():
+            made: ir.Model = optimize_for_ort(plain.clone())[0]
+    except Exception as error:  # noqa: BLE001  of rules that are not ours, on a copy
+        return plain, [f"not fused: norms and biases; onnxscript fails: {one_line(error)}"]
     half_done = next((node for node in made.graph if node.domain == "ai.onnxruntime._fusion"), None)
     if half_done is not None:
         return plain, [f"not fused: norms and biases; onnxscript leaves {half_done.op_type} half done"]
