@@ -26,6 +26,7 @@ from .classify import (
     factor_of,
     is_getitem_of_tuple,
     kind_of,
+    lent_sizes,
     meta,
     op_name,
     parts_of,
@@ -88,14 +89,7 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
         return None
 
     def sizes_from(self, op: Op) -> Collection[Value]:
-        """Through the numbers that are made of sizes, up to the tensors; `view_as` has one for nothing else."""
-        given = [n for n in op.node.all_input_nodes if op.type in RESHAPES | EXPANSIONS and n not in op.inputs]
-        found: list[Value] = [n for n in given if isinstance(meta(n), torch.Tensor)]
-        todo = [n for n in given if n not in found]
-        while todo:
-            for node in todo.pop().all_input_nodes:
-                (found if isinstance(meta(node), torch.Tensor) else todo).append(node)
-        return found
+        return lent_sizes(op.node, op.inputs) if op.type in RESHAPES | EXPANSIONS else ()
 
     def is_constant(self, value: Value) -> bool:
         return value in self._constants

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -151,6 +152,17 @@ def product_spec(node: fx.Node, name: str, ranks: list[int]) -> tuple[str, str, 
         return einsum_spec(str(node.args[0]), ranks)
     batch = "abcdefgh"[: max(ranks) - 2]
     return batch[len(batch) - (ranks[0] - 2) :] + "ik", batch[len(batch) - (ranks[1] - 2) :] + "kj", batch + "ij"
+
+
+def lent_sizes(node: fx.Node, own: Sequence[Any]) -> list[fx.Node]:
+    """The tensors whose sizes a node is given, through the numbers that are made of them; `view_as` has one for nothing else."""
+    given = [n for n in node.all_input_nodes if n not in own]
+    found = [n for n in given if isinstance(meta(n), torch.Tensor)]
+    todo = [n for n in given if n not in found]
+    while todo:
+        for above in todo.pop().all_input_nodes:
+            (found if isinstance(meta(above), torch.Tensor) else todo).append(above)
+    return found
 
 
 def parts_of(node: fx.Node) -> list[fx.Node]:
