@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from toastc.errors import CannotShrink
-from toastc.graphs import Graph, Op, Value, lone_shape
+from toastc.graphs import Graph, Op, Value, one_of_one
 from toastc.graphs.picks import picked
 from toastc.views import compact
 
@@ -45,7 +45,7 @@ def picked_at_once(graph: Graph, op: Op, stays: Stays, gone: Collection[Op]) -> 
     """
     above: list[Op] = []
     first: Op | None = op
-    while first is not None and lone(first) and (first is op or len(graph.users(first.outputs[0])) == 1):
+    while first is not None and one_of_one(first) and (first is op or len(graph.users(first.outputs[0])) == 1):
         above.insert(0, first)
         first = graph.producer(first.inputs[0])
         if first not in gone and (row := picked_below(graph, above, stays)):
@@ -70,15 +70,10 @@ def picked_below(graph: Graph, row: list[Op], stays: Stays) -> list[Op]:
             axis, at = picked(first, graph.varies(source), [before], [left(graph, value, numbers, stays)])
         except CannotShrink:
             users = graph.users(value)
-            if len(users) != 1 or value in graph.outputs or not lone(users[0][0]):
+            if len(users) != 1 or value in graph.outputs or not one_of_one(users[0][0]):
                 return []
             row.append(users[0][0])
             numbers = np.asarray(graph.push(row[-1], [numbers])[0])
             continue
         graph.replace(value, graph.pick(source, axis, at, first))
         return row
-
-
-def lone(op: Op) -> bool:
-    """It makes one value of one."""
-    return lone_shape(op) and len(op.outputs) == 1

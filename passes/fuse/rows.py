@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toastc.graphs import Dim, Graph, Op, Pen, Value, lone_shape
+from toastc.graphs import Dim, Graph, Op, Pen, Value, lone_shape, one_of_one
 
 from .spelt import Spelt, Unfusable, mix_axes, scaled, sides
 
@@ -188,7 +188,7 @@ class Writer:
         here = value
         while len(users := graph.users(here)) == 1:
             op = users[0][0]
-            if not lone_shape(op) or len(op.outputs) != 1:
+            if not one_of_one(op):
                 break
             moved, here = graph.push(op, [moved])[0], op.outputs[0]
             if here in graph.outputs:

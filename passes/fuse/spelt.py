@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toastc.graphs import Graph, Kind, Op, Value, lone_shape
+from toastc.graphs import Graph, Kind, Op, Value, one_of_one
 
 SAME = ("identity", "cast", "dropout", "to", "_to_copy", "clone", "contiguous", "alias", "float")
 CASTS = ("cast", "to", "_to_copy", "float")
@@ -137,7 +137,7 @@ def windows_of(graph: Graph, op: Op, rank: int) -> int | None:
 
 def only_reshapes(graph: Graph, op: Op, last: int) -> bool:
     """Does it only put two axes on one, or apart, and leave the `last` ones behind these as they are?"""
-    if not lone_shape(op) or len(op.outputs) != 1:
+    if not one_of_one(op):
         return False
     above, below = graph.shape(op.inputs[0]), graph.shape(op.outputs[0])
     if sorted((len(above), len(below))) != [last + 1, last + 2] or above[-last:] != below[-last:]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from toastc.calibration.taps import Tap
-from toastc.graphs import Graph, Op, Value, lone_shape
+from toastc.graphs import Graph, Op, Value, one_of_one
 from toastc.labels import collapse, varying
 from toastc.sites import Coupling, Site
 
@@ -41,7 +41,7 @@ def tap(ledger: Ledger, coupling: Coupling, value: Value | None, tokens: int | N
         if here is not None and not free and (best is None or here.copies < best.copies):
             best = here
         op = graph.producer(value)
-        if (best is not None and best.copies == 1) or op is None or not lone_shape(op) or len(op.outputs) > 1:
+        if (best is not None and best.copies == 1) or op is None or not one_of_one(op):
             break
         if tokens is not None and (tokens := axis_above(graph, op, tokens)) is None:
             break

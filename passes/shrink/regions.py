@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toastc.graphs import Graph, Op, Value, lone_shape
+from toastc.graphs import Graph, Op, Value, lone_shape, one_of_one
 from toastc.graphs.picks import line
 from toastc.views import Atom, View, compact, view_of
 
@@ -145,7 +145,7 @@ def first_user(graph: Graph, value: Value) -> Op:
 def chain_above(graph: Graph, value: Value) -> tuple[Value, list[Op]]:
     """Up through shape nodes with one input and one user: (where they start, the nodes from the bottom up)."""
     chain: list[Op] = []
-    while (op := graph.producer(value)) is not None and lone_shape(op) and len(op.outputs) == 1:
+    while (op := graph.producer(value)) is not None and one_of_one(op):
         if len(graph.users(value)) != 1:
             break
         chain.append(op)

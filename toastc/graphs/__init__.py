@@ -191,6 +191,11 @@ def lone_shape(op: Op) -> bool:
     return op.kind is Kind.SHAPE and sum(v is not None for v in op.inputs) == 1
 
 
+def one_of_one(op: Op) -> bool:
+    """A shape node that makes one tensor of one."""
+    return lone_shape(op) and len(op.outputs) == 1
+
+
 def bias_of(graph: Graph, op: Op) -> tuple[Op, int] | None:
     """The operand that is added, channel by channel, to what a linear puts out; None if there is none."""
     out = op.outputs[0]
