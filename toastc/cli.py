@@ -13,6 +13,15 @@ from typing import Any
 from .arguments import parser_for, say
 from .errors import ToastcError
 
+STARVED = (  # words of libraries that find no memory
+    "start new thread",
+    "Failed to serialize proto",
+    "bad allocation",
+    "bad_alloc",
+    "failed to map segment",
+    "Cannot allocate memory",
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status; every foreseen error is one line on stderr."""
@@ -42,9 +51,9 @@ def ended_by(error: BaseException) -> int:
         return error.status
     if isinstance(error, MemoryError):
         return unforeseen("not enough memory: ", error)
+    if is_starved(error):
+        return unforeseen("not enough memory: ", error.__cause__ or error)
     if isinstance(error, RuntimeError | OSError):
-        if is_starved(error):
-            return unforeseen("not enough memory: ", error.__cause__ or error)
         return unforeseen("", error)
     return unforeseen("a bug of toastc, please report it: ", error)
 
@@ -57,8 +66,7 @@ def was_interrupted(error: BaseException | None) -> bool:
 
 
 def is_starved(error: BaseException) -> bool:
-    """Libraries that find no memory say so in words of their own."""
-    return any(word in str(error) for word in ("start new thread", "Failed to serialize proto", "bad allocation", "bad_alloc"))
+    return any(words in str(error) for words in STARVED)
 
 
 def unforeseen(what: str, error: BaseException) -> int:

@@ -10,7 +10,7 @@ from toastc.graphs import Graph
 from toastc.pipeline import State
 from toastc.sites import Reject, Site
 
-from .attention import find_attention
+from .attention import find_attention, refusals
 from .convolutions import convolved_ffns
 from .couplings import Ledger
 from .ffn import classes_of, find_ffn
@@ -60,10 +60,12 @@ def kept_whole(coupling: Any) -> Any:
 
 def match(graph: Graph) -> tuple[Ledger, tuple[Site, ...], tuple[Reject, ...]]:
     ledger = Ledger(Flow(graph).run())
-    attention, rejected = find_attention(ledger)
+    every, rejected = find_attention(ledger)
+    attention, whole = ([s for s in every if any(c.prunable for c in s.couplings) is cut] for cut in (True, False))
     ffn, more = find_ffn(ledger, classes_of(attention))
     order = {op: i for i, op in enumerate(graph.ops)}
     found = sorted(attention + ffn, key=lambda s: min(order[m.operand[0]] for c in s.couplings for m in c.members))
     names = unique([s.name for s in found], [s.kind for s in found])
     sites = tuple(replace(s, name=n) for s, n in zip(found, names, strict=True))
-    return ledger, sites, tuple(rejected + more + convolved_ffns(graph))
+    refused = [r for s in (*sites, *whole) if s.kind == "attention" for r in refusals(s)]
+    return ledger, sites, tuple(refused + rejected + more + convolved_ffns(graph))

@@ -61,16 +61,7 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
         if softmax is None or not candidates:
             continue
         used.update([mix.op, softmax, *candidates])
-        site = build(ledger, mix, contraction, candidates[0])
-        for c in (*site.couplings, *([site.heads] if site.heads else [])):
-            if c.reason and c.name != "heads":
-                rejects.append(Reject(f"{site.name or mix.op}.{c.name}", c.reason))
-        for c, width in zip(site.couplings, (site.head_dim, site.v_head_dim), strict=True):
-            if not c.reason and c.width == 1 < width:
-                why = "one number meets all channels of a head, which hang together by it"
-                rejects.append(Reject(f"{site.name or mix.op}.{c.name}", why))
-        if any(c.prunable for c in site.couplings):
-            sites.append(site)
+        sites.append(build(ledger, mix, contraction, candidates[0]))
     for op in graph.ops:
         if op.kind is Kind.ATTENTION and op not in used:
             reasons = [p.reason for p in flow.pins if p.op is op]
@@ -85,6 +76,16 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
     return sites, rejects
 
 
+def refusals(site: Site) -> list[Reject]:
+    """The couplings of an attention that can not be cut, or not well. Its `heads` are told of with the site."""
+    name = site.name or str(site.wiring.mix)
+    rejects = [Reject(f"{name}.{c.name}", c.reason) for c in site.couplings if c.reason]
+    for c, width in zip(site.couplings, (site.head_dim, site.v_head_dim), strict=True):
+        if not c.reason and c.width == 1 < width:
+            rejects.append(Reject(f"{name}.{c.name}", "one number meets all channels of a head, which hang together by it"))
+    return rejects
+
+
 def build(ledger: Ledger, mix: Mix, contraction: Contraction | None, scores: Op) -> Site:
     graph = ledger.flow.graph
     qk_macs, vo_macs, tokens = product_macs(graph, mix, scores)
@@ -96,7 +97,7 @@ def build(ledger: Ledger, mix: Mix, contraction: Contraction | None, scores: Op)
         extra = extra or ("a constant is added to all its channels alike" if moved else "")
         qk = coupling(ledger, "qk", qk_block, {"in": "qk", "with": "qk", "out": "qk"}, qk_macs, extra)
     else:
-        reason = next((p.reason for p in ledger.flow.pins if p.op is scores), "") or blocked_above(ledger, scores)
+        reason = blocked_above(ledger, scores) or next((p.reason for p in ledger.flow.pins if p.op is scores), "")
         qk_block = None
         qk = Coupling("qk", 1, 1, (), reason or "its labels do not reach the product")
     vo_block = ledger.block(mix.value)

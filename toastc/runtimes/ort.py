@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from ..errors import ToastcError
 from ..turns import turns
+from .room import make_room
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
@@ -31,6 +32,7 @@ def session(
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_mem_pattern = False
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    make_room()
     try:
         return ort.InferenceSession(str(path), options, providers=[(name, dict(given or {}))])
     except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base
@@ -49,6 +51,7 @@ def session_of(model: bytes, folder: Path | None, provider: str = "cpu") -> ort.
     options.log_severity_level = 4
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    make_room()
     try:
         return ort.InferenceSession(model, options, providers=[PROVIDERS[provider]])
     except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base
