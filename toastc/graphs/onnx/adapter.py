@@ -17,7 +17,7 @@ from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_spec, attribute, k
 from .edit import OnnxEdits
 from .files import read_tensor
 from .inputs import batch_axis
-from .names import module_path
+from .names import UNDERSTOOD, module_path, operator_of
 from .runs import OnnxRuns
 from .select import OnnxSelects
 from .tokens import OnnxTokens
@@ -76,7 +76,7 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
             value = todo.pop()
             above = None if value is None or value in self._constants else value.producer()
             if above is not None:
-                reads = above.op_type in ("Shape", "Size")
+                reads = operator_of(above) in ("Shape", "Size")
                 (found if reads else todo).extend(above.inputs)
         return found
 
@@ -94,7 +94,7 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
         return np.asarray(arrays[position])
 
     def identity(self, value: Value) -> Hashable:
-        while isinstance(value, ir.Value) and (node := value.producer()) is not None and node.op_type == "Identity":
+        while isinstance(value, ir.Value) and (node := value.producer()) is not None and operator_of(node) == "Identity":
             value = node.inputs[0]
         return value
 
@@ -154,10 +154,10 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
     def _find_constants(self) -> set[ir.Value]:
         found = set(self._tensors)
         for node in self.graph:
-            if node.op_type in facts_of.RANDOM or not node.outputs:
+            if operator_of(node) in facts_of.RANDOM or not node.outputs:
                 continue
             inputs = [v for v in node.inputs if v is not None]
-            if node.op_type == "Constant" or (inputs and all(v in found for v in inputs)) or self._same_data(node):
+            if operator_of(node) == "Constant" or (inputs and all(v in found for v in inputs)) or self._same_data(node):
                 found.update(node.outputs)
                 proto = ir.serde.serialize_node(node)
                 self._recipes.update({v: (proto, tuple(inputs), i) for i, v in enumerate(node.outputs)})
@@ -196,14 +196,14 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
         constant = [v in self._constants if v is not None else True for v in node.inputs]
         kind = Kind.OPAQUE
         if all(v in self.facts.shapes for i, v in enumerate(node.outputs) if not i or v.uses() or v.is_graph_output()):
-            kind = kind_of(node, constant, shapes) if node.domain in ("", "com.microsoft") else Kind.OPAQUE
-        op = Op(kind, node.op_type, node.name or "", module_path(node), list(node.inputs),
+            kind = kind_of(node, constant, shapes) if node.domain in UNDERSTOOD else Kind.OPAQUE
+        op = Op(kind, operator_of(node), node.name or "", module_path(node), list(node.inputs),
                 [v if v in self.facts.shapes else None for v in node.outputs], node)  # fmt: skip
         if kind is Kind.OPAQUE and any(v not in self.facts.shapes for v in node.outputs if v.uses()):
             op.why = "has an output whose shape is only known at run time"
-        if node.op_type == "Shape":
+        if op.type == "Shape":
             op.inputs = []  # reads a size, which follows whatever the tensor becomes
-        if kind is Kind.SHAPE and node.op_type != "Concat":
+        if kind is Kind.SHAPE and op.type != "Concat":
             if all(v is None or v in self.facts.data for v in node.inputs[1:]):
                 op.inputs = op.inputs[:1]  # the rest are sizes and positions
             else:

@@ -23,6 +23,7 @@ from .checks import has_branches
 from .files import read_tensor
 from .growth import stays_small
 from .inference import Imports, Input, as_input, inferred
+from .names import operator_of
 
 SMALL = 4096  # elements; a value of up to this size is computed, not only shaped
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -108,21 +109,22 @@ def note_tensor(facts: Facts, value: ir.Value, tensor: ir.TensorProtocol) -> Non
 
 
 def visit(facts: Facts, node: ir.Node, imports: Imports) -> None:
-    if node.op_type == "Constant" and node.domain == "":
+    kind = operator_of(node)
+    if kind == "Constant":
         attr = next(iter(node.attributes.values()))
         tensor = attr.value if attr.type == ir.AttributeType.TENSOR else ir.tensor(np.asarray(attr.value))
         return note_tensor(facts, node.outputs[0], tensor)
     if has_branches(node):
         return declared(facts, node)
     given = [v for v in node.inputs if v is not None]
-    if node.op_type == "Shape" and given[0] in facts.shapes:
+    if kind == "Shape" and given[0] in facts.shapes:
         start = node.attributes["start"].as_int() if "start" in node.attributes else 0
         end = node.attributes["end"].as_int() if "end" in node.attributes else None
         return note_data(facts, node.outputs[0], np.array(facts.shapes[given[0]], np.int64)[start:end])
-    if node.op_type == "Size" and given[0] in facts.shapes:
+    if kind == "Size" and given[0] in facts.shapes:
         return note_data(facts, node.outputs[0], np.array(math.prod(facts.shapes[given[0]]), np.int64))
-    if node.op_type not in RANDOM and given and all(v in facts.data for v in given):
-        if not stays_small(node.op_type, [facts.data[v] for v in given]):
+    if kind not in RANDOM and given and all(v in facts.data for v in given):
+        if not stays_small(kind, [facts.data[v] for v in given]):
             return infer(facts, node, imports)
         try:
             arrays = evaluate(node, [facts.data[v] for v in given], dict(imports))
@@ -187,20 +189,21 @@ def infer(facts: Facts, node: ir.Node, imports: Imports) -> None:
 
 def infer_contrib(facts: Facts, node: ir.Node) -> None:
     """Shapes of the `com.microsoft` nodes that fused transformers are made of."""
+    kind = operator_of(node)
     first = facts.shapes.get(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
     if first is None:
         return declared(facts, node)
     shape: tuple[int, ...] | None = None
-    if node.op_type in SAME_AS_FIRST_INPUT:
+    if kind in SAME_AS_FIRST_INPUT:
         shape = first
-    elif node.op_type == "MultiHeadAttention" and "num_heads" in node.attributes and len(first) in (3, 5):
+    elif kind == "MultiHeadAttention" and "num_heads" in node.attributes and len(first) in (3, 5):
         heads = node.attributes["num_heads"].as_int()
         value = facts.shapes.get(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
         width = first[2] * first[4] if len(first) == 5 else first[2]
         if value is not None:
             width = value[2] if len(value) == 3 else heads * value[-1] if value else 0
         shape = (first[0], first[1], width)
-    elif node.op_type == "FusedMatMul" and min(len(first), len(facts.shapes.get(node.inputs[1], ()))) > 1:
+    elif kind == "FusedMatMul" and min(len(first), len(facts.shapes.get(node.inputs[1], ()))) > 1:
         a, b = list(first), list(facts.shapes[node.inputs[1]])
         if "transA" in node.attributes and node.attributes["transA"].as_int():
             a[-1], a[-2] = a[-2], a[-1]
@@ -213,7 +216,7 @@ def infer_contrib(facts: Facts, node: ir.Node) -> None:
     if shape is not None and node.outputs[0] not in facts.shapes:
         facts.shapes[node.outputs[0]] = shape
         facts.dtypes[node.outputs[0]] = facts.dtypes[node.inputs[0]]
-        if node.op_type == "SkipLayerNormalization" and len(node.outputs) > 3:
+        if kind == "SkipLayerNormalization" and len(node.outputs) > 3:
             facts.shapes[node.outputs[3]] = shape
             facts.dtypes[node.outputs[3]] = facts.dtypes[node.inputs[0]]
     return declared(facts, node)

@@ -1,4 +1,4 @@
-"""Module paths, as far as an ONNX file tells them: exporter metadata, else node names."""
+"""What a node is, and the path of its module, as far as an ONNX file tells it: exporter metadata, else node names."""
 
 from __future__ import annotations
 
@@ -32,3 +32,11 @@ def join_scopes(parts: list[str]) -> str:
         else:
             path.append(part)
     return ".".join(path)
+
+
+UNDERSTOOD = ("", "com.microsoft")  # domains
+
+
+def operator_of(node: ir.Node) -> str:
+    """The operator of a node. One of another domain may have the name of ONNX's own and be something else."""
+    return node.op_type if node.domain in UNDERSTOOD else f"{node.domain}::{node.op_type}"
