@@ -152,8 +152,9 @@ def check_runs(dense: Path, feed: Mapping[str, np.ndarray]) -> None:
     """Is it the fault of the file that was given? Those that write sizes down often say that any size may be."""
     from toastc.runtimes import ort
 
+    made = ort.session(dense, frugal=True)  # a file that can not even be loaded says so
     try:
-        ort.run(dense, [feed])
+        ort.run_session(made, dense, feed)
     except ToastcError as error:
         sizes = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in feed.items())
         raise ToastcError(

@@ -497,3 +497,11 @@ def test_ctrl_c_is_seen_in_what_a_library_made_of_it(capfd: pytest.CaptureFixtur
     assert capfd.readouterr().err == "toastc: interrupted\n"
     assert ended_by(ImportError("initialization failed")) == 2
     assert "a bug of toastc" in capfd.readouterr().err
+
+
+def test_an_error_that_came_of_itself_is_said() -> None:
+    """What wraps an error may be taken off again while it is handled; then each is the other's reason."""
+    inner = ValueError("inside")
+    outer = RuntimeError("outside")
+    outer.__cause__, inner.__context__ = inner, outer
+    assert ended_by(outer) == ended_by(inner) == 2

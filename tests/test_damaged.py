@@ -357,3 +357,59 @@ def test_rounding_to_more_than_there_is(here: Command, tiny: Path, tmp_path: Pat
     (tmp_path / "r.json").write_text('{"ffn": 0.5, "round_to": 1' + "0" * 400 + "}")
     made = here(tiny, "-o", tmp_path / "out.onnx", "--ratios", tmp_path / "r.json", "--quiet")
     assert made.returncode == 1 and "remove nothing" in made.stderr
+
+
+WORD, BROKEN = "QQQQ", b"QQ\xd4Q"
+PLACES: dict[str, Callable[[onnx.ModelProto], object]] = {
+    "producer": lambda m: setattr(m, "producer_name", WORD),
+    "graph": lambda m: setattr(m.graph, "name", WORD),
+    "domain": lambda m: setattr(m.graph.node[0], "domain", WORD),
+    "free size": lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[0], "dim_param", WORD),
+    "meaning of a size": lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[0], "denotation", WORD),
+    "key": lambda m: m.metadata_props.add(key=WORD, value="x"),
+    "value": lambda m: m.graph.initializer[0].metadata_props.add(key="x", value=WORD),
+    "operators": lambda m: m.opset_import.append(helper.make_opsetid(WORD, 1)),
+}
+
+
+def encoded_otherwise(model: onnx.ModelProto, path: Path) -> Path:
+    data = model.SerializeToString()
+    assert WORD.encode() in data
+    path.write_bytes(data.replace(WORD.encode(), BROKEN))
+    return path
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_names_that_are_no_text(here: Command, ratio_file: Path, tmp_path: Path, place: str) -> None:
+    model = models.vit()
+    PLACES[place](model)
+    path = encoded_otherwise(model, tmp_path / "m.onnx")
+    done = here(path, "-o", tmp_path / "o.onnx", "--ratios", ratio_file, *PLAIN, "--quiet")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "a damaged ONNX model (a name in it is not text: b'QQ\\xd4Q')" in done.stderr
+    assert not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize("runtime", ["portable", "ort-cuda"])
+def test_comments_that_are_no_text_are_left_out(here: Command, ratio_file: Path, tmp_path: Path, runtime: str) -> None:
+    """An exporter in C++ may write what it likes; runtimes take it."""
+    model = models.vit()
+    for commented in (model, model.graph, model.graph.node[0], model.graph.initializer[0]):
+        commented.doc_string = WORD
+    path = encoded_otherwise(model, tmp_path / "m.onnx")
+    done = here(path, "-o", tmp_path / "o.onnx", "--ratios", ratio_file, *PLAIN, "--for", runtime, "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert BROKEN not in (tmp_path / "o.onnx").read_bytes()
+
+
+def test_norms_whose_bias_has_no_name(toastc: Command, tmp_path: Path) -> None:
+    """As torch once exported them; ONNX Runtime ended the process when it joined one with the sum in front of it."""
+    model = models.vit()
+    for node in model.graph.node:
+        if node.op_type == "LayerNormalization":
+            node.input[2] = ""
+    path = models.save(model, tmp_path / "m.onnx")
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).standard_normal((8, 3, 16, 16)).astype(np.float32))
+    asked = ("--target", "macs=0.7", "--calibrate", tmp_path / "data.npy", "--quiet")
+    done = toastc(path, "-o", tmp_path / "o.onnx", *asked)
+    assert (done.returncode, done.stderr) == (0, "")

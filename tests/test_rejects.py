@@ -156,9 +156,9 @@ def test_a_convolution_whose_weight_is_a_row(tmp_path: Path) -> None:
 def test_an_operator_of_another_domain_is_not_onnxs(tmp_path: Path) -> None:
     """It has the name of one that adds two tensors, and takes one."""
     text = "h = MatMul(x, w1)  g = other.Add(h)  r = Relu(g)  a = MatMul(r, w2)  y = Add(x, a)"
-    model = written(text, {"w1": (8, 16), "w2": (16, 8)}, "float[2, 3, 8] x", "float[2, 3, 8] y")
+    model = written(text, {"w1": (8, 16), "w2": (16, 8)})
     model.opset_import.append(helper.make_opsetid("other", 1))
-    model.graph.value_info.append(helper.make_tensor_value_info("g", TensorProto.FLOAT, [2, 3, 16]))
+    model.graph.value_info.append(helper.make_tensor_value_info("g", TensorProto.FLOAT, ["b", 3, 16]))
     onnx.save(model, tmp_path / "m.onnx")
     graph = OnnxGraph(load_model(tmp_path / "m.onnx"))
     assert graph.without_idle_masks() is graph

@@ -60,9 +60,11 @@ def ended_by(error: BaseException) -> int:
 
 def was_interrupted(error: BaseException | None) -> bool:
     """Ctrl-C, or what a library made of it: one that is just being loaded says that it can not be."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    seen = set[int]()  # an error may have been raised from one that was raised while it was handled
+    while error is not None and not isinstance(error, KeyboardInterrupt) and id(error) not in seen:
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return error is not None
+    return isinstance(error, KeyboardInterrupt)
 
 
 def is_starved(error: BaseException) -> bool:

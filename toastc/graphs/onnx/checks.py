@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import Message
 
 from ...errors import ToastcError
 
@@ -26,14 +27,19 @@ FEWEST = {"FusedMatMul": 2, "Attention": 2}  # inputs
 MOST_NODES = 1_000_000  # of a function; real models have thousands
 
 
-def check_names(model: ir.Model, path: Path) -> None:
-    """A damaged name is bytes that are no text."""
-    for graph in (*model.graphs(), *model.functions.values()):
-        for node in graph:
-            names = (node.name, node.domain, node.op_type, node.overload, *node.attributes, *node.metadata_props)
-            for name in (*names, *(v.name for v in (*node.inputs, *node.outputs) if v is not None)):
-                if not isinstance(name, str | None):
-                    raise ToastcError(f"{path}: a damaged ONNX model (a name in it is not text: {name!r})")
+def check_text(proto: Message, path: Path) -> None:
+    """Text that is damaged, or of another encoding, comes as bytes: comments are left out, names are wrong."""
+    for field in proto.DESCRIPTOR.fields:
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        value = getattr(proto, field.name)
+        for one in (value,) if isinstance(value, str | bytes | Message) else value:
+            if isinstance(one, bytes) and field.name == "doc_string":
+                proto.ClearField(field.name)
+            elif isinstance(one, bytes):
+                raise ToastcError(f"{path}: a damaged ONNX model (a name in it is not text: {one!r})")
+            elif isinstance(one, Message) and (one is not value or proto.HasField(field.name)):
+                check_text(one, path)
 
 
 def check_wires(model: ir.Model, path: Path) -> None:

@@ -11,6 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ...errors import CannotShrink
 from .. import Dim, Kind, Op, Value
+from .names import UNDERSTOOD
 
 if TYPE_CHECKING:
     from .facts import Facts
@@ -212,5 +213,5 @@ class OnnxEdits:
         outputs = set(self.graph.outputs)
         for node in self.graph:
             for value in node.outputs:
-                if value not in outputs:
+                if value not in outputs and node.domain in UNDERSTOOD:  # of others nobody else can tell
                     value.shape = None

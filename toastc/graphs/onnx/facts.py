@@ -47,6 +47,7 @@ class Facts:
     shapes: dict[Value, tuple[int, ...]] = field(default_factory=dict)
     data: dict[Value, np.ndarray] = field(default_factory=dict)
     dtypes: dict[Value, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)  # of the symbols in the inputs' shapes
 
 
 def symbols(model: ir.Model) -> list[str]:
@@ -85,7 +86,7 @@ def sizes_for(model: ir.Model, large: bool = False) -> dict[str, int]:
 
 def gather(model: ir.Model, sizes: Mapping[str, int]) -> Facts:
     """Walk the graph once with these sizes. A value nothing is known about has no entry."""
-    facts = Facts()
+    facts = Facts(sizes=sizes)
     for value in model.graph.inputs:
         if value.shape is not None:
             facts.shapes[value] = tuple(
@@ -223,9 +224,11 @@ def infer_contrib(facts: Facts, node: ir.Node) -> None:
 
 
 def declared(facts: Facts, node: ir.Node) -> None:
-    """Last resort: what the file itself says of shapes, where it is all numbers."""
+    """Last resort: what the file itself says of shapes, in numbers and in sizes of the inputs."""
     for value in node.outputs:
-        if value not in facts.shapes and value.shape is not None and all(isinstance(d, int) for d in value.shape):
-            facts.shapes[value] = value.shape.numpy()
+        if value not in facts.shapes and value.shape is not None:
+            shape = [d if isinstance(d, int) else facts.sizes.get(str(d.value)) for d in value.shape]
+            if None not in shape:
+                facts.shapes[value] = tuple(shape)  # type: ignore[arg-type]
         if value not in facts.dtypes and value.dtype is not None:
             facts.dtypes[value] = int(value.dtype)

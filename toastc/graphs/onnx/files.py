@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from ...errors import ToastcError
 from ...files import alone, check_targets, hidden, removed
-from .checks import check_functions, check_names, check_nodes, check_tensor, check_wires, put_in_order
+from .checks import check_functions, check_nodes, check_tensor, check_text, check_wires, put_in_order
 from .unpack import unpack_attention
 
 SINGLE_FILE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
@@ -46,14 +47,16 @@ def read_model(path: Path) -> ir.Model:
         if path.stat().st_size == 0:
             raise ToastcError(f"{path}: the file is empty")
         with unheard():
-            model = ir.load(path)
+            proto = onnx.load(path, load_external_data=False)
+            check_text(proto, path)
+            model = ir.serde.deserialize_model(proto)
+            ir.external_data.set_base_dir(model.graph, path.parent)
     except (DecodeError, ir.serde.SerdeError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ToastcError(f"{path}: not an ONNX model, or a damaged one ({one_line(error)})") from None
     except OSError as error:
         raise ToastcError(f"{path}: can not be read ({error.strerror or one_line(error)})") from None
     if not model.graph.outputs or not len(model.graph):
         raise ToastcError(f"{path}: not an ONNX model, or an empty one (no nodes or no outputs)")
-    check_names(model, path)
     check_wires(model, path)
     put_in_order(model, path)
     for tensor in tensors_of(model):
@@ -119,6 +122,9 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
     except (ValueError, TypeError) as error:
         raise ToastcError(f"{what}: a damaged ONNX model ({one_line(error)})") from None
     check_nodes(model, what)
+    for node in model.graph.all_nodes():
+        while node.inputs and node.inputs[-1] is None:  # the same as none, but ONNX Runtime may end over it
+            node.resize_inputs(len(node.inputs) - 1)
     for node in model.graph:
         if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
             flag = node.inputs[2].const_value
@@ -180,16 +186,18 @@ def write_model(model: ir.Model, path: Path, external: bool | None = None) -> No
     """Large models put their weights into `<name>.data` beside the file."""
     if external is None:
         external = is_external(model) or weight_bytes(model) > SINGLE_FILE_LIMIT
+    wrong: BaseException | None = None
     try:
         ir.save(
             model, path, external_data=f"{path.name}.data" if external else None, size_threshold_bytes=1024,
             max_workers=min(4, os.cpu_count() or 1), max_in_flight_bytes=IN_FLIGHT,
         )  # fmt: skip
     except ir.serde.SerdeError as error:  # weights are computed as they are written: what is wrong with one is wrapped up in it
-        found: BaseException = error
-        while found.__cause__ is not None:
-            found = found.__cause__
-        raise found from None
+        wrong = error
+        while wrong.__cause__ is not None:
+            wrong = wrong.__cause__
+    if wrong is not None:
+        raise wrong
 
 
 def sync(path: Path) -> None:
