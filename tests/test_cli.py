@@ -307,8 +307,9 @@ def tamper(path: Path, weight: str) -> None:
 def test_verify_sees_a_changed_weight_outside_the_couplings(here: Command, pair: tuple[Path, Path], weight: str) -> None:
     tamper(pair[1], weight)
     made = here("verify", *pair, "--quiet")
-    assert made.returncode == 1
+    assert (made.returncode, made.stdout) == (1, "")
     assert len(made.stderr.splitlines()) == 1
+    assert "NOT EQUAL" in here("verify", *pair).stdout
 
 
 @pytest.mark.parametrize("linear", ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"])

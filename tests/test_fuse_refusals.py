@@ -117,6 +117,14 @@ def test_an_output_that_reads_head_by_head(tmp_path: Path) -> None:
     assert "an output of the model reads it head by head" in refused(deployed(model, tmp_path))
 
 
+def test_a_mask_for_images_and_heads_as_if_they_were_heads(tmp_path: Path) -> None:
+    between = """s = MatMul(q, k)  a = Reshape(s, split)  c = Add(a, z)  e = Reshape(c, whole)
+        p = Softmax<axis=-1>(e)  m = MatMul(p, v)"""
+    sizes: Weights = {**ROWS, "split": np.array([1, 4, 3, 3]), "whole": np.array([4, 3, 3])}
+    model = attention(between, sizes, "float[2, 3, 8] x, float[4, 3, 3] z", FLAT, OF_FOUR, "float[2, 3, 8] y")
+    assert "what is added to its scores does not fit its heads" in refused(deployed(model, tmp_path))
+
+
 def test_scores_that_are_an_output(tmp_path: Path) -> None:
     between = "s = MatMul(q, k)  c = Mul(s, scale)  p = Softmax<axis=-1>(c)  m = MatMul(p, v)"
     model = attention(between, outputs="float[b, 3, 8] y, float[b, 2, 3, 3] c")

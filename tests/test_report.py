@@ -197,6 +197,18 @@ def test_merged_tokens_are_drawn_over_an_input(browser: Any, made: tuple[Path, d
     assert all(p.find_elements(By.TAG_NAME, "image") for p in pictures)
 
 
+def test_what_few_reports_have_is_shown_too(browser: Any, made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Merges in every block, chosen for each image; a file for a runtime; a proof that did not hold."""
+    chosen = made[1]["tokens"][0] | {"before": "*", "merge": "bipartite", "grid": None, "cells": None}
+    proof = made[1]["verified"] | {"ok": False}
+    deployed = {"runtime": "ort-cuda", "attentions": 2, "error": 1e-3, "notes": []}
+    write_page(made[1] | {"tokens": [chosen], "verified": proof, "deployed": deployed}, tmp_path / "few.html")
+    assert visit(browser, tmp_path / "few.html") == []
+    shown = browser.find_element(By.TAG_NAME, "body").text
+    for words in ("before every block: ", "; which ones is chosen for each image", "For the runtime", "ort-cuda", "NOT EQUAL"):
+        assert words in shown, words
+
+
 def test_a_report_can_be_made_of_whatever_was_saved(
     browser: Any, made: tuple[Path, dict[str, Any]], deit: Path, toastc: Command, tmp_path: Path
 ) -> None:

@@ -121,6 +121,11 @@ def test_what_can_not_be_had_is_said_in_one_line(here: Command, tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_without_weights_it_is_said_where_to_get_some(tmp_path: Path) -> None:
+    with pytest.raises(ToastcError, match=r"can not be had \(.*\); give --weights FILE.safetensors, or --weights random"):
+        toastc.export("hf:no/such/folder", tmp_path / "o.onnx")
+
+
 def test_a_pickle_is_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
