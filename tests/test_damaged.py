@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import PLAIN, Command
+from handwritten import saved, written
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 Change = Callable[[onnx.ModelProto], None]
@@ -400,6 +401,15 @@ def test_comments_that_are_no_text_are_left_out(here: Command, ratio_file: Path,
     done = here(path, "-o", tmp_path / "o.onnx", "--ratios", ratio_file, *PLAIN, "--for", runtime, "--quiet")
     assert done.returncode == 0, done.stderr
     assert BROKEN not in (tmp_path / "o.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(15,), (5, 16), (1, 4, 16)])
+def test_biases_that_do_not_fit(here: Command, ratio_file: Path, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    text, sizes = "h = Gemm(x, w1, c)  g = Relu(h)  y = MatMul(g, w2)", {"w1": (8, 16), "w2": (16, 8), "c": shape}
+    path = saved(written(text, sizes, "float[4, 8] x", "float[4, 8] y"), tmp_path)
+    done = here(path, "-o", tmp_path / "o.onnx", "--ratios", ratio_file, *PLAIN, "--quiet")
+    assert done.returncode == 1 and "no FFN was found that can be shrunk" in done.stderr
+    assert not (tmp_path / "o.onnx").exists()
 
 
 def test_norms_whose_bias_has_no_name(toastc: Command, tmp_path: Path) -> None:

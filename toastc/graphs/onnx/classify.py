@@ -44,8 +44,8 @@ def kind_of(node: ir.Node, constant: list[bool], shapes: list[tuple[int, ...] | 
     if kind == "FusedMatMul":
         return Kind.PRODUCT
     if kind == "Gemm":
-        plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
-        return Kind.LINEAR if plain and constant[1] and not attribute(node, "transA", 0) else Kind.OPAQUE
+        plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0 and not attribute(node, "transA", 0)
+        return Kind.LINEAR if plain and constant[1] and bias_fits(node, shapes) else Kind.OPAQUE
     if kind == "Einsum":
         turned = Kind.SHAPE if len(node.inputs) == 1 and only_turns(attribute(node, "equation", "")) else Kind.OPAQUE
         return Kind.PRODUCT if product_spec(node, shapes) else turned
@@ -61,6 +61,15 @@ def kind_of(node: ir.Node, constant: list[bool], shapes: list[tuple[int, ...] | 
     if kind in LAST_AXES or kind in SKIP_NORMS or kind.startswith("Reduce"):
         return Kind.REDUCE if shapes and shapes[0] else Kind.OPAQUE
     return Kind.OPAQUE
+
+
+def bias_fits(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> bool:
+    """Is that of a Gemm as wide as what it is added to? onnx does not look."""
+    rows, weight, *bias = shapes
+    if not bias or bias[0] is None or rows is None or weight is None:
+        return True
+    made = rows[0], weight[0 if attribute(node, "transB", 0) else 1]
+    return len(bias[0]) <= 2 and all(size in (1, whole) for size, whole in zip(bias[0][::-1], made[::-1], strict=False))
 
 
 def reduced_axes(node: ir.Node, rank: int, axes_input: list[int] | None) -> tuple[int, ...]:
