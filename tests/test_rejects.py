@@ -19,6 +19,7 @@ from toastc import api
 from toastc.errors import NothingToPrune
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.passes.match.convolutions import convolved_ffns
+from toastc.runtimes.ort import session
 
 torch.set_num_threads(1)
 
@@ -164,3 +165,27 @@ def test_an_operator_of_another_domain_is_not_onnxs(tmp_path: Path) -> None:
     assert graph.without_idle_masks() is graph
     with pytest.raises(NothingToPrune, match=r"n1 \(other::Add\) is not understood"):
         toastc.prune(tmp_path / "m.onnx", 0.5)
+
+
+def test_what_takes_a_tensor_of_unknown_shape(tmp_path: Path) -> None:
+    """The file says what comes out, and nothing of what goes in."""
+    text = "h = MatMul(x, w1)  u = other.Plugin(x)  e = Add(h, u)  g = Relu(e)  y = MatMul(g, w2)"
+    model = written(text, {"w1": (8, 16), "w2": (16, 8)})
+    model.opset_import.append(helper.make_opsetid("other", 1))
+    model.graph.value_info.append(helper.make_tensor_value_info("e", TensorProto.FLOAT, ["b", 3, 16]))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(NothingToPrune, match=r"n2 \(Add\) takes a tensor whose shape is only known at run time"):
+        toastc.prune(tmp_path / "m.onnx", 0.5)
+
+
+def test_a_weight_that_is_an_output_as_well(tmp_path: Path) -> None:
+    text = "t = Transpose<perm=[1, 0]>(w0)  z = MatMul(x, t)  h = MatMul(x, w1)  g = Relu(h)  y = MatMul(g, w2)"
+    outputs = "float[b, 3, 8] y, float[b, 3, 16] z, float[8, 16] t"
+    model = written(text, {"w0": (16, 8), "w1": (8, 16), "w2": (16, 8)}, outputs=outputs)
+    onnx.save(model, tmp_path / "m.onnx")
+    made = toastc.prune(tmp_path / "m.onnx", 0.5, recipe="magnitude", output=tmp_path / "o.onnx")
+    assert made.report.verified is not None and made.report.verified["ok"]
+    assert {n: c.width for n, c in made.plan.choices.items()} == {"blocks.0.mlp.hidden": 8}
+    given = {"x": np.ones((1, 3, 8), np.float32)}
+    dense, small = (session(tmp_path / n).run(None, given) for n in ("m.onnx", "o.onnx"))
+    assert all(np.array_equal(a, b) for a, b in zip(dense[1:], small[1:], strict=True))

@@ -194,13 +194,15 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
             return None
         shapes = [self.facts.shapes.get(v) if v is not None else None for v in node.inputs]
         constant = [v in self._constants if v is not None else True for v in node.inputs]
-        kind = Kind.OPAQUE
-        if all(v in self.facts.shapes for i, v in enumerate(node.outputs) if not i or v.uses() or v.is_graph_output()):
-            kind = kind_of(node, constant, shapes) if node.domain in UNDERSTOOD else Kind.OPAQUE
+        taken = all(v is None or v in self.facts.shapes for v in node.inputs)
+        made = all(v in self.facts.shapes for i, v in enumerate(node.outputs) if not i or v.uses() or v.is_graph_output())
+        kind = kind_of(node, constant, shapes) if taken and made and node.domain in UNDERSTOOD else Kind.OPAQUE
         op = Op(kind, operator_of(node), node.name or "", module_path(node), list(node.inputs),
                 [v if v in self.facts.shapes else None for v in node.outputs], node)  # fmt: skip
         if kind is Kind.OPAQUE and any(v not in self.facts.shapes for v in node.outputs if v.uses()):
             op.why = "has an output whose shape is only known at run time"
+        elif not taken:
+            op.why = "takes a tensor whose shape is only known at run time"
         if op.type == "Shape":
             op.inputs = []  # reads a size, which follows whatever the tensor becomes
         if kind is Kind.SHAPE and op.type != "Concat":

@@ -208,7 +208,9 @@ class OnnxEdits:
         """Fold what is known, drop what is dead, forget the shapes that are no longer true."""
         for value, array in self._folded.items():
             if value.uses() and value.producer() is not None:
-                ir.convenience.replace_all_uses_with(value, self._held(array, str(value.name)))
+                held = self._held(array, str(value.name))
+                for node, slot in tuple(value.uses()):  # and not where it is an output
+                    node.replace_input_with(slot, held)
         RemoveUnusedNodesPass()(self.model)
         outputs = set(self.graph.outputs)
         for node in self.graph:

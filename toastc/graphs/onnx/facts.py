@@ -111,7 +111,7 @@ def note_tensor(facts: Facts, value: ir.Value, tensor: ir.TensorProtocol) -> Non
 
 def visit(facts: Facts, node: ir.Node, imports: Imports) -> None:
     kind = operator_of(node)
-    if kind == "Constant":
+    if kind == "Constant" and node.domain == "":
         attr = next(iter(node.attributes.values()))
         tensor = attr.value if attr.type == ir.AttributeType.TENSOR else ir.tensor(np.asarray(attr.value))
         return note_tensor(facts, node.outputs[0], tensor)
