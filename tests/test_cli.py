@@ -500,6 +500,14 @@ def test_ctrl_c_is_seen_in_what_a_library_made_of_it(capfd: pytest.CaptureFixtur
     assert "a bug of toastc" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("size", [2**44, 2**60])
+def test_numpy_says_in_two_ways_that_something_is_too_large(capfd: pytest.CaptureFixture[str], size: int) -> None:
+    with pytest.raises((MemoryError, ValueError)) as caught:
+        np.random.default_rng(0).standard_normal((size, 2**8))
+    assert ended_by(caught.value) == 2
+    assert "toastc: not enough memory: " in capfd.readouterr().err
+
+
 def test_an_error_that_came_of_itself_is_said() -> None:
     """What wraps an error may be taken off again while it is handled; then each is the other's reason."""
     inner = ValueError("inside")

@@ -13,6 +13,9 @@ from conftest import PLAIN, Command
 from handwritten import saved, written
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+from toastc import api
+from toastc.errors import ToastcError
+
 Change = Callable[[onnx.ModelProto], None]
 
 
@@ -423,3 +426,20 @@ def test_norms_whose_bias_has_no_name(toastc: Command, tmp_path: Path) -> None:
     asked = ("--target", "macs=0.7", "--calibrate", tmp_path / "data.npy", "--quiet")
     done = toastc(path, "-o", tmp_path / "o.onnx", *asked)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_fails_on_a_file_that_is_no_model_is_its_fault(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stumbles over it first, and only then."""
+
+    def stumble(*given: object) -> None:
+        raise IndexError("unforeseen")
+
+    model = onnx.load(tiny)
+    node(model, "LayerNormalization").op_type = "NoSuchNode"
+    onnx.save(model, tmp_path / "m.onnx")
+    for asked in (api.inspect, api.kernels):
+        monkeypatch.setattr("toastc.passes.match.match", stumble)
+        with pytest.raises(ToastcError, match=r"m\.onnx: ONNX Runtime can not load it \(.*NoSuchNode"):
+            asked(tmp_path / "m.onnx")
+        with pytest.raises(IndexError, match="unforeseen"):
+            asked(tiny)

@@ -14,7 +14,7 @@ from .cost import Target
 from .deploy import Deploy
 from .errors import ToastcError
 from .files import check_targets, write_beside
-from .forms import at_hand, is_named, is_torch, open_graph
+from .forms import at_hand, blamed, is_named, is_torch, open_graph
 from .plan import Plan
 from .progress import Tell, silent
 from .report.data import reject_dicts, site_dict, widths_by_site
@@ -118,7 +118,8 @@ def prune(
         else:
             from .compile_onnx import compile_any
 
-            result = compile_any(source, None if output is None else Path(output), targets, request, tell)
+            with blamed(source):
+                result = compile_any(source, None if output is None else Path(output), targets, request, tell)
     if is_named(model):
         result = replace(result, report=replace(result.report, model=str(model)))
     if plan_out is not None:
@@ -156,9 +157,10 @@ def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
     """What can be shrunk and what not, as the data of `toastc inspect --json`."""
     from .passes.match import match
 
-    graph, name = open_graph(model, example_inputs)
-    _, sites, rejects = match(graph)
-    macs, params = graph.totals()
+    with blamed(model):
+        graph, name = open_graph(model, example_inputs)
+        _, sites, rejects = match(graph)
+        macs, params = graph.totals()
     return {
         "model": name,
         "sites": [site_dict(s) for s in sites],
@@ -173,15 +175,17 @@ def kernels(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
     from .driver import kernels_of
     from .passes.match import match
 
-    graph, name = open_graph(model, example_inputs)
-    return {"model": name, "kernels": list(kernels_of(graph, match(graph)[1], Plan()))}
+    with blamed(model):
+        graph, name = open_graph(model, example_inputs)
+        return {"model": name, "kernels": list(kernels_of(graph, match(graph)[1], Plan()))}
 
 
 def verify(dense: str | Path, pruned: str | Path, *, seed: int = 0) -> dict[str, Any]:
     """Pad `pruned` back into `dense` and compare: the data of `toastc verify --json`."""
     from .passes.verify import verify_files
 
-    found: dict[str, Any] = verify_files(Path(dense), Path(pruned), seed).to_dict()
+    with blamed(dense, pruned):
+        found: dict[str, Any] = verify_files(Path(dense), Path(pruned), seed).to_dict()
     return found
 
 

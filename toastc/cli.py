@@ -20,6 +20,7 @@ STARVED = (  # words of libraries that find no memory
     "bad_alloc",
     "failed to map segment",
     "Cannot allocate memory",
+    "array is too big",
 )
 
 

@@ -78,3 +78,18 @@ def open_graph(model: Any, example_inputs: Sequence[Any] | None = None, provider
 
     loaded = load_model(Path(model)) if isinstance(model, str | Path) else prepare(as_ir(model)[1], "model")
     return OnnxGraph(loaded, provider), str(model) if isinstance(model, str | Path) else "model"
+
+
+@contextlib.contextmanager
+def blamed(*models: Any) -> Iterator[None]:
+    """What fails and was not foreseen may be the fault of a file that no runtime takes either: then that is said."""
+    try:
+        yield
+    except (ToastcError, MemoryError, OSError):
+        raise
+    except Exception:
+        for path in (m for m in models if isinstance(m, str | Path) and not is_named(m)):
+            from .runtimes.ort import session
+
+            session(Path(path), frugal=True)
+        raise

@@ -9,7 +9,7 @@ from typing import Any
 from .calibration import Moments, Preprocess, Unfinished, Workers, fingerprint, open_data
 from .errors import NothingToPrune, ToastcError
 from .files import check_targets
-from .forms import at_hand, open_graph
+from .forms import at_hand, blamed, open_graph
 from .progress import Tell, silent
 
 
@@ -40,7 +40,8 @@ def measure(
     from .pipeline import State, replace, run
 
     with Workers.started() as workers, at_hand(model, weights, tell if workers.rank == 0 else silent) as (given, own):
-        graph, _ = open_graph(given, example_inputs, provider)
+        with blamed(given):
+            graph, _ = open_graph(given, example_inputs, provider)
         preprocess = preprocess or own
         source = open_data(data, graph.input_sizes(), seed=seed, limit=images, preprocess=preprocess)
         state = State(graph, data=source, seed=seed, tell=tell if workers.rank == 0 else silent, workers=workers)
@@ -51,10 +52,11 @@ def measure(
                 known = fingerprint(files, Path(data), seed, images, preprocess)
                 state = replace(state, unfinished=Unfinished(Path(f"{output}.part"), known))
         try:
-            state, _ = run(MEASURE[:1], state)
-            if not state.sites:
-                raise NothingToPrune("no attention and no FFN was found that could be measured")
-            state, _ = run(MEASURE[1:], state)
+            with blamed(given):
+                state, _ = run(MEASURE[:1], state)
+                if not state.sites:
+                    raise NothingToPrune("no attention and no FFN was found that could be measured")
+                state, _ = run(MEASURE[1:], state)
         except ToastcError:  # of the model or the data, and it would be the same another time
             if state.unfinished is not None:
                 state.unfinished.remove()
