@@ -110,14 +110,15 @@ REASONS: list[tuple[str, str, onnx.ModelProto]] = [
     (
         "heads", "@ does not keep its heads apart",
         attention(
-            f"{SCORED}  w = MatMul(x, w1)  one = Unsqueeze(w, axis)  z = MatMul(p, one)", {"w1": (8, 4), "axis": at(1)},
-            outputs="float[b, 3, 8] y, float[b, 2, 3, 4] z",
+            f'{SCORED}  w = MatMul(x, w1)  z = Einsum<equation="bhnm,bmd->bnd">(p, w)', {"w1": (8, 4)},
+            outputs="float[b, 3, 8] y, float[b, 3, 4] z",
         ),
     ),
     (
         "qk", "@ carries its channels outwards and sums over them at once",
         attention(
-            f'k3 = MatMul(x, wk3)  s = Einsum<equation="bhnd,bmd->bhnm">(q, k3)  {HALF}', {"wk3": (8, 4)},
+            f'k3 = MatMul(x, wk3)  r = Einsum<equation="bhnd,bmd->bnm">(q, k3)  s = Unsqueeze(r, axis)  {HALF}',
+            {"wk3": (8, 4), "axis": at(1)},
             heads=HEADS.replace("k1 = Reshape(k0, apart)", "").replace("k = Transpose<perm=[0, 2, 3, 1]>(k1)", ""),
         ),
     ),

@@ -57,11 +57,11 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
             above = ancestors(graph, mix.op, mix.slot)
             softmax = next((o for o in above if is_softmax(o)), None)
             candidates = [o for o in above if o.kind is Kind.PRODUCT]
-            contraction = next((by_op[o] for o in candidates if o in by_op), None)
+            contraction = queries_and_keys(graph, [by_op[o] for o in candidates if o in by_op])
         if softmax is None or not candidates:
             continue
         used.update([mix.op, softmax, *candidates])
-        sites.append(build(ledger, mix, contraction, candidates[0]))
+        sites.append(build(ledger, mix, contraction, contraction.op if contraction is not None else candidates[0]))
     for op in graph.ops:
         if op.kind is Kind.ATTENTION and op not in used:
             reasons = [p.reason for p in flow.pins if p.op is op]
@@ -74,6 +74,12 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
                 reasons = [p.reason for p in flow.pins if p.op is op or p.op in above]
                 rejects.append(Reject(str(op), (reasons or ["no product of it and a value from a linear was found"])[0]))
     return sites, rejects
+
+
+def queries_and_keys(graph: Graph, found: list[Contraction]) -> Contraction | None:
+    """Of the products of channels above a softmax that of queries and keys: others are with constants (tables of positions)."""
+    learnt = [any(v is None or graph.is_constant(v) for v in c.op.inputs[:2]) for c in found]
+    return next((c for c, constant in zip(found, learnt, strict=True) if not constant), found[0] if found else None)
 
 
 def refusals(site: Site) -> list[Reject]:
@@ -91,6 +97,7 @@ def build(ledger: Ledger, mix: Mix, contraction: Contraction | None, scores: Op)
     qk_macs, vo_macs, tokens = product_macs(graph, mix, scores)
     if contraction is not None:
         qk_block = ledger.block(contraction.q)
+        qk_macs += beside(ledger, contraction, qk_block)
         crooked = ledger.nonlinear[qk_block.classes].any() and not only_rotates(ledger, qk_block)
         moved = ledger.shifted[qk_block.classes].any()
         extra = "an activation stands between the linear and the product" if crooked else ""
@@ -112,7 +119,7 @@ def build(ledger: Ledger, mix: Mix, contraction: Contraction | None, scores: Op)
     name = site_name([o.path for o in ops], "attn")
     macs = (qk.groups * qk.width * qk.channel_macs if qk.members else qk_macs) + vo.groups * vo.width * vo.channel_macs
     params = sum(c.groups * c.width * c.channel_params for c in (qk, vo) if c.members)
-    count = len(mix.value)
+    count = len(mix.value) if mix.heads is None else len(np.unique(ledger.root[mix.heads]))  # images may share their axis
     head_dim = contraction.q.shape[1] if contraction is not None else scores_dim(graph, mix, scores)
     wiring = AttentionWiring(scores, mix.op, scores_at=mix.slot)
     scale = mix.op.attention.scale if mix.op.attention is not None else None
@@ -132,6 +139,12 @@ def only_rotates(ledger: Ledger, block: Block) -> bool:
     ids = set(block.classes.ravel().tolist())
     ops = [op for op, some in ledger.flow.nonlinear if ids & set(ledger.root[some[some >= 0]].tolist())]
     return not ops
+
+
+def beside(ledger: Ledger, contraction: Contraction, block: Block) -> int:
+    """MACs of other products that the same channels go into: those of queries and positions."""
+    others = [c for c in ledger.flow.contractions if c is not contraction and c.op is not contraction.op]
+    return sum(c.op.macs for c in others if np.isin(ledger.root[c.q], block.classes).any())
 
 
 def product_macs(graph: Graph, mix: Mix, scores: Op) -> tuple[int, int, tuple[int, int]]:

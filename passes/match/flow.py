@@ -33,6 +33,7 @@ class Flow:
     nonlinear: list[tuple[Op, np.ndarray]] = field(default_factory=list)  # passed through an activation or a gate
     shifted: list[np.ndarray] = field(default_factory=list)  # moved by a constant that is not per channel
     scaled: list[np.ndarray] = field(default_factory=list)  # multiplied by a constant per channel
+    heads: set[int] = field(default_factory=set)  # numbers that are heads, of the scores of contractions
     weights: dict[Hashable, list[tuple[Op, np.ndarray]]] = field(default_factory=dict)  # the linears of each weight
 
     def run(self) -> Flow:
@@ -61,6 +62,9 @@ class Flow:
     def put(self, value: Value | None, labels: np.ndarray | None) -> None:
         if value is not None and labels is not None:
             self.labels[value] = labels
+
+    def are_heads(self, labels: np.ndarray) -> bool:
+        return self.heads.issuperset(np.unique(labels).tolist())
 
     def pin(self, op: Op | None, ids: np.ndarray, reason: str) -> None:
         self.pins.append(Pin(op, np.unique(ids[ids >= 0]), reason))

@@ -35,31 +35,30 @@ def multiply(flow: Flow, op: Op) -> None:
     carried = [x for x in summed if size(a, left, x) > 1 or size(b, right, x) > 1]
     if carried:
         return contract(flow, op, a, b, carried)
-    free = [[x for x in own if x in out and x not in other] for own, other in ((left, right), (right, left))]
-    carries = [t is not None and any(size(t, s, x) > 1 for x in f) for t, s, f in ((a, left, free[0]), (b, right, free[1]))]
-    if all(carries):
+    bears = [bears_channels(flow, t, own, other, out) for t, own, other in ((a, left, right), (b, right, left))]
+    if all(bears):
         for labels in (a, b):
             flow.pin(op, labels, f"both operands of {op} carry channels outwards")  # type: ignore[arg-type]
         return None
-    value, spec, slot = (b, right, 0) if carries[1] or (not carries[0] and b is not None) else (a, left, 1)
+    value, spec, slot = (b, right, 0) if bears[1] or (not bears[0] and b is not None) else (a, left, 1)
     if value is None:
         return None
-    other = a if slot == 0 else b
+    other, other_spec = (a, left) if slot == 0 else (b, right)
     out_labels = over(value, spec, out)
-    if not any(carries):  # nothing but heads on the axes both share
+    if not any(bears):  # nothing but heads
         if other is not None:
-            flow.classes.tie(out_labels, over(other, left if slot == 0 else right, out))
+            flow.classes.tie(out_labels, over(other, other_spec, out))
         flow.put(op.outputs[0], out_labels)
         return None
-    letters = [x for x in spec if x in out and size(value, spec, x) > 1]
-    groups = [x for x in letters if x in left and x in right]
-    inner = [x for x in letters if x not in groups]
+    shared = [x for x in spec if x in out and x in other_spec and size(value, spec, x) > 1]
+    groups = shared + [x for x in other_spec if x in out and x not in shared and size(other, other_spec, x) > 1]
+    inner = [x for x in spec if x in out and x not in groups and size(value, spec, x) > 1]
+    counts = [max(size(value, spec, x), size(other, other_spec, x)) for x in groups]  # values may be shared by several heads
     ids = over(value, spec, "".join(groups + inner))
-    ids = ids.reshape(int(np.prod(ids.shape[: len(groups)])), -1)
+    ids = np.broadcast_to(ids, [*counts, *ids.shape[len(groups) :]]).reshape(int(np.prod(counts)), -1)
     heads = None
     if other is not None:
-        other_spec = left if slot == 0 else right
-        heads = heads_of(other, other_spec, groups)
+        heads = heads_of(other, other_spec, groups, counts)
         if heads is None:
             flow.pin(op, other, f"{op} does not keep its heads apart")
     flow.mixes.append(Mix(op, slot, ids, heads))
@@ -67,10 +66,16 @@ def multiply(flow: Flow, op: Op) -> None:
     return None
 
 
-def heads_of(labels: np.ndarray, spec: str, groups: list[str]) -> np.ndarray | None:
+def bears_channels(flow: Flow, labels: np.ndarray | None, own: str, other: str, out: str) -> bool:
+    """Does an operand carry numbers outwards that the other does not share, and which are no heads?"""
+    outwards = [x for x in own if x in out and x not in other]
+    return labels is not None and any(size(labels, own, x) > 1 for x in outwards) and not flow.are_heads(labels)
+
+
+def heads_of(labels: np.ndarray, spec: str, groups: list[str], counts: list[int]) -> np.ndarray | None:
     if any(size(labels, spec, x) > 1 for x in spec if x not in groups):
         return None
-    return over(labels, spec, "".join(groups)).reshape(-1)
+    return np.broadcast_to(over(labels, spec, "".join(groups)), counts).reshape(-1)
 
 
 def contract(flow: Flow, op: Op, a: np.ndarray | None, b: np.ndarray | None, carried: list[str]) -> None:
@@ -92,8 +97,7 @@ def contract(flow: Flow, op: Op, a: np.ndarray | None, b: np.ndarray | None, car
         else:
             return flow.pin(op, labels, f"{op} multiplies it with a tensor no linear makes")
     assert a is not None and b is not None
-    shared = [x for x in left if x in right and x in out]
-    groups = [x for x in shared if size(a, left, x) > 1 or size(b, right, x) > 1]
+    groups = [x for x in out if size(a, left, x) > 1 or size(b, right, x) > 1]  # what has no such axis is shared by all
     stray = [x for t, s in ((a, left), (b, right)) for x in s if size(t, s, x) > 1 and x not in groups + carried]
     if stray:
         for labels in (a, b):
@@ -107,6 +111,7 @@ def contract(flow: Flow, op: Op, a: np.ndarray | None, b: np.ndarray | None, car
         rows = np.concatenate([q.reshape(count, -1), k.reshape(count, -1)], axis=1)
         alike = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)  # a head of several images, on one axis with them
         heads = flow.classes.new(int(alike.max()) + 1)[alike]
+        flow.heads.update(heads.tolist())
         sizes = [q.shape[groups.index(x)] if x in groups else 1 for x in out]
         order_out = [x for x in out if x in groups]
         array = heads.reshape(q.shape[: len(groups)])
