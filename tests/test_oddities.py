@@ -15,6 +15,8 @@ from zoo_exports import quiet
 
 import toastc
 from toastc import api
+from toastc.graphs.onnx import OnnxGraph, load_model
+from toastc.passes.match import match
 
 torch.set_num_threads(1)
 RATIOS = {"attention": 0.5, "ffn": 0.5, "round_to": 4}
@@ -177,3 +179,38 @@ def test_a_join_with_nothing(tmp_path: Path) -> None:
     assert len(made.plan.choices) == 1
     assert made.report.verified is not None and made.report.verified["ok"]
     check_onnx(tmp_path / "dense.onnx", tmp_path)
+
+
+class Pooled(nn.Module):
+    """Queries, keys and values of two tokens each: the greater one of each channel, or their mean."""
+
+    def __init__(self, how: str, keepdim: bool = False) -> None:
+        super().__init__()
+        self.how, self.keepdim = how, keepdim
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def pooled(t: Tensor) -> Tensor:
+            t = t.reshape(x.shape[0], 2, 2, -1, 8)  # images, heads, which of the two, tokens, channels
+            return (t.amax(2, self.keepdim) if self.how == "max" else t.mean(2, self.keepdim)).reshape(x.shape[0], 2, -1, 8)
+
+        parts = self.qkv(x).reshape(x.shape[0], -1, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = map(pooled, parts)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        made: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return made
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("how", ["max", "mean"])
+def test_pooling_tokens_is_nothing_to_channels(how: str, keepdim: bool, tmp_path: Path) -> None:
+    model, args = Pooled(how, keepdim).eval(), (torch.randn(2, 6, 16),)
+    with quiet():
+        (found,) = api.inspect(model, example_inputs=args)["sites"]
+        torch.onnx.export(model, args, tmp_path / "m.onnx", dynamo=False, opset_version=17, input_names=["x"])
+        errors = [check_module(model, args, basis=basis, seed=seed) for basis in (False, True) for seed in (0, 1)]
+    assert all(c["prunable"] for c in found["couplings"]) and max(errors) <= 1e-4
+    (site,) = match(OnnxGraph(load_model(tmp_path / "m.onnx")))[1]
+    assert [c.rotatable for c in site.couplings] == [how == "mean"] * 2, "the greatest of sums is no sum of the greatest"
+    for basis in (False, True):
+        check_onnx(tmp_path / "m.onnx", tmp_path, basis=basis, seed=1)

@@ -20,6 +20,8 @@ from .fused import attention
 from .products import product
 from .records import Contraction, Mix, Pin, Source
 
+SUMS = {"reducemean", "reducesum", "mean", "sum"}
+
 
 @dataclass
 class Flow:
@@ -181,14 +183,15 @@ class Flow:
             labels = self.of(op, slot)
             if labels is None:
                 continue
-            axes = op.axes or tuple(range(labels.ndim))
-            if slot == 0 and not any(labels.shape[a] > 1 for a in axes) and self._keeps_rank(op):
-                self.put(op.outputs[0], labels)
-            else:
+            axes = tuple(a % labels.ndim for a in op.axes or range(labels.ndim))
+            made = op.outputs[0]
+            rank = -1 if made is None else len(self.graph.shape(made))
+            if slot or any(labels.shape[a] > 1 for a in axes) or rank not in (labels.ndim, labels.ndim - len(axes)):
                 self.pin(op, labels, f"{op} mixes its channels")
-
-    def _keeps_rank(self, op: Op) -> bool:
-        return op.outputs[0] is not None and len(self.graph.shape(op.outputs[0])) == len(self.graph.shape(op.inputs[0]))
+                continue
+            if op.type.lower() not in SUMS:
+                self.scaled.append(np.unique(labels))  # each channel by itself, but no sum of them
+            self.put(made, labels if rank == labels.ndim else labels.squeeze(axes))
 
     def _opaque(self, op: Op) -> None:
         for slot in range(len(op.inputs)):
