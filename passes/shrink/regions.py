@@ -19,7 +19,7 @@ from toastc.graphs import Graph, Op, Value, lone_shape, one_of_one
 from toastc.graphs.picks import line
 from toastc.views import Atom, View, compact, view_of
 
-from .views import emit_view
+from .emit import emit_view
 
 Kept = Callable[[Value], np.ndarray]  # full-shape mask of the elements of a value that stay
 Fits = Callable[[np.ndarray], bool]

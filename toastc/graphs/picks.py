@@ -59,8 +59,9 @@ def line(array: np.ndarray, axis: int, axes: int) -> np.ndarray:
     return array[(0,) * axis + (slice(None),) * axes + (0,) * (array.ndim - axis - axes)]
 
 
-def step_of(picked: Sequence[int]) -> int | None:
-    """The distance from each to the next; None if they are not evenly spaced."""
-    step = picked[1] - picked[0] if len(picked) > 1 else 1
-    even = step and list(picked) == list(range(picked[0], picked[0] + step * len(picked), step))
+def step_of(picked: np.ndarray) -> int | None:
+    """The distance from each to the next; None if they are not evenly spaced, or no row."""
+    numbers = picked.ravel().tolist()
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    even = step and picked.ndim == 1 and numbers == list(range(numbers[0], numbers[0] + step * len(numbers), step))
     return step if even else None

@@ -41,7 +41,7 @@ def resize(graph: FxEdits, op: Op, before: Sequence[np.ndarray], after: Sequence
         become(node, aten.split_with_sizes.default, (given, split_sizes(op, axis, before[0], after), axis))
     else:
         axis, at = picked(op, graph.varies(op.inputs[0]), before, after)
-        step = step_of(at.tolist()) if at.ndim == 1 else None
+        step = step_of(at)
         if at.ndim == 0:
             become(node, aten.select.int, (given, axis, int(at)))
         elif step is not None and step > 0:

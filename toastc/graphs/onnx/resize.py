@@ -32,7 +32,7 @@ def resize(graph: OnnxEdits, op: Op, before: Sequence[np.ndarray], after: Sequen
         give(graph, op, {1: [a.shape[axis] for a in after]})
     elif not comes_out_right(graph.push, op, before, after):
         axis, at = picked(op, graph.varies(op.inputs[0]), before, after)
-        step = step_of(at.tolist()) if at.ndim == 1 else None
+        step = step_of(at)
         if op.type == "Slice" and step is not None:
             past = int(at[-1]) + (1 if step > 0 else -1)
             give(graph, op, {1: [int(at[0])], 2: [past if past >= 0 else -before[0].shape[axis] - 1], 3: [axis], 4: [step]})
