@@ -9,13 +9,13 @@ M are second moments, C covariances. The mean of what goes is a constant, and mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from toastc.calibration.moments import Sums
-from toastc.graphs import Graph
+from toastc.graphs import Graph, Op
 from toastc.plan import Basis, Choice, Keep
 from toastc.sites import Coupling, Member
 
@@ -46,7 +46,7 @@ def loss_of(graph: Graph, coupling: Coupling, moments: dict[str, Sums], rounded:
             return None
         if coupling.rotatable:
             return turned_products(moments["q"], moments["k"])
-        return ranked(energy(moments["q"], coupling.width) * energy(moments["k"], coupling.width))
+        return ranked(of_products(graph, coupling, moments, lambda sums: energy(sums, coupling.width)))
     consumers = [m for m in coupling.members if m.role == "out"]
     if not consumers or "out" not in moments:
         return None
@@ -87,6 +87,37 @@ def turned_products(q: Sums, k: Sums) -> Loss:
 def energy(sums: Sums, width: int) -> np.ndarray:
     """[groups, width]: E[x^2] of each channel, over all its copies."""
     return np.asarray((sums.squares / sums.count).reshape(len(sums.total), width, -1).sum(axis=2))
+
+
+def of_products(
+    graph: Graph, coupling: Coupling, moments: Mapping[str, Sums], measure: Callable[[Sums], np.ndarray],
+    of_constant: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> np.ndarray:  # fmt: skip
+    """[groups, width]: what each channel brings to the logits, over all products that it goes into."""
+    total = np.asarray(measure(moments["q"]) * measure(moments["k"]))
+    for n, op in enumerate(coupling.beside):
+        sides = []
+        for slot, key in enumerate((f"q{n}", f"k{n}")):
+            if key in moments:
+                sides.append(measure(moments[key]))
+            elif (squares := table(graph, coupling, op, slot)) is not None:
+                sides.append(of_constant(squares))
+        if len(sides) == 2:
+            total = total + sides[0] * sides[1]
+    return total
+
+
+def table(graph: Graph, coupling: Coupling, op: Op, slot: int) -> np.ndarray | None:
+    """[groups, width]: the mean square of each channel of a constant that queries meet, less its mean over the keys."""
+    members = [m for m in coupling.members if m.operand == (op, slot)]
+    if not members or not graph.is_constant(op.inputs[slot]):
+        return None
+    array, own, out = graph.constant(op.inputs[slot]).astype(np.float64), op.spec[slot], op.spec[2]
+    if out[-1] in own and out[-1] not in op.spec[1 - slot]:
+        array = array - array.mean(axis=own.index(out[-1]), keepdims=True)
+    others = tuple(i for i in range(array.ndim) if i not in members[0].axes)
+    squares = np.square(array).mean(axis=others).ravel()
+    return np.asarray(sum(squares[m.index] for m in members))
 
 
 def ranked(energy: np.ndarray) -> Loss:

@@ -22,7 +22,7 @@ from toastc.pipeline import State
 from toastc.ratios import narrowed
 from toastc.sites import Coupling, Site
 
-from .losses import columns
+from .losses import columns, of_products
 from .score_weights import ScoreWeights, Weights
 
 MEASURES: dict[str, Callable[[Sums], np.ndarray]] = {
@@ -75,8 +75,15 @@ class ScoreMoments:
         sides = ("q", "k") if coupling.name == "qk" else ("out",)
         if any(f"{name}/{side}" not in state.moments for side in sides):
             return None
-        found = [measure(state.moments[f"{name}/{side}"]) for side in sides]
-        score = np.prod([each.reshape(coupling.groups, coupling.width, -1).sum(axis=2) for each in found], axis=0)
+        own = {key.rpartition("/")[2]: state.moments[key] for key in state.moments if key.rpartition("/")[0] == name}
+
+        def each(sums: Sums) -> np.ndarray:
+            return np.asarray(measure(sums).reshape(coupling.groups, coupling.width, -1).sum(axis=2))
+
+        if coupling.name == "qk":
+            score = of_products(state.graph, coupling, own, each, np.sqrt if self.by == "magnitude" else np.asarray)
+        else:
+            score = each(own["out"])
         if self.by == "variance-norm" and coupling.consumed:
             read = sum(np.square(columns(state.graph, m)).sum(axis=1) for m in coupling.members if m.role == "out")
             score = score * np.asarray(read).reshape(score.shape)

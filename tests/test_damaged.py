@@ -365,13 +365,10 @@ def test_rounding_to_more_than_there_is(here: Command, tiny: Path, tmp_path: Pat
 
 WORD, BROKEN = "QQQQ", b"QQ\xd4Q"
 PLACES: dict[str, Callable[[onnx.ModelProto], object]] = {
-    "producer": lambda m: setattr(m, "producer_name", WORD),
-    "graph": lambda m: setattr(m.graph, "name", WORD),
     "domain": lambda m: setattr(m.graph.node[0], "domain", WORD),
     "free size": lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[0], "dim_param", WORD),
     "meaning of a size": lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[0], "denotation", WORD),
-    "key": lambda m: m.metadata_props.add(key=WORD, value="x"),
-    "value": lambda m: m.graph.initializer[0].metadata_props.add(key="x", value=WORD),
+    "node": lambda m: setattr(m.graph.node[0], "name", WORD),
     "operators": lambda m: m.opset_import.append(helper.make_opsetid(WORD, 1)),
 }
 
@@ -400,6 +397,9 @@ def test_comments_that_are_no_text_are_left_out(here: Command, ratio_file: Path,
     model = models.vit()
     for commented in (model, model.graph, model.graph.node[0], model.graph.initializer[0]):
         commented.doc_string = WORD
+        commented.metadata_props.add(key="x", value=WORD)
+        commented.metadata_props.add(key=WORD, value="x")
+    model.producer_name = model.producer_version = model.graph.name = WORD
     path = encoded_otherwise(model, tmp_path / "m.onnx")
     done = here(path, "-o", tmp_path / "o.onnx", "--ratios", ratio_file, *PLAIN, "--for", runtime, "--quiet")
     assert done.returncode == 0, done.stderr

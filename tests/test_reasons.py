@@ -70,6 +70,15 @@ def convolutions() -> onnx.ModelProto:
     )  # fmt: skip
 
 
+TWO_OF_ONE = attention(  # two attentions, the same queries
+    f"{SCORED}  k5 = MatMul(x, w5)  k6 = Reshape(k5, apart)  k7 = Transpose<perm=[0, 2, 3, 1]>(k6)  s2 = MatMul(q, k7)"
+    "  p2 = Softmax(s2)  v5 = MatMul(x, w6)  v6 = Reshape(v5, apart)  v7 = Transpose<perm=[0, 2, 1, 3]>(v6)  m2 = MatMul(p2, v7)",
+    {"w5": (8, 8), "w6": (8, 8), "w7": (8, 8)},
+    joined=JOINED.replace("y =", "a =")
+    + "  t2 = Transpose<perm=[0, 2, 1, 3]>(m2)  j2 = Reshape(t2, join)  c = MatMul(j2, w7)  y = Add(a, c)",
+)
+
+
 # What is refused ("": an FFN or a node), why ("@" is a node), and a model.
 REASONS: list[tuple[str, str, onnx.ModelProto]] = [
     # ---- what meets the channels of a linear
@@ -93,6 +102,7 @@ REASONS: list[tuple[str, str, onnx.ModelProto]] = [
         "", "@ combines it with a tensor no linear makes",
         ffn("e = Add(h, z)  g = Relu(e)", inputs="float[b, 3, 8] x, float[b, 3, 16] z"),
     ),
+    ("", "@ divides by it", ffn("e = Relu(h)  d = ReduceMax<keepdims=1>(e, axis)  g = Div(e, d)", {"axis": at(1)})),
     ("", "@ divides each channel by its own number", ffn("e = Div(h, d)  g = Relu(e)", {"d": ones(16)})),
     ("", "@ mixes its channels", ffn("e = LayerNormalization(h, d)  g = Relu(e)", {"d": ones(16)})),
     ("qk", "@ mixes its channels", attention(f"n = LayerNormalization(q, d)  s = MatMul(n, k)  {HALF}", {"d": ones(4)})),
@@ -120,6 +130,13 @@ REASONS: list[tuple[str, str, onnx.ModelProto]] = [
             f'k3 = MatMul(x, wk3)  r = Einsum<equation="bhnd,bmd->bnm">(q, k3)  s = Unsqueeze(r, axis)  {HALF}',
             {"wk3": (8, 4), "axis": at(1)},
             heads=HEADS.replace("k1 = Reshape(k0, apart)", "").replace("k = Transpose<perm=[0, 2, 3, 1]>(k1)", ""),
+        ),
+    ),
+    (
+        "", "@ sums over its heads",
+        attention(
+            'r = MatMul(q, k)  s = ReduceMean<keepdims=0>(r, axis)  p = Softmax(s)  m = Einsum<equation="bij,bhjd->bid">(p, v)',
+            {"axis": at(1), "wo": (4, 8)}, joined="y = MatMul(m, wo)",
         ),
     ),
     # ---- attention in one node
@@ -186,7 +203,32 @@ REASONS: list[tuple[str, str, onnx.ModelProto]] = [
     ),
     ("vo", "its heads have different numbers of channels", picked(0, 1, 2, 3, 4, 4, 5, 5)),
     ("vo", "its channels do not meet @ one by one", picked(0, 1, 2, 2, 4, 5, 6, 6)),
+    ("qk", "another attention has its queries or keys, and they go with that one's", TWO_OF_ONE),
+    (
+        "vo", "its keys are its values",
+        attention("back = Transpose<perm=[0, 1, 3, 2]>(k)  s = MatMul(q, k)  p = Softmax(s)  m = MatMul(p, back)"),
+    ),
+    (
+        "", "its channels are the heads of a product",
+        attention(
+            SCORED, {"axis": at(3)},
+            heads=HEADS.replace(
+                "v1 = Reshape(v0, apart)",
+                'g0 = Einsum<equation="bnhd,bnhd->bnh">(q1, k1)  g1 = Unsqueeze(g0, axis)'
+                "  u1 = Reshape(v0, apart)  v1 = Mul(u1, g1)",
+            ),
+        ),
+    ),
     # ---- whole heads
+    ("heads", "another attention has its queries or keys", TWO_OF_ONE),
+    (
+        "heads", "its scores are a sum of several products",
+        attention(
+            "q5 = MatMul(x, w5)  k5 = MatMul(x, w6)  q6 = Reshape(q5, apart)  k6 = Reshape(k5, apart)"
+            "  q7 = Transpose<perm=[0, 2, 1, 3]>(q6)  k7 = Transpose<perm=[0, 2, 3, 1]>(k6)"
+            f"  r1 = MatMul(q, k)  r2 = MatMul(q7, k7)  s = Add(r1, r2)  {HALF}", {"w5": (8, 8), "w6": (8, 8)},
+        ),
+    ),
     ("heads", "it has a single head", attention(SCORED, {"apart": at(0, 0, 1, 8)})),
     (
         "heads", "the scores do not keep its heads apart",

@@ -100,3 +100,87 @@ def test_recipes(kind: type[nn.Module], recipe: str, tmp_path: Path) -> None:
     made = toastc.prune(exported(kind(), tmp_path, False), output=tmp_path / "o.onnx", **asked)
     assert made.report.verified is not None and made.report.verified["ok"]
     assert any(name.endswith(".qk") for name in made.plan.choices)
+
+
+class KeysFirst(nn.Module):
+    """The same products with the keys on the left; the second is over keys of one head."""
+
+    def __init__(self, first: bool = True, one: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.one, wide = first, one, WIDTH if one else DIM
+        self.q, self.k, self.v, self.out = nn.Linear(DIM, DIM), nn.Linear(DIM, wide), nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+        with torch.no_grad():  # what all queries share is seen in the logits, what all keys share is not
+            self.q.bias.view(HEADS, WIDTH)[:, : WIDTH // 4] += 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, v = (t.unflatten(-1, (HEADS, WIDTH)).transpose(1, 2) for t in (self.q(x), self.v(x)))
+        k = self.k(x) if self.one else self.k(x).unflatten(-1, (HEADS, WIDTH)).transpose(1, 2)
+        keys = "bjd" if self.one else "bhjd"
+        scores = torch.einsum(f"{keys},bhid->bhij", k, q) if self.first else torch.einsum(f"bhid,{keys}->bhij", q, k)
+        mixed = (scores * WIDTH**-0.5).softmax(-1) @ v
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Pooled(nn.Module):
+    """One query an image, at the right or at the left of its keys."""
+
+    def __init__(self, left: bool) -> None:
+        super().__init__()
+        self.left = left
+        self.q, self.k, self.v, self.out = (nn.Linear(DIM, DIM) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self.q(x[:, 0]), self.k(x)
+        scores = torch.einsum("bd,bnd->bn", q, k) if self.left else torch.einsum("bnd,bd->bn", k, q)
+        return x + self.out(torch.einsum("bn,bnd->bd", (scores * DIM**-0.5).softmax(-1), self.v(x)))[:, None]
+
+
+def pruned_by_half(model: nn.Module, data: Tensor, recipe: str = "default") -> tuple[float, Any]:
+    """Half of the channels of queries and keys are left: the relative error of the outputs, and which they are."""
+    asked: dict[str, Any] = {"ratios": {"attention": {"qk": 0.5, "vo": 0}, "round_to": 1}, "recipe": recipe}
+    with quiet(), torch.no_grad():
+        made = toastc.prune(model.eval(), example_inputs=(data[:2],), data=data.numpy(), **asked)
+        (choice,) = made.plan.choices.values()
+        return float((made.model(data) - model(data)).norm() / (model(data) - data).norm()), choice
+
+
+@pytest.mark.parametrize("one", [False, True])
+def test_keys_are_those_that_the_softmax_weighs(one: bool) -> None:
+    """Wherever they stand: their mean is nothing to it, that of the queries is."""
+    data = torch.randn(64, TOKENS, DIM, generator=torch.Generator().manual_seed(1))
+    first, second = (pruned_by_half(KeysFirst(side, one), data)[0] for side in (True, False))
+    assert first == pytest.approx(second, rel=0.1) and second < 0.2
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("recipe", ["default", "corp", "vbp", "svd"])
+def test_one_query_an_image(left: bool, recipe: str) -> None:
+    assert pruned_by_half(Pooled(left), torch.randn(32, TOKENS, DIM), recipe)[0] < 1
+
+
+class Positions(nn.Module):
+    """The first half of the channels meet positions, the other half the keys."""
+
+    def __init__(self, each: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.each, self.q, self.k, self.v, self.out = each, *(nn.Linear(DIM, DIM) for _ in range(4))
+        self.table = nn.Parameter(3 * torch.randn(*([HEADS] if each else []), TOKENS, TOKENS, WIDTH))
+        with torch.no_grad():
+            self.table[..., WIDTH // 2 :] *= 0.05
+            for tensor in (self.k.weight.view(HEADS, WIDTH, DIM), self.k.bias.view(HEADS, WIDTH)):
+                tensor[:, : WIDTH // 2] *= 0.05
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (HEADS, WIDTH)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        scores = q @ k.transpose(-1, -2) + torch.einsum(f"bhid,{'h' if self.each else ''}ijd->bhij", q, self.table)
+        return x + self.out(((scores * WIDTH**-0.5).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["one table", "a table for each head"])
+@pytest.mark.parametrize("recipe", ["default", "corp", "vbp"])
+def test_positions_that_queries_meet_count(each: bool, recipe: str) -> None:
+    data = torch.randn(64, TOKENS, DIM, generator=torch.Generator().manual_seed(1))
+    error, choice = pruned_by_half(Positions(each), data, recipe)
+    assert error < 0.2 and set(choice.index.ravel().tolist()) == set(range(WIDTH // 2))

@@ -50,6 +50,7 @@ class Coupling:
     channel_params: int = 0
     read_macs: int = 0  # of channel_macs, what the linears spend that read the channel
     classes: np.ndarray | None = field(default=None, repr=False)  # the matcher's own numbers of the channels
+    beside: tuple[Any, ...] = field(default=(), repr=False)  # other products that queries and keys go into (positions)
 
     @property
     def prunable(self) -> bool:

@@ -52,7 +52,8 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
         contraction = softmax = None
         if mix.slot < 0:
             contraction, softmax = by_op.get(mix.op), mix.op
-            candidates = [mix.op]
+            masks = [slot for slot in mix.op.attention.masks if slot < len(mix.op.inputs)] if mix.op.attention else []
+            candidates = [mix.op, *(o for slot in masks for o in ancestors(graph, mix.op, slot) if o.kind is Kind.PRODUCT)]
         else:
             above = ancestors(graph, mix.op, mix.slot)
             softmax = next((o for o in above if is_softmax(o)), None)
@@ -61,7 +62,7 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
         if softmax is None or not candidates:
             continue
         used.update([mix.op, softmax, *candidates])
-        sites.append(build(ledger, mix, contraction, contraction.op if contraction is not None else candidates[0]))
+        sites.append(build(ledger, mix, contraction, softmax, candidates))
     for op in graph.ops:
         if op.kind is Kind.ATTENTION and op not in used:
             reasons = [p.reason for p in flow.pins if p.op is op]
@@ -71,9 +72,25 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
         if is_softmax(op) and op not in used:
             above = [o for o in ancestors(graph, op, 0) if o.kind is Kind.PRODUCT or sum(p.op is o for p in flow.pins) > 1]
             if above:
-                reasons = [p.reason for p in flow.pins if p.op is op or p.op in above]
+                near = [op, *above, *(user for user, _ in graph.users(op.outputs[0]))]
+                reasons = [p.reason for p in flow.pins if p.op in near]
                 rejects.append(Reject(str(op), (reasons or ["no product of it and a value from a linear was found"])[0]))
-    return sites, rejects
+    return told_apart(ledger, sites), rejects
+
+
+def told_apart(ledger: Ledger, sites: list[Site]) -> list[Site]:
+    """Queries or keys that two attentions share are cut with the first of them."""
+    taken = np.zeros(ledger.flow.classes.size, bool)
+    found = []
+    for site in sites:
+        qk, vo = site.couplings
+        if qk.classes is not None and not qk.reason and taken[qk.classes].any():
+            qk = replace(qk, reason="another attention has its queries or keys, and they go with that one's")
+            site = replace(site, couplings=(qk, vo), heads=site.heads and replace(site.heads, reason=qk.reason))
+        elif qk.classes is not None:
+            taken[qk.classes] = True
+        found.append(site)
+    return found
 
 
 def queries_and_keys(graph: Graph, found: list[Contraction]) -> Contraction | None:
@@ -92,17 +109,21 @@ def refusals(site: Site) -> list[Reject]:
     return rejects
 
 
-def build(ledger: Ledger, mix: Mix, contraction: Contraction | None, scores: Op) -> Site:
-    graph = ledger.flow.graph
+def build(ledger: Ledger, mix: Mix, contraction: Contraction | None, softmax: Op, candidates: list[Op]) -> Site:
+    """`candidates`: the products above the softmax, nearest first."""
+    graph, scores = ledger.flow.graph, contraction.op if contraction is not None else candidates[0]
+    others: list[Contraction] = []
     qk_macs, vo_macs, tokens = product_macs(graph, mix, scores)
     if contraction is not None:
         qk_block = ledger.block(contraction.q)
-        qk_macs += beside(ledger, contraction, qk_block)
+        others = [c for c in ledger.flow.contractions if c.op is not scores and np.isin(ledger.root[c.q], qk_block.classes).any()]
+        qk_macs += sum(c.op.macs for c in others)
         crooked = ledger.nonlinear[qk_block.classes].any() and not only_rotates(ledger, qk_block)
         moved = ledger.shifted[qk_block.classes].any()
         extra = "an activation stands between the linear and the product" if crooked else ""
         extra = extra or ("a constant is added to all its channels alike" if moved else "")
         qk = coupling(ledger, "qk", qk_block, {"in": "qk", "with": "qk", "out": "qk"}, qk_macs, extra)
+        qk = replace(qk, beside=tuple(c.op for c in others), rotatable=qk.rotatable and not others)
     else:
         reason = blocked_above(ledger, scores) or next((p.reason for p in ledger.flow.pins if p.op is scores), "")
         qk_block = None
@@ -114,14 +135,21 @@ def build(ledger: Ledger, mix: Mix, contraction: Contraction | None, scores: Op)
         vo = replace(vo, reason="no linear consumes it")
     if not vo.reason and len({m.operand for m in consumers}) > 1:
         vo = replace(vo, reason="its channels are used twice")
+    if qk.classes is not None and vo.classes is not None and np.isin(qk.classes, vo.classes).any():
+        qk, vo = (replace(c, reason=c.reason or "its keys are its values") for c in (qk, vo))
     heads = heads_coupling(ledger, mix, contraction, qk_block, vo_block, qk, vo)
+    if heads.prunable and any(c.op not in candidates for c in others):
+        heads = replace(heads, reason="another attention has its queries or keys")
+    if heads.prunable and any(c.op in candidates and c not in others for c in ledger.flow.contractions if c is not contraction):
+        heads = replace(heads, reason="its scores are a sum of several products")
     ops = linear_ops((*qk.members, *vo.members))
     name = site_name([o.path for o in ops], "attn")
     macs = (qk.groups * qk.width * qk.channel_macs if qk.members else qk_macs) + vo.groups * vo.width * vo.channel_macs
     params = sum(c.groups * c.width * c.channel_params for c in (qk, vo) if c.members)
-    count = len(mix.value) if mix.heads is None else len(np.unique(ledger.root[mix.heads]))  # images may share their axis
+    apart = None if contraction is None else contraction.heads  # images may share their axis
+    count = len(mix.value) if apart is None else len(np.unique(apart))
     head_dim = contraction.q.shape[1] if contraction is not None else scores_dim(graph, mix, scores)
-    wiring = AttentionWiring(scores, mix.op, scores_at=mix.slot)
+    wiring = AttentionWiring(scores, softmax, mix.op, scores_at=mix.slot)
     scale = mix.op.attention.scale if mix.op.attention is not None else None
     return Site(
         name, "attention", (qk, vo), macs, params, head_count=count, head_dim=head_dim, v_head_dim=mix.value.shape[1],
@@ -130,8 +158,8 @@ def build(ledger: Ledger, mix: Mix, contraction: Contraction | None, scores: Op)
 
 
 class AttentionWiring:
-    def __init__(self, scores: Op, mix: Op, scores_at: int) -> None:
-        self.scores, self.mix, self.scores_at = scores, mix, scores_at
+    def __init__(self, scores: Op, softmax: Op, mix: Op, scores_at: int) -> None:
+        self.scores, self.softmax, self.mix, self.scores_at = scores, softmax, mix, scores_at
 
 
 def only_rotates(ledger: Ledger, block: Block) -> bool:
@@ -139,12 +167,6 @@ def only_rotates(ledger: Ledger, block: Block) -> bool:
     ids = set(block.classes.ravel().tolist())
     ops = [op for op, some in ledger.flow.nonlinear if ids & set(ledger.root[some[some >= 0]].tolist())]
     return not ops
-
-
-def beside(ledger: Ledger, contraction: Contraction, block: Block) -> int:
-    """MACs of other products that the same channels go into: those of queries and positions."""
-    others = [c for c in ledger.flow.contractions if c is not contraction and c.op is not contraction.op]
-    return sum(c.op.macs for c in others if np.isin(ledger.root[c.q], block.classes).any())
 
 
 def product_macs(graph: Graph, mix: Mix, scores: Op) -> tuple[int, int, tuple[int, int]]:

@@ -44,6 +44,7 @@ class Ledger:
         self.nonlinear = self._flag([ids for _, ids in flow.nonlinear])
         self.shifted = self._flag(flow.shifted)
         self.scaled = self._flag(flow.scaled)
+        self.heads = self._flag([np.fromiter(flow.heads, np.int64, len(flow.heads))])
         self._place = np.full(flow.classes.size, -1, np.int64)
         sources = [np.where(s.ids >= 0, self.root[s.ids], -1) for s in flow.sources]
         numbers = np.repeat(np.arange(len(sources)), [len(r) for r in sources])
@@ -135,6 +136,8 @@ def coupling(ledger: Ledger, name: str, block: Block, roles: dict[str, str], mac
     """A coupling with its members, or with the first reason why it can not be cut. `macs`: of its products."""
     groups, width = block.classes.shape
     reason = block.reason or ledger.pin_reason(block.classes) or extra
+    if not reason and ledger.heads[block.classes].any():
+        reason = "its channels are the heads of a product"
     members: tuple[Member, ...] = ()
     if not block.reason:
         members, uneven = ledger.members(block.classes, roles)

@@ -21,6 +21,7 @@ from .products import product
 from .records import Contraction, Mix, Pin, Source
 
 SUMS = {"reducemean", "reducesum", "mean", "sum"}
+NOT_NOTHING = {"add", "sub", "clip", "clamp", "clamp_min", "max", "maximum", "exp", "sigmoid", "softplus", "softmax", "cosh"}
 
 
 @dataclass
@@ -53,6 +54,9 @@ class Flow:
         for value in self.graph.outputs:
             if value in self.labels:
                 self.pin(None, self.labels[value], "is an output of the model")
+        for source in self.sources:
+            if source.op.inputs[source.slot] in self.graph.outputs:
+                self.pin(None, source.ids, "is an output of the model")
         return self
 
     # ---- helpers -------------------------------------------------------------------------------------------
@@ -66,7 +70,8 @@ class Flow:
             self.labels[value] = labels
 
     def are_heads(self, labels: np.ndarray) -> bool:
-        return self.heads.issuperset(np.unique(labels).tolist())
+        heads = np.fromiter(self.heads, np.int64, len(self.heads))
+        return bool(np.isin(self.classes.find(labels[labels >= 0]), self.classes.find(heads)).all())
 
     def pin(self, op: Op | None, ids: np.ndarray, reason: str) -> None:
         self.pins.append(Pin(op, np.unique(ids[ids >= 0]), reason))
@@ -144,6 +149,8 @@ class Flow:
             if ((a < 0) != (b < 0)).any():
                 self.pin(op, np.concatenate([a[b < 0], b[a < 0]]), f"{op} combines it with a tensor no linear makes")
             merged = np.where(a >= 0, a, b)
+        if self._may_divide_by_nothing(op, [slot for slot, _ in given]):
+            self.pin(op, merged, f"{op} divides by it")
         lone = True
         for slot, value in enumerate(op.inputs):
             if value is None or any(slot == s for s, _ in given):
@@ -158,6 +165,19 @@ class Flow:
         elif op.effect == "affine" and lone and len(given) == 1:
             self.shifted.append(np.unique(merged))  # x + 1 with a number, not a tensor
         self.put(op.outputs[0], merged)
+
+    def _may_divide_by_nothing(self, op: Op, slots: list[int]) -> bool:
+        """A channel that is gone is 0 where the result is padded back; something may be added to it before."""
+        kind = op.type.lower()
+        slot = 1 if kind in ("div", "true_divide") else 0 if kind in ("reciprocal", "rsqrt") else -1
+        value = op.inputs[slot] if slot in slots else None
+        while value is not None and (above := self.graph.producer(value)) is not None:
+            if above.kind not in (Kind.ELEMENTWISE, Kind.REDUCE, Kind.SHAPE) or above.type.lower() in NOT_NOTHING:
+                break
+            value = next((v for v in above.inputs if v in self.labels), None)
+        else:
+            return False
+        return slot in slots and above.type.lower() not in NOT_NOTHING
 
     def _with_constant(self, op: Op, slot: int, labels: np.ndarray) -> None:
         per_channel = self.meet_constant(op, slot, labels)

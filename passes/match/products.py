@@ -50,6 +50,8 @@ def multiply(flow: Flow, op: Op) -> None:
             flow.classes.tie(out_labels, over(other, other_spec, out))
         flow.put(op.outputs[0], out_labels)
         return None
+    if any(size(value, spec, x) > 1 for x in spec if x not in out):
+        return flow.pin(op, value, f"{op} sums over its heads")
     shared = [x for x in spec if x in out and x in other_spec and size(value, spec, x) > 1]
     groups = shared + [x for x in other_spec if x in out and x not in shared and size(other, other_spec, x) > 1]
     inner = [x for x in spec if x in out and x not in groups and size(value, spec, x) > 1]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from toastc.calibration.taps import Tap
-from toastc.graphs import Graph, Op, Value, one_of_one
+from toastc.graphs import Graph, Kind, Op, Value, one_of_one
 from toastc.labels import collapse, varying
 from toastc.sites import Coupling, Site
 
@@ -23,8 +23,11 @@ def taps_of(ledger: Ledger, site: Site) -> dict[str, Tap]:
             continue
         if coupling.name == "qk":
             product: Op = site.wiring.scores
-            found["qk/q"] = with_bias(ledger, product, tap(ledger, coupling, product.inputs[0]))
-            found["qk/k"] = tap(ledger, coupling, product.inputs[1], key_axis(product))
+            axes = key_axes(ledger.flow.graph, product, site.wiring.softmax)
+            found["qk/q"] = with_bias(ledger, product, tap(ledger, coupling, product.inputs[0], axes[0]))
+            found["qk/k"] = tap(ledger, coupling, product.inputs[1], axes[1])
+            for n, other in enumerate(coupling.beside):
+                found |= {f"qk/{side}{n}": tap(ledger, coupling, other.inputs[slot]) for slot, side in enumerate("qk")}
         else:
             consumers = {m.operand[0] for m in coupling.members if m.role == "out"}
             if len(consumers) == 1:
@@ -87,9 +90,28 @@ def with_bias(ledger: Ledger, product: Op, queries: Tap | None) -> Tap | None:
     return replace(queries, plus=ledger.flow.graph.constant(product.inputs[spec.bias]).ravel()[:width])
 
 
-def key_axis(product: Op) -> int:
-    """The axis of K along which the softmax runs."""
+def key_axes(graph: Graph, product: Op, softmax: Op) -> tuple[int | None, int | None]:
+    """Which axis of Q, or of K, the softmax runs along: the one that has it are the keys."""
     if product.attention is not None:
-        return product.attention.layouts[1].replace("(hd)", "c").index("n")
+        return None, product.attention.layouts[1].replace("(hd)", "c").index("n")
     left, right, out = product.spec
-    return next(i for i, letter in enumerate(right) if letter in out and letter not in left)
+    axis = axis_at(graph, softmax.inputs[0], softmax.axes[0], product)
+    letter = out[-1 if axis is None else axis]
+    if letter in left and letter in right:
+        return None, None
+    return (left.index(letter), None) if letter in left else (None, right.index(letter))
+
+
+def axis_at(graph: Graph, value: Value | None, axis: int, end: Op) -> int | None:
+    """The axis of what `end` makes that is this one of a value further down."""
+    op = None if value is None else graph.producer(value)
+    if op is None or op is end:
+        return None if op is None else axis
+    if op.kind is Kind.SHAPE and one_of_one(op):
+        above = axis_above(graph, op, axis)
+        return None if above is None else axis_at(graph, op.inputs[0], above, end)
+    rank = len(graph.shape(op.outputs[0]))
+    if op.kind is Kind.ELEMENTWISE or (op.kind is Kind.LINEAR and axis < rank - 1):
+        alike = [v for v in op.inputs if v is not None and len(graph.shape(v)) == rank]
+        return next((found for v in alike if (found := axis_at(graph, v, axis, end)) is not None), None)
+    return None

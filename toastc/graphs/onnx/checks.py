@@ -24,17 +24,23 @@ KEPT_IN = {  # where numbers are that are no raw bytes, if not in int32_data
 }  # fmt: skip
 KEPT_AS = {ir.DataType.COMPLEX64: 2, ir.DataType.COMPLEX128: 2}
 FEWEST = {"FusedMatMul": 2, "Attention": 2}  # inputs
+COMMENTS = {"doc_string", "producer_name", "producer_version"}
 MOST_NODES = 1_000_000  # of a function; real models have thousands
 
 
 def check_text(proto: Message, path: Path) -> None:
-    """Text that is damaged, or of another encoding, comes as bytes: comments are left out, names are wrong."""
+    """Text that is damaged, or of another encoding, comes as bytes: what is only read by people is left out, names are wrong."""
     for field in proto.DESCRIPTOR.fields:
         if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
             continue
         value = getattr(proto, field.name)
+        if field.name == "metadata_props":
+            for entry in [e for e in value if isinstance(e.key, bytes) or isinstance(e.value, bytes)]:
+                value.remove(entry)
         for one in (value,) if isinstance(value, str | bytes | Message) else value:
-            if isinstance(one, bytes) and field.name == "doc_string":
+            if isinstance(one, bytes) and (proto.DESCRIPTOR.name, field.name) == ("GraphProto", "name"):
+                setattr(proto, field.name, "graph")
+            elif isinstance(one, bytes) and field.name in COMMENTS:
                 proto.ClearField(field.name)
             elif isinstance(one, bytes):
                 raise ToastcError(f"{path}: a damaged ONNX model (a name in it is not text: {one!r})")

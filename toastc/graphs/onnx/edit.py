@@ -11,7 +11,6 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ...errors import CannotShrink
 from .. import Dim, Kind, Op, Value
-from .names import UNDERSTOOD
 
 if TYPE_CHECKING:
     from .facts import Facts
@@ -215,5 +214,5 @@ class OnnxEdits:
         outputs = set(self.graph.outputs)
         for node in self.graph:
             for value in node.outputs:
-                if value not in outputs and node.domain in UNDERSTOOD:  # of others nobody else can tell
+                if value not in outputs and value not in self.facts.declared:
                     value.shape = None

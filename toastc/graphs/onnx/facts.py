@@ -48,6 +48,7 @@ class Facts:
     data: dict[Value, np.ndarray] = field(default_factory=dict)
     dtypes: dict[Value, int] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)  # of the symbols in the inputs' shapes
+    declared: set[Value] = field(default_factory=set)  # values whose shapes nothing but the file tells
 
 
 def symbols(model: ir.Model) -> list[str]:
@@ -230,5 +231,6 @@ def declared(facts: Facts, node: ir.Node) -> None:
             shape = [d if isinstance(d, int) else facts.sizes.get(str(d.value)) for d in value.shape]
             if None not in shape:
                 facts.shapes[value] = tuple(shape)  # type: ignore[arg-type]
+                facts.declared.add(value)
         if value not in facts.dtypes and value.dtype is not None:
             facts.dtypes[value] = int(value.dtype)

@@ -114,6 +114,8 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
         training = node.attributes.get("training_mode")
         if node.op_type in TRAINING_OPS or "training" in node.domain or (training is not None and training.as_int()):
             raise ToastcError(f"{what}: is a training graph ({node.op_type}); export the model in eval mode")
+    if "ai.onnx" in model.graph.opset_imports:  # the longer name of the same
+        model.graph.opset_imports.setdefault("", model.graph.opset_imports.pop("ai.onnx"))
     opset = model.graph.opset_imports.get("", OLDEST_OPSET)
     if opset < OLDEST_OPSET:
         raise ToastcError(f"{what}: opset {opset} is too old; export with opset {OLDEST_OPSET} or newer")
@@ -123,7 +125,7 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
         raise ToastcError(f"{what}: a damaged ONNX model ({one_line(error)})") from None
     check_nodes(model, what)
     for node in model.graph.all_nodes():
-        while node.inputs and node.inputs[-1] is None:  # the same as none, but ONNX Runtime may end over it
+        while len(node.inputs) > fewest(node, model) and node.inputs[-1] is None:  # ONNX Runtime may end over it
             node.resize_inputs(len(node.inputs) - 1)
     for node in model.graph:
         if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
@@ -132,6 +134,13 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
                 raise ToastcError(f"{what}: is a training graph (Dropout); export the model in eval mode")
     unpack_attention(model)
     return model
+
+
+def fewest(node: ir.Node, model: ir.Model) -> int:
+    """How many inputs a node has at least."""
+    version = model.graph.opset_imports.get(node.domain, 1)
+    known = onnx.defs.has(node.op_type, version, node.domain)
+    return int(onnx.defs.get_schema(node.op_type, version, node.domain).min_input) if known else 0
 
 
 def one_line(error: BaseException) -> str:
