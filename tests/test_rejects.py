@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from handwritten import HEADS, JOINED, LINEARS, SIZES, written
+from handwritten import HEADS, JOINED, LINEARS, SIZES, attention, written
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from zoo_exports import quiet
@@ -189,3 +189,52 @@ def test_a_weight_that_is_an_output_as_well(tmp_path: Path) -> None:
     given = {"x": np.ones((1, 3, 8), np.float32)}
     dense, small = (session(tmp_path / n).run(None, given) for n in ("m.onnx", "o.onnx"))
     assert all(np.array_equal(a, b) for a, b in zip(dense[1:], small[1:], strict=True))
+
+
+class Greatest(nn.Module):
+    """An FFN of the greatest hidden channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(8, 32), nn.Linear(3, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.fc2(self.fc1(x).relu().topk(3, -1)[0])
+        return made
+
+
+def test_the_greatest_channels_are_mixed() -> None:
+    """How many is no axis."""
+    found = api.inspect(Greatest().eval(), example_inputs=(torch.zeros(2, 4, 8),))
+    assert found["sites"] == [] and "mixes its channels" in reasons(found)
+
+
+def test_onnx_by_its_longer_name(tmp_path: Path) -> None:
+    model = written("h = MatMul(x, w1)  g = Relu(h)  y = MatMul(g, w2)", {"w1": (8, 16), "w2": (16, 8)})
+    model.opset_import[0].domain = "ai.onnx"
+    onnx.save(model, tmp_path / "m.onnx")
+    made = toastc.prune(tmp_path / "m.onnx", 0.5, recipe="magnitude", output=tmp_path / "o.onnx")
+    assert made.report.verified is not None and made.report.verified["ok"]
+
+
+@pytest.mark.parametrize("kind", ["Trilu", "Inverse"])
+def test_a_mask_made_by_a_node_whose_shape_only_the_file_tells(kind: str, tmp_path: Path) -> None:
+    """It is written down again, or the pruned file would not be understood."""
+    between = "s0 = MatMul(q, k)  s = Add(s0, mask)  p = Softmax(s)  m = MatMul(p, v)"
+    model = attention(between, inputs="float[b, 3, 8] x, float[3, 3] mk")
+    model.graph.node.insert(0, helper.make_node(kind, ["mk"], ["mask"], domain="com.microsoft", name="made"))
+    model.graph.value_info.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [3, 3]))
+    onnx.save(model, tmp_path / "m.onnx")
+    ratios = {"attention": 0.5, "round_to": 1}
+    made = toastc.prune(tmp_path / "m.onnx", ratios, recipe="magnitude", output=tmp_path / "o.onnx")
+    assert made.report.verified is not None and made.report.verified["ok"]
+
+
+def test_a_loop_keeps_the_inputs_it_has_to_have(tmp_path: Path) -> None:
+    body = "body = b (int64 i, bool c) => (bool d, float[3] s) { d = Identity(c)  s = Constant<value = float[3] {1, 2, 3}>() }"
+    text = f"h = MatMul(x, w1)  g = Relu(h)  y = MatMul(g, w2)  z = Loop (count) <{body}>"
+    model = written(text, {"w1": (8, 16), "w2": (16, 8), "count": np.array(2)}, outputs="float[b, 3, 8] y, float[n, 3] z")
+    model.graph.node[-1].input.append("")  # the condition
+    onnx.save(model, tmp_path / "m.onnx")
+    made = toastc.prune(tmp_path / "m.onnx", 0.5, recipe="magnitude", output=tmp_path / "o.onnx")
+    assert made.report.verified is not None and made.report.verified["ok"]

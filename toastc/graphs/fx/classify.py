@@ -134,8 +134,8 @@ def reduced_axes(node: fx.Node, name: str, rank: int) -> tuple[int, ...]:
     if name in NORMS:
         shape = argument(node, 1, "normalized_shape")
         return tuple(range(rank - len(shape), rank)) if isinstance(shape, tuple | list) else ()
-    at = 1 if name not in ("norm", "vector_norm", "linalg_vector_norm", "normalize") else 2
-    dim = argument(node, at, "dim", default=1 if name == "normalize" else None)
+    at = 1 if name not in ("norm", "vector_norm", "linalg_vector_norm", "normalize", "topk") else 2
+    dim = argument(node, at, "dim", default={"normalize": 1, "topk": -1}.get(name))
     if isinstance(dim, int):
         return (dim % rank,)
     return tuple(d % rank for d in dim) if isinstance(dim, tuple | list) else ()

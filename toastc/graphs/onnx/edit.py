@@ -11,6 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ...errors import CannotShrink
 from .. import Dim, Kind, Op, Value
+from .inference import fewest
 
 if TYPE_CHECKING:
     from .facts import Facts
@@ -211,6 +212,8 @@ class OnnxEdits:
                 for node, slot in tuple(value.uses()):  # and not where it is an output
                     node.replace_input_with(slot, held)
         RemoveUnusedNodesPass()(self.model)
+        for node in self.graph.all_nodes():  # it takes empty inputs from the end, those that have to be there as well
+            node.resize_inputs(max(len(node.inputs), fewest(node, self.model.graph.opset_imports)))
         outputs = set(self.graph.outputs)
         for node in self.graph:
             for value in node.outputs:

@@ -19,6 +19,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 from ...errors import ToastcError
 from ...files import alone, check_targets, hidden, removed
 from .checks import check_functions, check_nodes, check_tensor, check_text, check_wires, put_in_order
+from .inference import fewest
 from .unpack import unpack_attention
 
 SINGLE_FILE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
@@ -125,7 +126,9 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
         raise ToastcError(f"{what}: a damaged ONNX model ({one_line(error)})") from None
     check_nodes(model, what)
     for node in model.graph.all_nodes():
-        while len(node.inputs) > fewest(node, model) and node.inputs[-1] is None:  # ONNX Runtime may end over it
+        while (
+            len(node.inputs) > fewest(node, model.graph.opset_imports) and node.inputs[-1] is None
+        ):  # ONNX Runtime may end over it
             node.resize_inputs(len(node.inputs) - 1)
     for node in model.graph:
         if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
@@ -134,13 +137,6 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
                 raise ToastcError(f"{what}: is a training graph (Dropout); export the model in eval mode")
     unpack_attention(model)
     return model
-
-
-def fewest(node: ir.Node, model: ir.Model) -> int:
-    """How many inputs a node has at least."""
-    version = model.graph.opset_imports.get(node.domain, 1)
-    known = onnx.defs.has(node.op_type, version, node.domain)
-    return int(onnx.defs.get_schema(node.op_type, version, node.domain).min_input) if known else 0
 
 
 def one_line(error: BaseException) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
 FLOAT, FLOAT16, BFLOAT16 = 1, 10, 16  # onnx.TensorProto.DataType
@@ -67,3 +69,10 @@ def told(proto: onnx.TypeProto) -> Output | None:
     tensor = proto.tensor_type
     known = tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim)
     return tensor.elem_type, tuple(d.dim_value for d in tensor.shape.dim) if known else None
+
+
+def fewest(node: ir.Node, versions: Mapping[str, int]) -> int:
+    """How many inputs a node has at least, be they empty."""
+    version = versions.get(node.domain, 1)
+    known = onnx.defs.has(node.op_type, version, node.domain)
+    return int(onnx.defs.get_schema(node.op_type, version, node.domain).min_input) if known else 0
