@@ -203,7 +203,7 @@ REASONS: list[tuple[str, str, onnx.ModelProto]] = [
     ),
     ("vo", "its heads have different numbers of channels", picked(0, 1, 2, 3, 4, 4, 5, 5)),
     ("vo", "its channels do not meet @ one by one", picked(0, 1, 2, 2, 4, 5, 6, 6)),
-    ("qk", "another attention has its queries or keys, and they go with that one's", TWO_OF_ONE),
+    ("qk", "another attention has its channels, and they go with that one's", TWO_OF_ONE),
     (
         "vo", "its keys are its values",
         attention("back = Transpose<perm=[0, 1, 3, 2]>(k)  s = MatMul(q, k)  p = Softmax(s)  m = MatMul(p, back)"),

@@ -184,3 +184,32 @@ def test_positions_that_queries_meet_count(each: bool, recipe: str) -> None:
     data = torch.randn(64, TOKENS, DIM, generator=torch.Generator().manual_seed(1))
     error, choice = pruned_by_half(Positions(each), data, recipe)
     assert error < 0.2 and set(choice.index.ravel().tolist()) == set(range(WIDTH // 2))
+
+
+class Adapter(nn.Module):
+    """Two attentions of the same queries, whose outputs are summed in front of one linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.out = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+        self.kv = nn.ModuleList(nn.Linear(DIM, 2 * DIM) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def heads(t: Tensor) -> Tensor:
+            return t.unflatten(-1, (HEADS, WIDTH)).transpose(1, 2)
+
+        q, pairs = heads(self.q(x)), [tuple(map(heads, kv(x).chunk(2, -1))) for kv in self.kv]
+        mixed = [(q @ k.transpose(-1, -2) * WIDTH**-0.5).softmax(-1) @ v for k, v in pairs]
+        return x + self.out((mixed[0] + mixed[1]).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("recipe", ["default", "corp", "vbp", "magnitude"])
+def test_what_two_attentions_share_is_cut_once(recipe: str, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).standard_normal((32, TOKENS, DIM)).astype(np.float32)
+    asked: dict[str, Any] = {"ratios": {"attention": {"qk": 0.5, "vo": 0.25, "heads": 0.5}, "round_to": 1}, "recipe": recipe}
+    asked |= {} if recipe == "magnitude" else {"data": data}
+    made = toastc.prune(exported(Adapter(), tmp_path, False), output=tmp_path / "o.onnx", **asked)
+    assert made.report.verified is not None and made.report.verified["ok"]
+    assert sorted(name.rpartition(".")[2] for name in made.plan.choices) == ["qk", "vo"]
+    assert made.report.after.macs == api.inspect(tmp_path / "o.onnx")["macs"], "each is counted once"

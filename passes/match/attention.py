@@ -79,17 +79,20 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
 
 
 def told_apart(ledger: Ledger, sites: list[Site]) -> list[Site]:
-    """Queries or keys that two attentions share are cut with the first of them."""
+    """Queries, keys or values that two attentions share are cut with the first of them."""
     taken = np.zeros(ledger.flow.classes.size, bool)
     found = []
     for site in sites:
-        qk, vo = site.couplings
-        if qk.classes is not None and not qk.reason and taken[qk.classes].any():
-            qk = replace(qk, reason="another attention has its queries or keys, and they go with that one's")
-            site = replace(site, couplings=(qk, vo), heads=site.heads and replace(site.heads, reason=qk.reason))
-        elif qk.classes is not None:
-            taken[qk.classes] = True
-        found.append(site)
+        own = []
+        for c in site.couplings:
+            if c.classes is not None and not c.reason and taken[c.classes].any():
+                c = replace(c, reason="another attention has its channels, and they go with that one's")
+                site = replace(site, heads=site.heads and replace(site.heads, reason=site.heads.reason or c.reason))
+            own.append(c)
+        for c in own:
+            if c.classes is not None and not c.reason:
+                taken[c.classes] = True
+        found.append(replace(site, couplings=tuple(own)))
     return found
 
 

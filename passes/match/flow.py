@@ -8,6 +8,7 @@ that contracts numbers is their *consumer*. Whatever else touches numbers pins t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -21,7 +22,9 @@ from .products import product
 from .records import Contraction, Mix, Pin, Source
 
 SUMS = {"reducemean", "reducesum", "mean", "sum"}
-NOT_NOTHING = {"add", "sub", "clip", "clamp", "clamp_min", "max", "maximum", "exp", "sigmoid", "softplus", "softmax", "cosh"}
+PASSED_THROUGH = (Kind.ELEMENTWISE, Kind.REDUCE, Kind.SHAPE)
+NEVER_NOTHING = {"exp", "sigmoid", "softplus", "softmax", "cosh"}  # not even of 0
+BOUNDS = {"add", "sub", "clip", "clamp", "clamp_min", "max", "maximum"}  # with a number, they keep it from being 0
 
 
 @dataclass
@@ -171,13 +174,15 @@ class Flow:
         kind = op.type.lower()
         slot = 1 if kind in ("div", "true_divide") else 0 if kind in ("reciprocal", "rsqrt") else -1
         value = op.inputs[slot] if slot in slots else None
-        while value is not None and (above := self.graph.producer(value)) is not None:
-            if above.kind not in (Kind.ELEMENTWISE, Kind.REDUCE, Kind.SHAPE) or above.type.lower() in NOT_NOTHING:
-                break
+        while value is not None and (above := self.graph.producer(value)) is not None and above.kind in PASSED_THROUGH:
+            if above.type.lower() in NEVER_NOTHING or (above.type.lower() in BOUNDS and self._with_number(above)):
+                return False
             value = next((v for v in above.inputs if v in self.labels), None)
-        else:
-            return False
-        return slot in slots and above.type.lower() not in NOT_NOTHING
+        return value is not None
+
+    def _with_number(self, op: Op) -> bool:
+        numbers = [v for v in op.inputs if v is not None and self.graph.is_constant(v) and math.prod(self.graph.shape(v)) == 1]
+        return bool(numbers) or sum(v is not None for v in op.inputs) == 1
 
     def _with_constant(self, op: Op, slot: int, labels: np.ndarray) -> None:
         per_channel = self.meet_constant(op, slot, labels)
