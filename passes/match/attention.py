@@ -132,6 +132,8 @@ def build(ledger: Ledger, mix: Mix, contraction: Contraction | None, softmax: Op
         qk_block = None
         qk = Coupling("qk", 1, 1, (), reason or "its labels do not reach the product")
     vo_block = ledger.block(mix.value)
+    same = [m for m in ledger.flow.mixes if m is not mix and np.isin(ledger.root[m.value], vo_block.classes).any()]
+    vo_macs += sum(product_macs(graph, m, m.op)[1] for m in same)
     vo = coupling(ledger, "vo", vo_block, {"in": "v", "with": "v", "out": "out"}, vo_macs, "")
     consumers = [m for m in vo.members if m.role == "out"]
     if not vo.reason and not consumers:
