@@ -214,3 +214,27 @@ def test_pooling_tokens_is_nothing_to_channels(how: str, keepdim: bool, tmp_path
     assert [c.rotatable for c in site.couplings] == [how == "mean"] * 2, "the greatest of sums is no sum of the greatest"
     for basis in (False, True):
         check_onnx(tmp_path / "m.onnx", tmp_path, basis=basis, seed=1)
+
+
+class Stream(nn.Module):
+    """FFNs along a stream that linears alone make, and that is pooled without a norm (LeViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin, self.head = nn.Linear(8, 16), nn.Linear(16, 10)
+        self.up, self.down = (nn.ModuleList(nn.Linear(*size) for _ in range(2)) for size in ((16, 32), (32, 16)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.begin(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(up(x).relu())
+        made: Tensor = self.head(x.mean(1))
+        return made
+
+
+def test_a_stream_without_norms_is_no_hidden_width() -> None:
+    args = (torch.randn(2, 6, 8),)
+    with quiet():
+        found = api.inspect(Stream().eval(), example_inputs=args)
+        assert check_module(Stream().eval(), args, seed=1) <= 1e-4
+    assert [s["hidden"] for s in found["sites"]] == [32, 32], found["rejects"]

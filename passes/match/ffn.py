@@ -42,7 +42,9 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
     above = [s.op for s in ledger.sources_of(ledger.root[ids]) if s.role == "in" and s.op.kind is Kind.LINEAR]
     ops = linear_ops(hidden.members) or [*dict.fromkeys(above), consumer.op]
     makers = [op for op in ops if op is not consumer.op]
-    first, last = end_of(ledger, (makers or ops)[0], 0), end_of(ledger, consumer.op, 1)
+    first, last = (makers or ops)[0], consumer.op
+    if not is_residual(ledger, first, last):
+        first, last = end_of(ledger, first, 0), end_of(ledger, last, 1)
     if width_before(graph, first) != graph.shape(last.inputs[1])[last.weight_axes[1]]:
         return None  # a head or an embedding, not an FFN of the residual stream
     name = site_name([op.path for op in ops], "mlp")
@@ -79,6 +81,14 @@ def inputs_of(graph: Graph, hidden: Coupling) -> Coupling | None:
     costs = [cost_of(graph, m) for m in members]
     macs, params = (sum(c[i] for c in costs) for i in (0, 1))
     return Coupling("inputs", 1, width, members, channel_macs=macs, channel_params=params, read_macs=macs)
+
+
+def is_residual(ledger: Ledger, first: Op, last: Op) -> bool:
+    """Is what goes in added to what comes out, and made by linears throughout?"""
+    given, made = ledger.flow.of(first, 0), ledger.flow.labels.get(last.outputs[0])
+    if given is None or made is None:
+        return False
+    return bool(np.isin(ledger.root[made[made >= 0]], ledger.root[given[given >= 0]]).any())
 
 
 def end_of(ledger: Ledger, op: Op, end: int) -> Op:
