@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from toastc.graphs import Graph, Kind, Op
-from toastc.sites import Coupling, Member, Reject, Site
+from toastc.sites import Coupling, Reject, Site
 
-from .couplings import Block, Ledger, cost_of, coupling, linear_ops
+from .couplings import Block, Ledger, coupling, linear_ops
+from .heads import beyond, heads_coupling
 from .names import site_name
 from .records import Contraction, Mix
 
@@ -115,38 +116,16 @@ def refusals(site: Site) -> list[Reject]:
 def build(ledger: Ledger, mix: Mix, contraction: Contraction | None, softmax: Op, candidates: list[Op]) -> Site:
     """`candidates`: the products above the softmax, nearest first."""
     graph, scores = ledger.flow.graph, contraction.op if contraction is not None else candidates[0]
-    others: list[Contraction] = []
     qk_macs, vo_macs, tokens = product_macs(graph, mix, scores)
-    if contraction is not None:
-        qk_block = ledger.block(contraction.q)
-        others = [c for c in ledger.flow.contractions if c.op is not scores and np.isin(ledger.root[c.q], qk_block.classes).any()]
-        qk_macs += sum(c.op.macs for c in others)
-        crooked = ledger.nonlinear[qk_block.classes].any() and not only_rotates(ledger, qk_block)
-        moved = ledger.shifted[qk_block.classes].any()
-        extra = "an activation stands between the linear and the product" if crooked else ""
-        extra = extra or ("a constant is added to all its channels alike" if moved else "")
-        qk = coupling(ledger, "qk", qk_block, {"in": "qk", "with": "qk", "out": "qk"}, qk_macs, extra)
-        qk = replace(qk, beside=tuple(c.op for c in others), rotatable=qk.rotatable and not others)
-    else:
-        reason = blocked_above(ledger, scores) or next((p.reason for p in ledger.flow.pins if p.op is scores), "")
-        qk_block = None
-        qk = Coupling("qk", 1, 1, (), reason or "its labels do not reach the product")
+    others = [] if contraction is None else products_of(ledger, contraction)
+    qk_block = None if contraction is None else ledger.block(contraction.q)
+    qk = qk_coupling(ledger, scores, qk_block, others, qk_macs)
     vo_block = ledger.block(mix.value)
-    same = [m for m in ledger.flow.mixes if m is not mix and np.isin(ledger.root[m.value], vo_block.classes).any()]
-    vo_macs += sum(product_macs(graph, m, m.op)[1] for m in same)
-    vo = coupling(ledger, "vo", vo_block, {"in": "v", "with": "v", "out": "out"}, vo_macs, "")
-    consumers = [m for m in vo.members if m.role == "out"]
-    if not vo.reason and not consumers:
-        vo = replace(vo, reason="no linear consumes it")
-    if not vo.reason and len({m.operand for m in consumers}) > 1:
-        vo = replace(vo, reason="its channels are used twice")
+    vo = vo_coupling(ledger, mix, vo_block, vo_macs)
     if qk.classes is not None and vo.classes is not None and np.isin(qk.classes, vo.classes).any():
         qk, vo = (replace(c, reason=c.reason or "its keys are its values") for c in (qk, vo))
-    heads = heads_coupling(ledger, mix, contraction, qk_block, vo_block, qk, vo)
-    if heads.prunable and any(c.op not in candidates for c in others):
-        heads = replace(heads, reason="another attention has its queries or keys")
-    if heads.prunable and any(c.op in candidates and c not in others for c in ledger.flow.contractions if c is not contraction):
-        heads = replace(heads, reason="its scores are a sum of several products")
+    reason = qk.reason or vo.reason or beyond(ledger, contraction, others, candidates)
+    heads = heads_coupling(ledger, mix, contraction, qk_block, vo_block, reason)
     ops = linear_ops((*qk.members, *vo.members))
     name = site_name([o.path for o in ops], "attn")
     macs = (qk.groups * qk.width * qk.channel_macs if qk.members else qk_macs) + vo.groups * vo.width * vo.channel_macs
@@ -160,6 +139,34 @@ def build(ledger: Ledger, mix: Mix, contraction: Contraction | None, softmax: Op
         name, "attention", (qk, vo), macs, params, head_count=count, head_dim=head_dim, v_head_dim=mix.value.shape[1],
         heads=heads, scale=scale if isinstance(scale, float) else None, tokens=tokens, wiring=wiring,
     )  # fmt: skip
+
+
+def products_of(ledger: Ledger, contraction: Contraction) -> list[Contraction]:
+    """Other products that the same queries or keys go into: with positions, or of another attention."""
+    own = ledger.root[contraction.q]
+    return [c for c in ledger.flow.contractions if c.op is not contraction.op and np.isin(ledger.root[c.q], own).any()]
+
+
+def qk_coupling(ledger: Ledger, scores: Op, block: Block | None, others: list[Contraction], macs: int) -> Coupling:
+    if block is None:
+        reason = blocked_above(ledger, scores) or next((p.reason for p in ledger.flow.pins if p.op is scores), "")
+        return Coupling("qk", 1, 1, (), reason or "its labels do not reach the product")
+    crooked = ledger.nonlinear[block.classes].any() and not only_rotates(ledger, block)
+    extra = "an activation stands between the linear and the product" if crooked else ""
+    extra = extra or ("a constant is added to all its channels alike" if ledger.shifted[block.classes].any() else "")
+    macs += sum(c.op.macs for c in others)
+    made = coupling(ledger, "qk", block, {"in": "qk", "with": "qk", "out": "qk"}, macs, extra)
+    return replace(made, beside=tuple(c.op for c in others), rotatable=made.rotatable and not others)
+
+
+def vo_coupling(ledger: Ledger, mix: Mix, block: Block, macs: int) -> Coupling:
+    same = [m for m in ledger.flow.mixes if m is not mix and np.isin(ledger.root[m.value], block.classes).any()]
+    macs += sum(product_macs(ledger.flow.graph, m, m.op)[1] for m in same)
+    made = coupling(ledger, "vo", block, {"in": "v", "with": "v", "out": "out"}, macs, "")
+    consumers = {m.operand for m in made.members if m.role == "out"}
+    if made.reason or len(consumers) == 1:
+        return made
+    return replace(made, reason="its channels are used twice" if consumers else "no linear consumes it")
 
 
 class AttentionWiring:
@@ -208,30 +215,3 @@ def blocked_above(ledger: Ledger, scores: Op) -> str:
     for slot in range(2):
         seen += ancestors(graph, scores, slot)
     return next((by_op[o] for o in seen if o in by_op), "")
-
-
-def heads_coupling(
-    ledger: Ledger, mix: Mix, contraction: Contraction | None, qk_block: Block | None, vo_block: Block, qk: Coupling, vo: Coupling
-) -> Coupling:
-    """Whole heads: what else carries a head axis, and whether the scores keep the heads apart."""
-    count = vo_block.classes.shape[0]
-    reason, members, classes = qk.reason or vo.reason, tuple[Member, ...](), None
-    if not reason and (mix.heads is None or contraction is None or contraction.heads is None):
-        reason = "the scores do not keep its heads apart" if len(mix.value) > 1 else "it has a single head"
-    elif not reason:
-        assert contraction is not None and contraction.heads is not None and mix.heads is not None and qk_block is not None
-        roots = ledger.root[mix.heads]
-        own = [np.unique(roots[vo_block.group_of_head == group]) for group in range(count)]
-        if not np.array_equal(roots, ledger.root[contraction.heads]) or sum(map(len, own)) != len(np.unique(roots)):
-            reason = "the scores do not keep its heads apart"
-        elif not np.array_equal(qk_block.group_of_head, vo_block.group_of_head) or len({len(o) for o in own}) > 1:
-            reason = "its heads share channels of the query and the key"
-        else:
-            reason, classes = ledger.pin_reason(roots), np.stack(own, axis=1)
-            if not reason and len(classes) == 1:
-                members, reason = ledger.members(classes, {})
-            elif not reason and ledger.sources_of(roots):
-                reason = "several of its heads share a key, and a bias tells them apart"
-    classes = None if reason else classes
-    params = sum((cost_of(ledger.flow.graph, m)[1] for m in members), 0)
-    return Coupling("heads", 1, count, members, reason, channel_params=params, classes=classes)
