@@ -125,10 +125,9 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
     except (ValueError, TypeError) as error:
         raise ToastcError(f"{what}: a damaged ONNX model ({one_line(error)})") from None
     check_nodes(model, what)
-    for node in model.graph.all_nodes():
-        while (
-            len(node.inputs) > fewest(node, model.graph.opset_imports) and node.inputs[-1] is None
-        ):  # ONNX Runtime may end over it
+    for node in model.graph.all_nodes():  # an input without a name at the end is none, and ONNX Runtime may end over it
+        least = fewest(node, model.graph.opset_imports)
+        while len(node.inputs) > least and node.inputs[-1] is None:
             node.resize_inputs(len(node.inputs) - 1)
     for node in model.graph:
         if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
