@@ -28,10 +28,14 @@ def test_family_shrinks_through_export_and_the_backend_gives_the_same(name: str)
     with quiet(), torch.no_grad():
         model, args = family.small().eval(), tuple(family.inputs(False, 2).values())
         program = captured(model, args)
+        found = api.inspect(program)
         errors = [check_module(program, args, basis=basis, seed=3) for basis in (False, True)]
         expected = leaf(toastc.prune(program, RATIOS, recipe="magnitude", verify=False).model(*args))
         got = leaf(torch.compile(model, backend=toastc.backend, options={"ratios": RATIOS, "then": "eager"})(*args))
     assert max(errors) <= 1e-4
+    if not family.unprunable:
+        kinds = [s["kind"] for s in found["sites"] if all(c["prunable"] for c in s["couplings"])]
+        assert (kinds.count("attention"), kinds.count("ffn")) == family.sites[0], found["rejects"]
     if name != "siglip_base":  # its pooling query is a constant in Dynamo's static graph: its scores differ by right
         assert (expected - got).abs().max() <= 1e-4 * expected.abs().max()
 

@@ -20,8 +20,6 @@ from timm.models.twins import Twins
 from torch import nn
 from zoo_family import Family, Positional, images
 
-EINSUM, POOLED = {"qk": "sums over them"}, {"qk": "no linear makes"}
-
 
 # fmt: off
 def timms(name: str, arch: str, make: Callable[..., nn.Module], small: tuple[int, int], full: tuple[int, int], size: int = 224,
@@ -42,12 +40,12 @@ CVT = {"embed_dim": [16, 32, 48], "depth": [1, 2, 3], "num_heads": [1, 2, 3], "n
 EYE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
 
 MORE = [
-    timms("levit", "levit_128s", Levit, (5, 3), (11, 7), img_size=32, embed_dim=(32, 48, 64), key_dim=8, depth=(1, 1, 1),
+    timms("levit", "levit_128s", Levit, (5, 5), (11, 11), img_size=32, embed_dim=(32, 48, 64), key_dim=8, depth=(1, 1, 1),
           num_heads=(2, 3, 4)),
     timms("cait", "cait_xxs24_224", Cait, (4, 4), (26, 26), img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3),
-    timms("sam_vit", "samvit_base_patch16", partial(timm.create_model, "samvit_base_patch16"), (2, 2), (12, 12), 1024, EINSUM,
+    timms("sam_vit", "samvit_base_patch16", partial(timm.create_model, "samvit_base_patch16"), (2, 2), (12, 12), 1024,
           img_size=32, patch_size=4, embed_dim=48, depth=2, num_heads=3, window_size=4, global_attn_indexes=(1,), neck_chans=16),
-    timms("hiera", "hiera_tiny_224", Hiera, (4, 4), (12, 12), no=POOLED, img_size=(32, 32), embed_dim=32, stages=(1, 1, 1, 1),
+    timms("hiera", "hiera_tiny_224", Hiera, (4, 4), (12, 12), img_size=(32, 32), embed_dim=32, stages=(1, 1, 1, 1),
           mask_unit_size=(4, 4), q_pool=2),
     timms("twins_svt", "twins_svt_small", Twins, (6, 6), (18, 18), img_size=32, embed_dims=(16, 32, 48, 64), wss=(4, 4, 2, 1),
           num_heads=(1, 2, 3, 4), depths=(2, 2, 1, 1), sr_ratios=(4, 2, 1, 1), mlp_ratios=(4, 4, 4, 4)),
