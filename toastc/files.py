@@ -137,13 +137,17 @@ def uninterrupted() -> Iterator[None]:
 @contextlib.contextmanager
 def stop_cleanly() -> Iterator[None]:
     """SIGTERM unwinds the stack like Ctrl-C does, so that temporary files are removed. Where Python throws exceptions away
-    (a weak reference's callback, a `__del__`) the stop comes again a moment later.
+    (a weak reference's callback, a `__del__`) the stop comes again a moment later. What fails after a stop was stopped:
+    libraries that are just being loaded say something else.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    came: list[int] = []
+
     def stop(number: int, frame: FrameType | None) -> None:
+        came.append(number)
         raise KeyboardInterrupt
 
     def again() -> None:
@@ -158,10 +162,17 @@ def stop_cleanly() -> Iterator[None]:
         else:
             hook(lost)
 
-    before, hook = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    before, hook = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}, sys.unraisablehook
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
     sys.unraisablehook = unheard
     try:
         yield
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

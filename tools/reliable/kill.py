@@ -71,8 +71,8 @@ def compiled(number: int, at: float, given: list[str], whole: float, folder: Pat
 
 def calibrated(number: int, at: float, given: list[str], whole: float, wanted: bytes) -> tuple[str, str]:
     out, part = Path(given[-2]), Path(f"{given[-2]}.part")
-    for path in (out, part):
-        path.unlink(missing_ok=True)
+    for path in (out, part, *out.parent.glob(f".{out.name}.*")):  # the last are what SIGKILL left behind
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     end = stop(given, at * whole, number)
     if why := ill(end, number):
         return "bad", why
