@@ -250,6 +250,10 @@ REASONS: list[tuple[str, str, onnx.ModelProto]] = [
         ),
     ),
     # ---- FFNs
+    (
+        "", "its channels are values that a product weighs head by head",
+        attention("m0 = MatMul(fixed, v)  m = Relu(m0)", {"fixed": (1, 2, 3, 3)}),
+    ),
     ("", "its hidden channels are used twice: @, @", ffn("g = Relu(h)  z = MatMul(g, w3)", {"w3": (16, 8)}, outputs=TWO)),
 ]  # fmt: skip
 

@@ -49,6 +49,8 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
         return None  # a head or an embedding, not an FFN of the residual stream
     name = site_name([op.path for op in ops], "mlp")
     reason = hidden.reason
+    if not reason and any(len(m.value) > 1 and np.isin(ledger.root[m.value], block.classes).any() for m in ledger.flow.mixes):
+        reason = "its channels are values that a product weighs head by head"
     consumers = {m.operand for m in hidden.members if m.role == "out"}
     if not reason and len(consumers) > 1:
         reason = "its hidden channels are used twice: " + ", ".join(
