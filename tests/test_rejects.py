@@ -94,7 +94,12 @@ def test_hidden_channels_that_are_an_output() -> None:
     assert "output of the model" in reasons(inspected("toy_leak"))
 
 
-def test_sizes_only_known_at_run_time() -> None:
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [([], "has an output whose shape is only known at run time"), ([[2, 4, 32]], "takes its sizes at run time")],
+    ids=["shape unknown", "shape known"],
+)
+def test_sizes_only_known_at_run_time(told: list[list[int]], why: str) -> None:
     """An FFN whose hidden tensor is reshaped by a shape that is an input of the model."""
     rng = np.random.default_rng(0)
     weights = {
@@ -111,11 +116,12 @@ def test_sizes_only_known_at_run_time() -> None:
         helper.make_tensor_value_info("shape", TensorProto.INT64, [3]),
     ]
     out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
-    graph = helper.make_graph(nodes, "late", given, out, list(weights.values()))
+    known = [helper.make_tensor_value_info("s", TensorProto.FLOAT, shape) for shape in told]
+    graph = helper.make_graph(nodes, "late", given, out, list(weights.values()), value_info=known)
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     found = api.inspect(model)
     assert found["sites"] == []
-    assert "late (Reshape) takes its sizes at run time" in reasons(found)
+    assert f"late (Reshape) {why}" in reasons(found)
 
 
 class Convolved(nn.Module):
