@@ -19,7 +19,7 @@ import pytest
 from conftest import PLAIN, Command
 from onnx import numpy_helper
 
-from toastc.cli import ended_by
+from toastc.endings import ended_by
 
 STAGES = ["read", "match-sites", "score-weights", "plan-ratios", "shrink", "write", "verify"]
 SITE_KEYS = {"name", "kind", "heads", "head_dim", "v_head_dim", "hidden", "macs", "params", "couplings"}

@@ -10,18 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .arguments import parser_for, say
+from .arguments import parser_for
+from .endings import ended_by
 from .errors import ToastcError
-
-STARVED = (  # words of libraries that find no memory
-    "start new thread",
-    "Failed to serialize proto",
-    "bad allocation",
-    "bad_alloc",
-    "failed to map segment",
-    "Cannot allocate memory",
-    "array is too big",
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,42 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the last one who can say it in one line
         return ended_by(error)
-
-
-def ended_by(error: BaseException) -> int:
-    if was_interrupted(error):
-        say("interrupted")
-        return 130
-    if isinstance(error, ToastcError):
-        say(str(error))
-        return error.status
-    if isinstance(error, MemoryError):
-        return unforeseen("not enough memory: ", error)
-    if is_starved(error):
-        return unforeseen("not enough memory: ", error.__cause__ or error)
-    if isinstance(error, RuntimeError | OSError):
-        return unforeseen("", error)
-    return unforeseen("a bug of toastc, please report it: ", error)
-
-
-def was_interrupted(error: BaseException | None) -> bool:
-    """Ctrl-C, or what a library made of it: one that is just being loaded says that it can not be."""
-    seen = set[int]()  # an error may have been raised from one that was raised while it was handled
-    while error is not None and not isinstance(error, KeyboardInterrupt) and id(error) not in seen:
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return isinstance(error, KeyboardInterrupt)
-
-
-def is_starved(error: BaseException) -> bool:
-    return any(words in str(error) for words in STARVED)
-
-
-def unforeseen(what: str, error: BaseException) -> int:
-    if os.environ.get("TOASTC_DEBUG"):
-        raise error
-    say(f"{what}{type(error).__name__}: {str(error)[:300]} (TOASTC_DEBUG=1 shows where)")
-    return 2
 
 
 def show(data: dict[str, Any], as_json: bool, quiet: bool, table: Callable[[Any], None]) -> None:
