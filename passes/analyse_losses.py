@@ -26,8 +26,7 @@ class AnalyseLosses:
 
         def analyse(pair: tuple[str, Coupling]) -> Loss | None:
             name, coupling = pair
-            own = {key.rpartition("/")[2]: moments[key] for key in moments if key.rpartition("/")[0] == name}
-            return loss_of(state.graph, coupling, own, self.int8)
+            return loss_of(state.graph, coupling, moments.of(name), self.int8)
 
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             found = dict(zip([name for name, _ in pairs], pool.map(analyse, pairs), strict=True))

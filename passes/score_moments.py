@@ -72,10 +72,9 @@ class ScoreMoments:
     def score(self, state: State, site: Site, coupling: Coupling) -> np.ndarray | None:
         assert state.moments is not None
         measure, name = MEASURES[self.by], f"{site.name}.{coupling.name}"
-        sides = ("q", "k") if coupling.name == "qk" else ("out",)
-        if any(f"{name}/{side}" not in state.moments for side in sides):
+        own = state.moments.of(name)
+        if not {"q", "k"} <= own.keys() and "out" not in own:
             return None
-        own = {key.rpartition("/")[2]: state.moments[key] for key in state.moments if key.rpartition("/")[0] == name}
 
         def each(sums: Sums) -> np.ndarray:
             return np.asarray(measure(sums).reshape(coupling.groups, coupling.width, -1).sum(axis=2))

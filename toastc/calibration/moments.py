@@ -117,6 +117,10 @@ class Moments:
     def __bool__(self) -> bool:
         return bool(self.sums)
 
+    def of(self, coupling: str) -> dict[str, Sums]:
+        """What is known of one coupling, by the side it was watched on."""
+        return {key.rpartition("/")[2]: sums for key, sums in self.sums.items() if key.rpartition("/")[0] == coupling}
+
     def note(self, key: str, sums: Sums) -> None:
         self.sums[key] = self.sums[key] + sums if key in self.sums else sums
 
