@@ -8,32 +8,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from toastc.deploy import Deploy
-from toastc.errors import ToastcError
-from toastc.pipeline import Pass
+from toastc.plans.targets import Deploy
+from toastc.system.errors import ToastcError
 
-from .allocate_widths import AllocateWidths
-from .analyse_losses import AnalyseLosses
-from .assume_white import AssumeWhite
-from .collect_moments import CollectMoments
-from .fold_biases import FoldBiases
-from .fold_consumers import FoldConsumers
+from .analyse.analyse import AnalyseLosses
+from .analyse.collect import CollectMoments
+from .analyse.gains import MeasureGains
+from .analyse.times import TimeBlocks
+from .analyse.white import AssumeWhite
+from .choose.allocate import AllocateWidths
+from .choose.budget import plan_tokens
+from .choose.losses import PlanLosses
+from .choose.ratios import PlanRatios
+from .choose.search import SearchWidths
+from .choose.selections import PlanSelections
 from .match import MatchSites
-from .measure_gains import MeasureGains
-from .plan_losses import PlanLosses
-from .plan_ratios import PlanRatios
-from .plan_selections import PlanSelections
-from .plan_tokens import plan_tokens
-from .refit_consumers import RefitConsumers
-from .score_moments import ScoreMoments
-from .score_taylor import ScoreTaylor
-from .score_tokens import ScoreTokens
-from .score_weights import ScoreWeights
-from .search_widths import SearchWidths
-from .share_scores import ShareScores
+from .recover.biases import FoldBiases
+from .recover.consumers import FoldConsumers
+from .recover.refit import RefitConsumers
+from .registry import parse_passes
+from .score.moments import ScoreMoments
+from .score.share import ShareScores
+from .score.taylor import ScoreTaylor
+from .score.tokens import ScoreTokens
+from .score.weights import ScoreWeights
 from .shrink import Shrink
-from .spelling import parse_passes
-from .time_blocks import TimeBlocks
+from .state import Pass
 
 # Sizes of both sides of each channel, multiplied: the strongest score that needs no data.
 MAGNITUDE: tuple[Pass, ...] = (MatchSites(), ScoreWeights(by="l2"), PlanRatios())

@@ -15,14 +15,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from toastc.compile_onnx import compile_onnx
-from toastc.driver import Request
+from toastc.compiler.driver import Request
+from toastc.compiler.sources.onnx import compile_onnx
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.passes import MatchSites, recipe
 from toastc.passes.match import match
-from toastc.plan import Basis, Choice, Keep, Plan
-from toastc.ratios import parse
-from toastc.sites import Site
+from toastc.plans.plan import Basis, Choice, Keep, Plan
+from toastc.plans.ratios import parse
+from toastc.plans.sites import Site
 
 TOLERANCE = 1e-4
 
@@ -99,10 +99,10 @@ def check_module(model: Any, args: Sequence[Any], *, basis: bool = False, seed: 
     """The same for a torch module, through torch.export, or for a graph that came of it."""
     from torch.fx import GraphModule
 
-    from toastc.compile_module import export
+    from toastc.compiler.sources.module import export
     from toastc.graphs.fx import FxGraph
+    from toastc.passes.prove.modules import verify_modules
     from toastc.passes.shrink import shrink
-    from toastc.passes.verify_module import verify_modules
 
     gm, args = (copy.deepcopy(model), args) if isinstance(model, GraphModule) else export(model, args)
     dense, graph = copy.deepcopy(gm), FxGraph(gm)

@@ -18,7 +18,7 @@ from zoo_models import FAMILIES
 
 import toastc
 from toastc.graphs.onnx import OnnxGraph
-from toastc.passes.verify import rms_apart
+from toastc.passes.prove.files import rms_apart
 from toastc.testing import assert_equivalent
 
 torch.set_num_threads(1)
@@ -97,9 +97,9 @@ def test_the_original_module_is_untouched_and_shares_nothing() -> None:
 
 
 def test_guessing_inputs_and_training_mode_are_explained() -> None:
-    with pytest.raises(toastc.errors.ToastcError, match="example_inputs"):
+    with pytest.raises(toastc.system.errors.ToastcError, match="example_inputs"):
         toastc.prune(torch.nn.Linear(2, 2).eval(), 0.5)
-    with pytest.raises(toastc.errors.ToastcError, match="eval"):
+    with pytest.raises(toastc.system.errors.ToastcError, match="eval"):
         toastc.prune(torch.nn.Linear(2, 2), 0.5, example_inputs=(torch.zeros(2, 2),))
 
 
@@ -143,18 +143,18 @@ def test_a_target_is_met_and_not_exceeded(deit: Path) -> None:
     ("target", "says"), [("macs=0.01", "smallest"), ("macs=2", "fraction kept"), ("speed=1", "macs"), ("macs=x", "form")]
 )
 def test_targets_that_make_no_sense(deit: Path, target: str, says: str) -> None:
-    with pytest.raises(toastc.errors.ToastcError, match=says):
+    with pytest.raises(toastc.system.errors.ToastcError, match=says):
         toastc.prune(deit, target=target)
 
 
 def test_exactly_one_of_ratios_target_and_plan(deit: Path) -> None:
-    with pytest.raises(toastc.errors.ToastcError, match="one of"):
+    with pytest.raises(toastc.system.errors.ToastcError, match="one of"):
         toastc.prune(deit)
 
 
 def test_a_plan_for_another_model_is_refused(deit: Path) -> None:
-    plan = toastc.Plan({"blocks.7.attn.qk": toastc.plan.Keep(np.arange(4)[None])})
-    with pytest.raises(toastc.errors.ToastcError, match="no such coupling"):
+    plan = toastc.Plan({"blocks.7.attn.qk": toastc.plans.plan.Keep(np.arange(4)[None])})
+    with pytest.raises(toastc.system.errors.ToastcError, match="no such coupling"):
         toastc.prune(deit, plan=plan)
 
 
@@ -190,6 +190,6 @@ def test_synthetic_images_are_called_so(tmp_path: Path) -> None:
 
 def test_moments_that_nobody_measured_are_missed_before_anything_is_written(tmp_path: Path) -> None:
     dense = models.save(models.vit(), tmp_path / "m.onnx")
-    with pytest.raises(toastc.errors.ToastcError, match="measures nothing here"):
+    with pytest.raises(toastc.system.errors.ToastcError, match="measures nothing here"):
         toastc.prune(dense, RATIOS, recipe="magnitude", moments_out=tmp_path / "moments", output=tmp_path / "o.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx"]

@@ -90,7 +90,7 @@ def test_no_method_is_named_in_the_matcher() -> None:
 
 
 def test_importing_toastc_brings_no_framework() -> None:
-    code = "import sys, toastc, toastc.cli; print([m for m in ('torch', 'onnx', 'numpy', 'rich') if m in sys.modules])"
+    code = "import sys, toastc, toastc.cli.main; print([m for m in ('torch', 'onnx', 'numpy', 'rich') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert out.strip() == "[]"
 

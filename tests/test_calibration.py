@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 import toastc
 from toastc.calibration import Moments, Preprocess, open_data
-from toastc.errors import ToastcError
+from toastc.system.errors import ToastcError
 
 SIZES = {"image": (None, 3, 16, 16)}
 

@@ -19,7 +19,7 @@ import pytest
 from conftest import PLAIN, Command
 from onnx import numpy_helper
 
-from toastc.endings import ended_by
+from toastc.cli.exits import exit_status
 
 STAGES = ["read", "match-sites", "score-weights", "plan-ratios", "shrink", "write", "verify"]
 SITE_KEYS = {"name", "kind", "heads", "head_dim", "v_head_dim", "hidden", "macs", "params", "couplings"}
@@ -494,9 +494,9 @@ def test_ctrl_c_is_seen_in_what_a_library_made_of_it(capfd: pytest.CaptureFixtur
     """While one is being loaded, its loader says that it can not be."""
     error = ImportError("initialization failed")
     error.__cause__ = KeyboardInterrupt()
-    assert ended_by(error) == 130
+    assert exit_status(error) == 130
     assert capfd.readouterr().err == "toastc: interrupted\n"
-    assert ended_by(ImportError("initialization failed")) == 2
+    assert exit_status(ImportError("initialization failed")) == 2
     assert "a bug of toastc" in capfd.readouterr().err
 
 
@@ -504,7 +504,7 @@ def test_ctrl_c_is_seen_in_what_a_library_made_of_it(capfd: pytest.CaptureFixtur
 def test_numpy_says_in_two_ways_that_something_is_too_large(capfd: pytest.CaptureFixture[str], size: int) -> None:
     with pytest.raises((MemoryError, ValueError)) as caught:
         np.random.default_rng(0).standard_normal((size, 2**8))
-    assert ended_by(caught.value) == 2
+    assert exit_status(caught.value) == 2
     assert "toastc: not enough memory: " in capfd.readouterr().err
 
 
@@ -513,4 +513,4 @@ def test_an_error_that_came_of_itself_is_said() -> None:
     inner = ValueError("inside")
     outer = RuntimeError("outside")
     outer.__cause__, inner.__context__ = inner, outer
-    assert ended_by(outer) == ended_by(inner) == 2
+    assert exit_status(outer) == exit_status(inner) == 2

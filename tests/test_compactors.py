@@ -17,9 +17,9 @@ from zoo_exports import quiet
 from zoo_models import FAMILIES
 
 import toastc
-from toastc.compactors import Compacted
-from toastc.errors import NothingToPrune, ToastcError
-from toastc.gates import Compactor
+from toastc.system.errors import NothingToPrune, ToastcError
+from toastc.training.compactors import Compacted
+from toastc.training.gates import Compactor
 
 torch.set_num_threads(1)
 SMALL = ["deit_tiny", "swin_tiny", "vit_relpos_small", "eva02_tiny", "toy_gqa", "toy_packed", "torch_encoder"]
@@ -207,7 +207,7 @@ def test_a_copy_trains_on_its_own() -> None:
 
 def test_merged_tokens_and_compactors_together() -> None:
     """The module with merged tokens is trained, and cut as any other."""
-    from toastc import finetune
+    from toastc.training import finetune
 
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, embed_dim=48, num_heads=3, num_classes=5).eval()
     x = torch.randn(2, 3, 64, 64)

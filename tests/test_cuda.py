@@ -39,7 +39,7 @@ def test_autocast_and_free_batches_through_the_backend(dtype: torch.dtype) -> No
     with quiet():
         model = FAMILIES["deit_tiny"].small().eval().cuda()
     compiles: list[int] = []
-    from toastc.dynamo import backend
+    from toastc.compiler.sources.dynamo import backend
 
     def counted(gm: torch.fx.GraphModule, inputs: list[torch.Tensor], **words: object) -> object:
         compiles.append(1)

@@ -14,7 +14,7 @@ from handwritten import saved, written
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from toastc import api
-from toastc.errors import ToastcError
+from toastc.system.errors import ToastcError
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -306,7 +306,7 @@ def test_small_files_that_ask_for_terabytes(toastc: Command, tmp_path: Path, kin
 
 
 def test_an_array_that_becomes_shorter_while_it_is_read(tmp_path: Path) -> None:
-    import toastc.errors
+    import toastc.system.errors
     from toastc.calibration import open_data
 
     np.save(tmp_path / "x.npy", np.zeros((64, 3, 16, 16), np.float32))
@@ -314,7 +314,7 @@ def test_an_array_that_becomes_shorter_while_it_is_read(tmp_path: Path) -> None:
     next(batches)
     with open(tmp_path / "x.npy", "r+b") as file:
         file.truncate(1000)
-    with pytest.raises(toastc.errors.ToastcError, match="became shorter while it was read"):
+    with pytest.raises(toastc.system.errors.ToastcError, match="became shorter while it was read"):
         next(batches)
 
 

@@ -12,9 +12,9 @@ from torch.fx import GraphModule
 from zoo_exports import quiet
 
 import toastc
-from toastc.compile_module import export
-from toastc.errors import CannotShrink, VerificationFailed
+from toastc.compiler.sources.module import export
 from toastc.graphs.fx import FxGraph
+from toastc.system.errors import CannotShrink, VerificationFailed
 
 HALF = {"attention": 0.5, "ffn": 0.5}
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -19,17 +19,17 @@ from zoo_models import FAMILIES
 import toastc
 from toastc import api
 from toastc.calibration import Synthetic
-from toastc.cost import Target
-from toastc.errors import ToastcError, VerificationFailed
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.graphs.onnx.precision import finite
-from toastc.kernels import Attention, better, kernel
 from toastc.passes import AllocateWidths, AnalyseLosses, CollectMoments, MatchSites, TimeBlocks
-from toastc.passes.fuse import fuse_attention
-from toastc.pipeline import State, run
-from toastc.plan import Keep
+from toastc.passes.deploy.fuse import fuse_attention
+from toastc.passes.state import State, run
+from toastc.plans.cost import Target
+from toastc.plans.plan import Keep
 from toastc.report.page import write_page
 from toastc.report.reading import read_report
+from toastc.system.errors import ToastcError, VerificationFailed
+from toastc.timing.kernels import Attention, better, kernel
 
 RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 1}
 EXPORTERS = ("dynamo18", "dynamo20-dyn", "dynamo23-dyn", "ts17-dyn", "onnxsim", "ort-dyn")

@@ -19,7 +19,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from toastc.cli import COMMANDS
 from toastc.passes import RECIPES
-from toastc.passes.spelling import BUILT_IN
+from toastc.passes.registry import BUILT_IN
 
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "object": "data", "embed": "src"}
 LOADING_LINKS = {"stylesheet", "preconnect", "preload", "prefetch", "modulepreload", "icon", "dns-prefetch", "manifest"}

@@ -16,10 +16,10 @@ from zoo_exports import quiet, unfused
 from zoo_models import FAMILIES, ToyAttention
 
 import toastc
-from toastc.dynamo import is_weight
+from toastc.compiler.sources.dynamo import is_weight
 from toastc.graphs.fx import FxGraph
 from toastc.graphs.fx.unpack import encoder_layer, unpacked
-from toastc.passes.fuse import fuse_attention
+from toastc.passes.deploy.fuse import fuse_attention
 
 torch.set_num_threads(1)
 
@@ -135,7 +135,7 @@ def test_what_dynamo_would_pass_over_is_said(tiny: nn.Module, monkeypatch: pytes
     def fails(*given: Any) -> Any:
         raise torch._subclasses.fake_tensor.UnsupportedFakeTensorException("no such thing")
 
-    monkeypatch.setattr("toastc.dynamo.shrunken", fails)
+    monkeypatch.setattr("toastc.compiler.sources.dynamo.shrunken", fails)
     with torch.no_grad(), pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"no such thing.*leave dynamic out"):
         torch.compile(tiny, backend="toastc")(images())
 

@@ -13,9 +13,9 @@ import models
 import numpy as np
 import pytest
 
-from toastc.forms import open_graph
+from toastc.compiler.forms import open_graph
 from toastc.passes import MatchSites
-from toastc.pipeline import State, run
+from toastc.passes.state import State, run
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "score-duplicates"
 SPELLED = "score-duplicates{sharp=2},plan-ratios"

@@ -17,8 +17,8 @@ from small import model_and_inputs, numbers
 from torch import Tensor, nn
 
 import toastc
-from toastc import finetune
-from toastc.errors import ToastcError
+from toastc.system.errors import ToastcError
+from toastc.training import finetune
 
 torch.set_num_threads(1)
 WEIGHTS = {"recipe": "magnitude"}  # the quickest

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo_exports import quiet
 
 import toastc
-from toastc.errors import CannotShrink, ToastcError
+from toastc.system.errors import CannotShrink, ToastcError
 
 HALF = {"ffn": 0.5, "round_to": 1}
 WAYS: dict[str, Callable[[Tensor, int, int], Tensor]] = {

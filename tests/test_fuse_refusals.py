@@ -14,9 +14,9 @@ from handwritten import HEADS, JOINED, LINEARS, Weights, attention, saved, writt
 from torch import Tensor, nn
 
 import toastc
+from toastc.compiler.result import Report
 from toastc.graphs.fx import FxGraph
-from toastc.passes.fuse import fuse_attention
-from toastc.result import Report
+from toastc.passes.deploy.fuse import fuse_attention
 
 PLAIN = "s = MatMul(q, k)  p = Softmax<axis=-1>(s)  m = MatMul(p, v)"
 SCORES = "float[b, 3, 8] x, float[b, 2, 3, 3] z"

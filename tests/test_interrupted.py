@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from toastc.files import scratch, stop_cleanly, uninterrupted, write_beside
 from toastc.graphs.onnx.files import staged
+from toastc.system.files import scratch, stop_cleanly, uninterrupted, write_beside
 
 Stop = Callable[[], None]
 Room = Callable[[], AbstractContextManager[Path]]

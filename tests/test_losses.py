@@ -13,16 +13,16 @@ import pytest
 
 import toastc
 from toastc.calibration import Moments, Sums, open_data
-from toastc.cost import Target
-from toastc.errors import ToastcError
 from toastc.graphs.onnx import OnnxGraph, load_model
-from toastc.latency import Block, Times
 from toastc.passes import AllocateWidths, AnalyseLosses, CollectMoments, MatchSites, TimeBlocks
-from toastc.passes.elimination import ROUNDING, eliminate, rounding_without
-from toastc.passes.losses import energy, ranked, roots, turned_products, turned_values
-from toastc.passes.simulate import remade
-from toastc.passes.time_blocks import block_of
-from toastc.pipeline import State, run
+from toastc.passes.analyse.elimination import ROUNDING, eliminate, rounding_without
+from toastc.passes.analyse.losses import energy, ranked, roots, turned_products, turned_values
+from toastc.passes.analyse.simulate import remade
+from toastc.passes.analyse.times import block_of
+from toastc.passes.state import State, run
+from toastc.plans.cost import Target
+from toastc.plans.latency import Block, Times
+from toastc.system.errors import ToastcError
 
 RNG = np.random.default_rng(0)
 

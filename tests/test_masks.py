@@ -12,12 +12,12 @@ from small import model_and_inputs, numbers
 from torch import nn
 
 import toastc
-from toastc.compile_module import export
-from toastc.errors import ToastcError
+from toastc.compiler.sources.module import export
 from toastc.graphs.fx import FxGraph
-from toastc.masks import Masks
 from toastc.passes.match import match
-from toastc.plan import Basis, Keep, Plan
+from toastc.plans.plan import Basis, Keep, Plan
+from toastc.system.errors import ToastcError
+from toastc.training.masks import Masks
 
 torch.set_num_threads(1)
 MASKED = ["deit_tiny", "beit_base", "swin_tiny", "vit_relpos_small", "eva02_tiny", "toy_gqa"]

@@ -14,7 +14,7 @@ from handwritten import saved, words
 
 import toastc
 from toastc.calibration import Preprocess
-from toastc.errors import NothingToPrune, ToastcError
+from toastc.system.errors import NothingToPrune, ToastcError
 
 HALF = {"attention": 0.5, "ffn": 0.5, "round_to": 4}
 BROKEN_CHAINS = [  # passes in an order that lacks something

@@ -25,7 +25,7 @@ from zoo_models import FAMILIES
 
 import toastc
 from toastc.cli import main
-from toastc.ratios import Ratios, parse
+from toastc.plans.ratios import Ratios, parse
 
 HALF = {"attention": 0.5, "ffn": 0.5}
 SHORTER = {"--search": "0.01", "--seconds": "0.05"}  # a test need not measure anything

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from zoo_exports import quiet
 
 import toastc
-from toastc.errors import CannotShrink
-from toastc.passes.verify import verify_files
+from toastc.passes.prove.files import verify_files
+from toastc.system.errors import CannotShrink
 
 HALF = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 1}
 X = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from toastc.errors import ToastcError
-from toastc.plan import Basis, Keep, Plan, from_dict
+from toastc.plans.plan import Basis, Keep, Plan, from_dict
+from toastc.system.errors import ToastcError
 
 RNG = np.random.default_rng(0)
 PLAN = Plan(

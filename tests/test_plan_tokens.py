@@ -18,8 +18,8 @@ from zoo_exports import quiet
 from zoo_models import FAMILIES
 
 import toastc
-from toastc.errors import ToastcError
-from toastc.tokens import UNREAD
+from toastc.plans.merges import UNREAD
+from toastc.system.errors import ToastcError
 
 torch.set_num_threads(1)
 

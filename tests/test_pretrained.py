@@ -13,7 +13,7 @@ from torch import nn
 from zoo_exports import quiet
 
 import toastc
-from toastc.errors import ToastcError
+from toastc.system.errors import ToastcError
 
 RATIOS = {"attention": 0.5, "ffn": 0.5, "round_to": 4}
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from oracle import random_plan
 
-from toastc.compile_onnx import compile_onnx
-from toastc.driver import Request
+from toastc.compiler.driver import Request
+from toastc.compiler.sources.onnx import compile_onnx
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.passes import MatchSites
 from toastc.passes.match import match
-from toastc.plan import Basis, Plan
+from toastc.plans.plan import Basis, Plan
 
 LAYOUTS = ("3hd", "h3d", "hd3", "3dh", "split", "apart")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from toastc.errors import ToastcError
-from toastc.ratios import kept_width, narrowed, parse
-from toastc.sites import Coupling, Site
+from toastc.plans.ratios import kept_width, narrowed, parse
+from toastc.plans.sites import Coupling, Site
+from toastc.system.errors import ToastcError
 
 
 def site(name: str, kind: str) -> Site:

@@ -17,7 +17,7 @@ from zoo_exports import quiet
 from toastc import api
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.passes import match
-from toastc.pipeline import State
+from toastc.passes.state import State
 
 SCORED = "s = MatMul(q, k)  p = Softmax(s)  m = MatMul(p, v)"
 HALF = "p = Softmax(s)  m = MatMul(p, v)"

@@ -12,14 +12,14 @@ import pytest
 
 import toastc
 from toastc.calibration import open_data
-from toastc.errors import ToastcError
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.passes import CollectMoments, FoldConsumers, MatchSites, PlanRatios, ScoreMoments
+from toastc.passes.analyse.simulate import survivors
 from toastc.passes.match.taps import taps_of
-from toastc.passes.refit_consumers import flat, jobs_of, stream_behind
-from toastc.passes.simulate import survivors
-from toastc.pipeline import State, run
-from toastc.ratios import parse
+from toastc.passes.recover.refit import flat, jobs_of, stream_behind
+from toastc.passes.state import State, run
+from toastc.plans.ratios import parse
+from toastc.system.errors import ToastcError
 
 RATIOS = {"attention": 0.5, "ffn": 0.5, "round_to": 4}
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zoo_exports import quiet
 
 import toastc
-from toastc.errors import NothingToPrune, ToastcError
+from toastc.system.errors import NothingToPrune, ToastcError
 
 HALF = {"attention": 0.5, "ffn": 0.5, "round_to": 1}
 IMAGE = torch.randn(2, 3, 16, 16)

@@ -21,22 +21,22 @@ from torch import Tensor, nn
 from zoo_exports import quiet
 
 import toastc
-from toastc.calibration.unfinished import fingerprint
-from toastc.choices import Keep
-from toastc.compile_module import compile_module
-from toastc.deploy_onnx import Deployed, compare
-from toastc.driver import Request
-from toastc.errors import CannotShrink, ToastcError, VerificationFailed
+from toastc.calibration.resume import fingerprint
+from toastc.compiler.deploy import Deployed, compare
+from toastc.compiler.driver import Request
+from toastc.compiler.sources.module import compile_module
 from toastc.graphs import Kind
 from toastc.graphs.fx import FxGraph
 from toastc.graphs.onnx import OnnxGraph, load_model, write_model
-from toastc.padding import copier, pad_back
 from toastc.passes import MatchSites, PlanLosses, PlanRatios, ScoreTaylor, ScoreWeights, Shrink
+from toastc.passes.deploy.quantize import Quantize
 from toastc.passes.match import match
-from toastc.passes.quantize import Quantize
-from toastc.pipeline import PassFailed, State, run
-from toastc.plan import Plan
-from toastc.ratios import parse
+from toastc.passes.prove.padding import copier, pad_back
+from toastc.passes.state import PassFailed, State, run
+from toastc.plans.choices import Keep
+from toastc.plans.plan import Plan
+from toastc.plans.ratios import parse
+from toastc.system.errors import CannotShrink, ToastcError, VerificationFailed
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from zoo_models import FAMILIES
 
 import toastc
 from toastc import api
-from toastc.errors import NothingToPrune
 from toastc.graphs.onnx import OnnxGraph, load_model
+from toastc.graphs.onnx.session import session
 from toastc.passes.match.convolutions import convolved_ffns
-from toastc.runtimes.ort import session
+from toastc.system.errors import NothingToPrune
 
 torch.set_num_threads(1)
 

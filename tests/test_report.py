@@ -278,7 +278,7 @@ def test_figures_of_another_command_that_lack_something(
 
 def test_without_losses_there_is_nothing_to_compare(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     report = made[1] | {"measured": None}
-    with pytest.raises(toastc.errors.ToastcError, match="no two reports"):
+    with pytest.raises(toastc.system.errors.ToastcError, match="no two reports"):
         write_comparison(compared([("a", report), ("b", report)]), tmp_path / "x.html")
 
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from zoo_exports import quiet
 
 import toastc
-from toastc.choices import Basis, Keep, Select
-from toastc.errors import ToastcError
+from toastc.cli.terminal import print_bench
 from toastc.graphs.onnx import OnnxGraph, load_model
-from toastc.kernels import Attention, kernel
 from toastc.passes import match
-from toastc.report.terminal import print_bench
-from toastc.timing import compared, finished
+from toastc.plans.choices import Basis, Keep, Select
+from toastc.system.errors import ToastcError
+from toastc.timing.files import compared, finished
+from toastc.timing.kernels import Attention, kernel
 
 HALF = {"attention": 0.5, "ffn": 0.5, "round_to": 1}
 

@@ -10,10 +10,10 @@ from zoo_exports import quiet
 from zoo_models import FAMILIES
 
 import toastc
-from toastc.errors import NothingToPrune
 from toastc.passes import RECIPES
-from toastc.passes.plan_ratios import best
-from toastc.passes.score_weights import distance_to_median
+from toastc.passes.choose.ratios import best
+from toastc.passes.score.weights import distance_to_median
+from toastc.system.errors import NothingToPrune
 
 torch.set_num_threads(1)
 

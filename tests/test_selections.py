@@ -21,8 +21,8 @@ from zoo_exports import quiet
 from zoo_models import FAMILIES
 
 import toastc
-from toastc.errors import ToastcError
-from toastc.plan import Plan, Select
+from toastc.plans.plan import Plan, Select
+from toastc.system.errors import ToastcError
 
 torch.set_num_threads(1)
 CHANNELS, HEADS, SIDE = 16, 2, 4

@@ -18,8 +18,8 @@ from small import vit_of_transformers
 from zoo_exports import quiet
 
 import toastc
-from toastc.errors import ToastcError
-from toastc.sources import built
+from toastc.compiler.sources.named import built
+from toastc.system.errors import ToastcError
 
 SMALL = "timm:vit_tiny_patch16_224?img_size=32&depth=2&num_classes=10"
 

@@ -6,9 +6,9 @@ from dataclasses import make_dataclass
 
 import pytest
 
-from toastc.errors import ToastcError
 from toastc.passes import MatchSites, PlanRatios, ScoreWeights, parse_passes
-from toastc.passes.spelling import build
+from toastc.passes.registry import build
+from toastc.system.errors import ToastcError
 
 
 def test_options_become_fields_and_matching_comes_first() -> None:

@@ -12,7 +12,7 @@ from zoo_exports import quiet
 from zoo_models import FAMILIES
 
 from toastc.calibration.data import as_array
-from toastc.compile_module import open_module
+from toastc.compiler.sources.module import open_module
 from toastc.graphs.onnx import OnnxGraph, load_model, sample_inputs, sizes_for
 
 torch.set_num_threads(1)

@@ -17,17 +17,17 @@ import torch
 from models import run_file
 
 import toastc
-from toastc.compile_module import open_module
-from toastc.errors import ToastcError
+from toastc.compiler.sources.module import open_module
 from toastc.passes import FoldBiases, MatchSites, PlanRatios, ScoreTokens, ScoreWeights, ShareScores, parse_passes
+from toastc.passes.choose.selections import sampled
 from toastc.passes.match import match
-from toastc.passes.match.tokens import leading_tokens
-from toastc.passes.plan_selections import sampled
-from toastc.passes.score_weights import distance_to_median
-from toastc.pipeline import State, run
-from toastc.plan import Keep, Plan, Select, from_dict
-from toastc.ratios import parse
-from toastc.schedules import schedule, schedules
+from toastc.passes.score.weights import distance_to_median
+from toastc.passes.state import State, run
+from toastc.passes.tokens.layout import leading_tokens
+from toastc.plans.plan import Keep, Plan, Select, from_dict
+from toastc.plans.ratios import parse
+from toastc.plans.schedules import schedule, schedules
+from toastc.system.errors import ToastcError
 
 torch.set_num_threads(1)
 SIDE, BLOCKS, WIDTH, HEADS = 32, 3, 48, 3
@@ -377,7 +377,7 @@ def test_schedules_cost_what_was_recounted(name: str) -> None:
 
 def test_kept_widths_are_the_papers_floor() -> None:
     sites = match(open_module(timm.create_model("deit_tiny_patch16_224").eval()))[1]
-    from toastc.ratios import narrowed
+    from toastc.plans.ratios import narrowed
 
     counts = {name: count for name, _, count in narrowed(parse(schedule("deit_tiny_patch16_224", "0.76").ratios()), sites)}
     assert counts["blocks.1.attn.qk"] == 6

@@ -9,7 +9,7 @@ import pytest
 import toast_leak
 import toast_schedule
 
-from toastc.ratios import parse
+from toastc.plans.ratios import parse
 
 
 def test_batches_of_one_class_hand_over_the_label(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from zoo_exports import quiet
 
 import toastc
-from toastc.errors import ToastcError
+from toastc.system.errors import ToastcError
 
 CHANNELS, HEADS, PATCHES = 16, 2, 16
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

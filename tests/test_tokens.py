@@ -18,9 +18,9 @@ from models import run_file
 from torch import Tensor
 
 import toastc
-from toastc.errors import ToastcError
-from toastc.plan import Plan, from_dict
-from toastc.tokens import Layout, Merge, parse_merges
+from toastc.plans.merges import Layout, Merge, parse_merges
+from toastc.plans.plan import Plan, from_dict
+from toastc.system.errors import ToastcError
 
 torch.set_num_threads(1)
 SIZE, PATCH, BLOCKS = (40, 72), 8, 4  # a grid of 5 x 9: odd both ways

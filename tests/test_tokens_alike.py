@@ -14,9 +14,9 @@ from torch import Tensor
 from zoo_exports import quiet
 
 import toastc
-from toastc.errors import ToastcError
-from toastc.plan import Plan
-from toastc.tokens import Merge, parse_merges
+from toastc.plans.merges import Merge, parse_merges
+from toastc.plans.plan import Plan
+from toastc.system.errors import ToastcError
 
 torch.set_num_threads(1)
 Spec = list[dict[str, Any]]

@@ -17,10 +17,10 @@ from zoo_exports import quiet
 from zoo_family import Positional
 
 import toastc
-from toastc.compile_module import open_module
-from toastc.errors import ToastcError
+from toastc.compiler.sources.module import open_module
 from toastc.graphs.onnx import OnnxGraph, load_model
-from toastc.passes.match.tokens import leading_tokens
+from toastc.passes.tokens.layout import leading_tokens
+from toastc.system.errors import ToastcError
 
 torch.set_num_threads(1)
 CHANNELS, HEADS, HEIGHT, WIDTH = 16, 2, 3, 6

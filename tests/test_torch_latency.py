@@ -8,7 +8,7 @@ import torch
 
 import toastc
 from toastc.graphs.fx.blocks import block_function, milliseconds
-from toastc.latency import Block
+from toastc.plans.latency import Block
 
 torch.set_num_threads(1)
 SIZES = [

@@ -19,7 +19,7 @@ import train_loop
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from toastc import finetune
+from toastc.training import finetune
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,7 +18,7 @@ import pytest
 from conftest import Command
 from reliable.limits import limited
 
-from toastc.calibration import unfinished
+from toastc.calibration import resume as unfinished
 from toastc.calibration.moments import Moments, opened
 
 SLOWLY = """

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toastc.views import compact, radix, view_of
+from toastc.graphs.rearrange import compact, radix, view_of
 
 
 def test_radix_reads_nested_strides() -> None:

@@ -16,7 +16,7 @@ from zoo_more import MORE
 
 import toastc
 from toastc import api
-from toastc.compile_module import captured
+from toastc.compiler.sources.module import captured
 
 torch.set_num_threads(1)
 

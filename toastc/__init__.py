@@ -6,29 +6,44 @@ torch.compile(model, backend=toastc.backend)
 
 from __future__ import annotations
 
+import sys as _sys
+from importlib import import_module as _import_module
+from importlib.util import spec_from_file_location as _spec
 from pathlib import Path as _Path
 from typing import Any as _Any
 
-_checkout = _Path(__file__).resolve().parent.parent
-if (_checkout / "passes" / "match" / "flow.py").exists():  # a plain checkout: toastc.passes is the folder beside
-    __path__ = [*__path__, str(_checkout)]
-
 __version__ = "0.1.0"
-_HOMES = {
-    "Plan": "plan", "Result": "api", "backend": "dynamo", "bench": "api", "compact": "compactors", "export": "api",
-    "from_pretrained": "pretrained", "inspect": "api", "measure": "measuring", "prune": "api", "save_pretrained": "pretrained",
-    "verify": "api",
+_HOMES = {  # every public name, and the module it is taken from when somebody asks for it
+    "Plan": "plans.plan", "Result": "compiler.result", "ToastcError": "system.errors", "backend": "compiler.sources.dynamo",
+    "bench": "api", "compact": "training.compactors", "export": "api", "finetune": "training.finetune",
+    "from_pretrained": "training.pretrained", "inspect": "api", "measure": "api", "prune": "api",
+    "save_pretrained": "training.pretrained", "verify": "api",
 }  # fmt: skip
 __all__ = [
-    "Plan", "Result", "backend", "bench", "compact", "export", "from_pretrained", "inspect", "measure", "prune",
-    "save_pretrained", "verify",
+    "Plan", "Result", "ToastcError", "backend", "bench", "compact", "export", "finetune", "from_pretrained", "inspect", "measure",
+    "prune", "save_pretrained", "verify",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> _Any:
     """Names are looked up on first use, so that `import toastc` costs nothing and needs no framework."""
-    from importlib import import_module
+    if name not in _HOMES:
+        raise AttributeError(f"module 'toastc' has no attribute {name!r}")
+    module = _import_module(f"toastc.{_HOMES[name]}")
+    return getattr(module, name, module)  # `finetune` is a module itself
 
-    if name in _HOMES:
-        return getattr(import_module(f"toastc.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'toastc' has no attribute {name!r}")
+
+class _Beside:
+    """In a plain checkout `toastc.passes` is the folder beside this one. Installed, it is a folder in this one."""
+
+    folder = _Path(__file__).resolve().parent.parent / "passes"
+
+    @classmethod
+    def find_spec(cls, name: str, path: _Any = None, target: _Any = None) -> _Any:
+        if name == "toastc.passes":
+            return _spec(name, cls.folder / "__init__.py", submodule_search_locations=[str(cls.folder)])
+        return None
+
+
+if (_Beside.folder / "match" / "flow.py").exists():
+    _sys.meta_path.append(_Beside)

@@ -8,18 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import ratios as ratio_file
 from .calibration import Moments, Preprocess
-from .cost import Target
-from .deploy import Deploy
-from .errors import ToastcError
-from .files import check_targets, write_beside
-from .forms import at_hand, blamed, is_named, is_torch, open_graph
-from .plan import Plan
-from .progress import Tell, silent
+from .compiler.forms import at_hand, blamed, is_named, is_torch, open_graph
+from .compiler.measure import measure
+from .compiler.result import Result
+from .plans import ratios as ratio_file
+from .plans.cost import Target
+from .plans.merges import parse_merges
+from .plans.plan import Plan
+from .plans.targets import Deploy
 from .report.data import reject_dicts, site_dict, widths_by_site
-from .result import Result
-from .tokens import parse_merges
+from .system.errors import ToastcError
+from .system.files import check_targets, write_beside
+from .system.progress import Tell, silent
 
 
 def prune(
@@ -71,7 +72,7 @@ def prune(
     The report says how it was asked for: `command`, or this call.
     """
     given = dict(locals())
-    from .driver import Request, allowed
+    from .compiler.driver import Request, allowed
     from .passes import parse_passes
     from .passes import recipe as check_recipe
     from .report.evidence import as_called
@@ -112,11 +113,11 @@ def prune(
         if preprocess is None:
             request = replace(request, options={**request.options, "preprocess": own})
         if is_torch(source):
-            from .compile_module import compile_module
+            from .compiler.sources.module import compile_module
 
             result = compile_module(source, example_inputs, request, tell)
         else:
-            from .compile_onnx import compile_any
+            from .compiler.sources.onnx import compile_any
 
             with blamed(source):
                 result = compile_any(source, None if output is None else Path(output), targets, request, tell)
@@ -138,8 +139,8 @@ def prune(
 
 def export(name: str, output: str | Path, weights: str | None = None) -> dict[str, Any]:
     """A model that timm or transformers build, as an ONNX file: `timm:NAME` or `hf:NAME`."""
+    from .compiler.sources.named import as_file
     from .graphs.onnx import OnnxGraph, is_external, load_model, staged, write_model
-    from .sources import as_file
 
     check_targets([Path(output), Path(f"{output}.data")], [] if weights is None else [Path(weights)])
     with as_file(name, weights) as (path, _), staged(Path(output)) as file:
@@ -172,7 +173,7 @@ def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
 
 def kernels(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[str, Any]:
     """Which kernel every attention gets on a GPU, as the data of `toastc kernels --json`."""
-    from .driver import kernels_of
+    from .compiler.driver import kernels_of
     from .passes.match import match
 
     with blamed(model):
@@ -182,7 +183,7 @@ def kernels(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[
 
 def verify(dense: str | Path, pruned: str | Path, *, seed: int = 0) -> dict[str, Any]:
     """Pad `pruned` back into `dense` and compare: the data of `toastc verify --json`."""
-    from .passes.verify import verify_files
+    from .passes.prove.files import verify_files
 
     with blamed(dense, pruned):
         found: dict[str, Any] = verify_files(Path(dense), Path(pruned), seed).to_dict()
@@ -209,13 +210,13 @@ def bench(
     where they are, on `example_inputs`, eagerly or, `compiled`, through inductor.
     """
     if is_torch(dense):
-        from .timing_modules import bench_modules
+        from .timing.modules import bench_modules
 
         macs = tuple(open_graph(m, example_inputs)[0].totals()[0] for m in (dense, pruned))
         return bench_modules(dense, pruned, example_inputs, macs, batches, threads, seconds, compiled, tell)
-    from .timing import bench_files
+    from .timing.files import bench_files
 
     return bench_files(Path(dense), Path(pruned), provider, batches, threads, seconds, tell, options, memory)
 
 
-__all__ = ["Result", "bench", "export", "inspect", "kernels", "prune", "verify"]
+__all__ = ["Result", "bench", "export", "inspect", "kernels", "measure", "prune", "verify"]

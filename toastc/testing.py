@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import scratch
-from .forms import as_ir, is_torch
-from .plan import Plan
+from .compiler.forms import as_ir, is_torch
+from .plans.plan import Plan
+from .system.files import scratch
 
 
 def assert_equivalent(dense: Any, pruned: Any, plan: Plan | None = None, *, example_inputs: Sequence[Any] | None = None) -> float:
@@ -18,14 +18,14 @@ def assert_equivalent(dense: Any, pruned: Any, plan: Plan | None = None, *, exam
     a torch module has it as `toastc_plan`, or give it.
     """
     if is_torch(dense):
-        from .compile_module import export
-        from .passes.verify_module import verify_modules
+        from .compiler.sources.module import export
+        from .passes.prove.modules import verify_modules
 
         gm, args = export(dense, example_inputs)
         result = verify_modules(gm, pruned, plan if plan is not None else pruned.toastc_plan, args)
     else:
         from .graphs.onnx import embed_plan, write_model
-        from .passes.verify import verify_files
+        from .passes.prove.files import verify_files
 
         with scratch() as folder:
             paths = []

@@ -43,7 +43,7 @@ from rich.table import Table
 
 import toastc
 from toastc.calibration import Preprocess
-from toastc.runtimes.ort import time_interleaved
+from toastc.graphs.onnx.session import time_interleaved
 
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 SIDE = 84

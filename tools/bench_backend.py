@@ -21,7 +21,7 @@ def child(model: str, backend: str) -> None:
     import timm
     import torch
 
-    from toastc import dynamo
+    from toastc.compiler.sources import dynamo
 
     own = 0.0
     cut, unpacked = dynamo.cut, dynamo.unpacked

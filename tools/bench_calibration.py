@@ -21,7 +21,7 @@ import numpy as np
 from toastc.calibration import open_data
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.passes import CollectMoments, MatchSites
-from toastc.pipeline import State, run
+from toastc.passes.state import State, run
 
 
 def exported(name: str, folder: Path) -> Path:

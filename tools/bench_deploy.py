@@ -26,7 +26,7 @@ from rich.table import Table
 
 import toastc
 from toastc.graphs.onnx import macs_of
-from toastc.runtimes import ort
+from toastc.graphs.onnx import session as ort
 
 HALF = {"attention": {"qk": 0.5, "vo": 0.5}, "ffn": 0.5}
 VARIANTS: dict[str, dict[str, Any]] = {

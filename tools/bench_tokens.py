@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 import toastc
-from toastc.tokens import parse_merges
+from toastc.plans.merges import parse_merges
 
 CIFAR = ("unread", "h4", "v4", "h6", "v6", "h9", "h4:1", "h4:2", "h4,v8", "h4,v8 rule=weighted", "h4,v8 proportional=false",
          "h6,v9", "h3,v6", "t:1", "t:2", "t:3")  # fmt: skip

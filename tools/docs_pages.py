@@ -22,9 +22,9 @@ from mkdocs.structure.files import File, Files
 
 import toastc
 from toastc import passes
-from toastc.arguments import parser_for
 from toastc.cli import COMMANDS
-from toastc.passes.spelling import BUILT_IN
+from toastc.cli.parser import parser_for
+from toastc.passes.registry import BUILT_IN
 
 WIDTH, QUOTE = 100, '"'
 PYTHON = {
@@ -77,7 +77,7 @@ def fenced(text: str, language: str) -> list[str]:
 def python_page() -> Iterator[str]:
     yield "# Python\n"
     yield f"`import toastc` costs nothing: names are looked up on first use. There are {', '.join(map(code, toastc.__all__))},"
-    yield "and the modules `toastc.testing`, `toastc.finetune` and `toastc.passes`. `toastc.backend` is what"
+    yield "and the modules `toastc.testing`, `toastc.training.finetune` and `toastc.passes`. `toastc.backend` is what"
     yield '`torch.compile(model, backend="toastc")` finds.'
     for title, names in PYTHON.items():
         yield f"\n## {title}\n"

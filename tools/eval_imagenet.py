@@ -47,7 +47,7 @@ def batches(files: list[Path], transform: Any, size: int) -> Iterator[np.ndarray
 
 
 def onnx_model(path: Path, provider: str) -> Model:
-    from toastc.runtimes import ort
+    from toastc.graphs.onnx import session as ort
 
     session = ort.session(path, provider)
     name = session.get_inputs()[0].name

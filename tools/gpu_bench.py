@@ -34,10 +34,10 @@ from rich.console import Console
 from rich.table import Table
 
 import toastc
-from toastc.errors import ToastcError
-from toastc.runtimes import ort
-from toastc.schedules import schedules
-from toastc.turns import turns
+from toastc.graphs.onnx import session as ort
+from toastc.plans.schedules import schedules
+from toastc.system.errors import ToastcError
+from toastc.system.interleave import turns
 
 MODELS = (
     "vit_base_patch16_224.mae", "vit_large_patch16_224.mae", "deit_small_patch16_224", "swin_base_patch4_window7_224",

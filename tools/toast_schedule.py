@@ -31,12 +31,12 @@ from rich.console import Console
 from rich.table import Table
 
 import toastc
-from toastc.cost import saved_macs, saved_params
-from toastc.errors import ToastcError
-from toastc.plan import Choice, Keep, Plan, Select
-from toastc.ratios import narrowed, parse
-from toastc.schedules import Schedule, schedule, schedules
-from toastc.timing import compared
+from toastc.plans.cost import saved_macs, saved_params
+from toastc.plans.plan import Choice, Keep, Plan, Select
+from toastc.plans.ratios import narrowed, parse
+from toastc.plans.schedules import Schedule, schedule, schedules
+from toastc.system.errors import ToastcError
+from toastc.timing.files import compared
 
 
 def build(name: str) -> Any:
@@ -57,7 +57,7 @@ def planned(sites: Any, ratios: dict[str, Any], static: bool) -> Plan:
 
 def counted(name: str) -> Iterator[dict[str, Any]]:
     """Every point of a model: what it costs, dense, chosen at run time, and static."""
-    from toastc.compile_module import open_module
+    from toastc.compiler.sources.module import open_module
     from toastc.passes.match import match
 
     graph = open_module(build(name))
@@ -133,7 +133,7 @@ def speed(own: Schedule, batch: int, seconds: float) -> dict[str, Any]:
     """Dense, chosen at run time, and static, in turns."""
     import torch
 
-    from toastc.runtimes.ort import time_interleaved
+    from toastc.graphs.onnx.session import time_interleaved
 
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:

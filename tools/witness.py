@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,31 +21,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]  # for models.py, the tiny ViT
-
-import models
 import numpy as np
 import onnx
 import torch
+from reliable import RATIOS as HALF
 from zoo_exports import make_variant, quiet
 from zoo_models import FAMILIES
 
 import toastc
 
-HALF = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 4}
 FORMS = ("plain", "float16", "gemm", "transposed", "shared_bias", "tied")
 ZOO = {  # families, and the ways they were exported in
     "deit_tiny": ("dynamo20-dyn", "dynamo23-dyn", "ts17-dyn", "onnxslim", "ort-dyn"), "swin_tiny": ("dynamo20-dyn", "ts17"),
-    "eva02_tiny": ("dynamo20-dyn",), "dinov2": ("dynamo18",), "vit_relpos_small": ("dynamo20-dyn",), "xcit_tiny": ("dynamo20-dyn",),
-    "hf_vit_eager": ("ts17-dyn",), "hf_bert": ("dynamo20-dyn",), "torch_encoder": ("dynamo20-dyn",), "toy_gqa": ("dynamo23-dyn",),
-    "toy_packed": ("dynamo20-dyn",), "toy_einsum": ("dynamo20-dyn",), "toy_talking": ("dynamo20-dyn",), "levit": ("dynamo20-dyn",), "vit_qknorm": ("dynamo20-dyn",), "pvt_v2": ("dynamo20-dyn",),
+    "eva02_tiny": ("dynamo20-dyn",), "dinov2": ("dynamo18",), "vit_relpos_small": ("dynamo20-dyn",),
+    "xcit_tiny": ("dynamo20-dyn",), "hf_vit_eager": ("ts17-dyn",), "hf_bert": ("dynamo20-dyn",),
+    "torch_encoder": ("dynamo20-dyn",), "toy_gqa": ("dynamo23-dyn",), "toy_packed": ("dynamo20-dyn",),
+    "toy_einsum": ("dynamo20-dyn",), "toy_talking": ("dynamo20-dyn",), "levit": ("dynamo20-dyn",),
+    "vit_qknorm": ("dynamo20-dyn",), "pvt_v2": ("dynamo20-dyn",),
 }  # fmt: skip
-MODULES = ("deit_tiny", "swin_tiny", "eva02_tiny", "hf_vit_sdpa", "torch_encoder", "toy_gqa", "toy_packed", "sam_vit", "xcit_tiny")
+MODULES = (
+    "deit_tiny", "swin_tiny", "eva02_tiny", "hf_vit_sdpa", "torch_encoder", "toy_gqa", "toy_packed", "sam_vit", "xcit_tiny",
+)  # fmt: skip
 ASKED: dict[str, dict[str, Any]] = {  # of the small DeiT and of the tiny ViT, beside what all models are asked
     "default": {"target": "macs=0.6"}, "params": {"target": "params=0.6"}, "calibrated": {"target": "macs=0.6", "data": True},
-    "tokens free": {"target": "macs=0.6", "data": True, "allow": "channels,tokens"}, "svd": {"target": "macs=0.7", "recipe": "svd"},
-    "vbp": {"target": "macs=0.7", "recipe": "vbp", "data": True}, "corp": {"ratios": HALF, "recipe": "corp", "data": True},
+    "tokens free": {"target": "macs=0.6", "data": True, "allow": "channels,tokens"}, 
+    "svd": {"target": "macs=0.7", "recipe": "svd"}, "vbp": {"target": "macs=0.7", "recipe": "vbp", "data": True},
+    "corp": {"ratios": HALF, "recipe": "corp", "data": True},
     "toast": {"ratios": {**HALF, "ffn": {"hidden": 0.5, "inputs": 0.25}}, "recipe": "toast", "data": True},
     "toast-image": {"ratios": HALF, "recipe": "toast-image"}, "toast-batch": {"ratios": HALF, "recipe": "toast-batch"},
     "geometric-median": {"ratios": HALF, "recipe": "geometric-median"},
@@ -69,6 +69,8 @@ ALL = {"magnitude": {"ratios": HALF, "recipe": "magnitude"}}
 
 
 def make(folder: Path) -> None:
+    import models
+
     folder.mkdir(parents=True, exist_ok=True)
     for form in FORMS:
         models.save(models.vit(form), folder / f"vit.{form}.onnx")

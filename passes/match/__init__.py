@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from toastc.errors import ToastcError
 from toastc.graphs import Graph
-from toastc.pipeline import State
-from toastc.sites import Reject, Site
+from toastc.plans.sites import Reject, Site
+from toastc.system.errors import ToastcError
 
+from ..state import State
 from .attention import find_attention, refusals
 from .convolutions import convolved_ffns
 from .couplings import Ledger

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from toastc.graphs import Graph, Kind, Op
-from toastc.sites import Coupling, Reject, Site
+from toastc.plans.sites import Coupling, Reject, Site
 
 from .couplings import Block, Ledger, coupling, linear_ops
 from .heads import beyond, heads_coupling

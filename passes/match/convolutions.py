@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from toastc.graphs import Graph, Kind, Op
 from toastc.graphs.macs import is_convolution
-from toastc.sites import Reject
+from toastc.plans.sites import Reject
 
 from .names import site_name
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from toastc.graphs import Graph, Kind, Op
-from toastc.sites import Coupling, Member
+from toastc.plans.sites import Coupling, Member
 
 from .flow import Flow
 from .records import Source

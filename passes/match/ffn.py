@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from toastc.graphs import Graph, Kind, Op
-from toastc.sites import Coupling, Member, Reject, Site
+from toastc.plans.sites import Coupling, Member, Reject, Site
 
 from .couplings import Ledger, cost_of, coupling, linear_ops
 from .names import site_name

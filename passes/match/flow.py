@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from toastc.graphs import Graph, Kind, Op, Value
-from toastc.labels import NONE, Classes, collapse, varying
+from toastc.graphs.labels import NONE, Classes, collapse, varying
 
 from .fused import attention
 from .products import product

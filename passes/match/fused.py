@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from toastc.graphs import Op
-from toastc.labels import varying
+from toastc.graphs.labels import varying
 
 from .records import Contraction, Mix, Source
 

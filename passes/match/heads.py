@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from toastc.graphs import Op
-from toastc.sites import Coupling, Member
+from toastc.plans.sites import Coupling, Member
 
 from .couplings import Block, Ledger, cost_of
 from .records import Contraction, Mix

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from toastc.graphs import Op
-from toastc.labels import NONE, collapse
+from toastc.graphs.labels import NONE, collapse
 
 from .records import Contraction, Mix
 

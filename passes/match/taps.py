@@ -9,8 +9,8 @@ import numpy as np
 
 from toastc.calibration.taps import Tap
 from toastc.graphs import Graph, Kind, Op, Value, one_of_one
-from toastc.labels import collapse, varying
-from toastc.sites import Coupling, Site
+from toastc.graphs.labels import collapse, varying
+from toastc.plans.sites import Coupling, Site
 
 from .couplings import Ledger
 

@@ -13,19 +13,19 @@ from functools import partial
 
 import numpy as np
 
-from toastc.errors import CannotShrink
 from toastc.graphs import Graph, Kind, Op, Value, bias_of, lone_shape
-from toastc.labels import varying
-from toastc.pipeline import State
-from toastc.plan import Choice, Plan, Select, check_plan
-from toastc.sites import Coupling, Member, Site
-from toastc.views import compact
+from toastc.graphs.labels import varying
+from toastc.graphs.rearrange import compact
+from toastc.plans.plan import Choice, Plan, Select, check_plan
+from toastc.plans.sites import Coupling, Member, Site
+from toastc.system.errors import CannotShrink
 
 from ..match.couplings import Ledger
 from ..match.records import Source
-from ..remains import picked_at_once, remains
+from ..state import State
 from .cuts import Cut, drift, install, mixtures
 from .regions import emit_exits, pieces_of, plan_exits, rebuild_above
+from .remains import picked_at_once, remains
 from .selections import readers, taken, write_selections
 
 

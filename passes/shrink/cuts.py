@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toastc.errors import CannotShrink
 from toastc.graphs import Graph, Op, Value
-from toastc.plan import CONSUMERS, Basis, Choice, Select
-from toastc.sites import Member
+from toastc.plans.plan import CONSUMERS, Basis, Choice, Select
+from toastc.plans.sites import Member
+from toastc.system.errors import CannotShrink
 
 
 @dataclass(frozen=True, eq=False)

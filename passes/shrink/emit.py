@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from toastc.errors import CannotShrink
 from toastc.graphs import Dim, Graph, Op, Value
-from toastc.views import Atom, View
+from toastc.graphs.rearrange import Atom, View
+from toastc.system.errors import CannotShrink
 
 
 def emit_view(

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from toastc.graphs import Graph, Op, Value, lone_shape, one_of_one
-from toastc.graphs.picks import line
-from toastc.views import Atom, View, compact, view_of
+from toastc.graphs.rearrange import Atom, View, compact, view_of
+from toastc.graphs.shape_edits import line
 
 from .emit import emit_view
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from toastc.errors import CannotShrink
 from toastc.graphs import Graph, Guide, Kind, Op, Selection, Value
-from toastc.plan import Keep, Plan, Select
-from toastc.sites import Coupling, Site
+from toastc.plans.plan import Keep, Plan, Select
+from toastc.plans.sites import Coupling, Site
+from toastc.system.errors import CannotShrink
 
 
 def readers(coupling: Coupling) -> list[Op]:

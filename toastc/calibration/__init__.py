@@ -5,8 +5,8 @@ from __future__ import annotations
 from .data import Batches, open_data
 from .images import Preprocess
 from .moments import Moments, Sums
+from .resume import Unfinished, fingerprint
 from .synthetic import Synthetic
-from .unfinished import Unfinished, fingerprint
 from .workers import Workers
 
 __all__ = ["Batches", "Moments", "Preprocess", "Sums", "Synthetic", "Unfinished", "Workers", "fingerprint", "open_data"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import ToastcError
+from ..system.errors import ToastcError
 
 ARRAY_SUFFIXES = {".npy", ".npz", ".safetensors"}
 

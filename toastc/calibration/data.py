@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ToastcError
+from ..system.errors import ToastcError
 from .arrays import ARRAY_SUFFIXES, Rows, load_arrays
 from .images import Preprocess
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ToastcError
+from ..system.errors import ToastcError
 
 LONGEST = 16  # times as long as wide
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from ..errors import ToastcError
+from ..system.errors import ToastcError
 from .workers import Workers
 
 FORMAT = 3
@@ -136,7 +136,7 @@ class Moments:
         """What is said beside the numbers is one JSON text: several would stand in another order every time."""
         from safetensors.numpy import save_file
 
-        from ..files import write_beside
+        from ..system.files import write_beside
 
         tensors = {f"{k}/{n}": np.ascontiguousarray(a) for k, sums in self.sums.items() for n, a in sums.arrays().items()}
         with write_beside(path) as temporary:

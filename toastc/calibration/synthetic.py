@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ..errors import ToastcError
+from ..system.errors import ToastcError
 from .data import Batch
 from .images import IMAGENET_MEAN, IMAGENET_STD
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..latency import Block
+from ..plans.latency import Block
 
 SKIP_NORMS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")  # (x, skip, gamma, beta, bias)
 Value = Hashable  # the framework's own handle of a tensor

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..cost import saved_macs, saved_params
-from ..plan import Keep, Plan
-from ..sites import Reject, Site
-from ..tokens import Layout, Merge
+from ..plans.cost import saved_macs, saved_params
+from ..plans.merges import Layout, Merge
+from ..plans.plan import Keep, Plan
+from ..plans.sites import Reject, Site
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ToastcError
-from ..pipeline import State
+from ..passes.state import State
+from ..system.errors import ToastcError
 from .data import Curve
 
 POINTS = 33  # of a curve

@@ -14,11 +14,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ..files import write_beside
+from ..cli.terminal import change, human
+from ..system.files import write_beside
 from .data import finite
 from .figures import Figure, figures, shown
 from .grids import token_grids
-from .terminal import change, human
 
 Data = Mapping[str, Any]
 Section = tuple[str, str, str]  # its place, its heading, its HTML

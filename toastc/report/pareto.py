@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ToastcError
+from ..system.errors import ToastcError
 from .figures import AFTER, BEFORE, Figure, axis, label, layout
 from .page import plot, table, write
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ToastcError
-from ..plan import Plan
+from ..plans.plan import Plan
+from ..system.errors import ToastcError
 
 DATA = re.compile(r'<script type="application/json" id="report">(.*?)</script>', re.DOTALL)
 EIGHT_BITS = "the weights are 8-bit numbers: what was cut is listed, and what was left whole is not"

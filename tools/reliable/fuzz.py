@@ -221,8 +221,8 @@ def run(count: int, seed: int = 0, jobs: int = 1, first: int = 0, say: bool = Tr
     """Figures, and the bad ones."""
     import onnxruntime  # noqa: F401  before the workers are forked
 
-    import toastc.compile_onnx
-    import toastc.passes.verify  # noqa: F401
+    import toastc.compiler.sources.onnx
+    import toastc.passes.prove.files  # noqa: F401
 
     ends: Counter[str] = Counter()
     bad: list[Outcome] = []

@@ -28,7 +28,7 @@ def outcome(model: nn.Module, ratios: dict[str, Any], folder: Path, file: bool) 
     from zoo_exports import quiet
 
     import toastc
-    from toastc.errors import CannotShrink, NothingToPrune
+    from toastc.system.errors import CannotShrink, NothingToPrune
 
     try:
         with quiet():

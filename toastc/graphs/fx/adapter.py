@@ -32,7 +32,7 @@ from .classify import (
     parts_of,
     product_spec,
     reduced_axes,
-)  # fmt: skip
+)
 from .edit import FxEdits
 from .names import hint, module_path, owner_of
 from .runs import FxRuns

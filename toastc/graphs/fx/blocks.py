@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from ...latency import Block
+from ...plans.latency import Block
 
 
 def block_function(block: Block, like: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from .. import Kind
-from ..products import einsum_spec, only_turns
+from ..equations import einsum_spec, only_turns
 
 SHAPES = {
     "view", "reshape", "_unsafe_view", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "unsqueeze",

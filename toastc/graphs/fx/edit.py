@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from ...errors import CannotShrink
+from ...system.errors import CannotShrink
 from .. import Dim, Kind, Op, Value
 from .classify import meta
 

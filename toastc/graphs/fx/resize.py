@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from ...errors import CannotShrink
+from ...system.errors import CannotShrink
 from .. import Dim, Op
-from ..picks import check_order, comes_out_right, picked, step_of
+from ..shape_edits import check_order, comes_out_right, picked, step_of
 from .classify import EXPANSIONS, RESHAPES, meta
 from .names import hint
 

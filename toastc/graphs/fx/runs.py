@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from ...latency import Block
+from ...plans.latency import Block
 from .. import Live, Stage, Value
 from .blocks import block_function, milliseconds
 from .probe import FxProbe, FxSlopes, placed

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from ...errors import CannotShrink
+from ...system.errors import CannotShrink
 from .. import Guide, Op, Selection, Value
 from .classify import meta
 

@@ -14,7 +14,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from ...errors import CannotShrink
+from ...system.errors import CannotShrink
 from .. import Op, Value
 from .calls import Call
 from .classify import meta, op_name

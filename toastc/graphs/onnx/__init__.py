@@ -10,17 +10,7 @@ from . import upcast
 from .adapter import OnnxGraph
 from .embedded import carries_plan, embed_plan, plan_of
 from .facts import sizes_for
-from .files import (
-    external_files,
-    file_bytes,
-    is_external,
-    is_quantised,
-    load_model,
-    prepare,
-    read_model,
-    staged,
-    write_model,
-)
+from .files import external_files, file_bytes, is_external, is_quantised, load_model, prepare, read_model, staged, write_model
 from .inputs import sample_inputs
 from .macs import macs_of
 from .precision import to_half

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ...latency import Block
+from ...plans.latency import Block
 
 OPSET = 20
 

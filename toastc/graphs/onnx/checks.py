@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import Message
 
-from ...errors import ToastcError
+from ...system.errors import ToastcError
 
 INT, INTS, FLOAT = ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.FLOAT
 # com.microsoft nodes have no schema in onnx: the types of those attributes that are read here.

@@ -9,8 +9,8 @@ from typing import Any
 import onnx_ir as ir
 
 from .. import AttentionSpec, Kind
+from ..equations import einsum_spec, only_turns
 from ..macs import tokens_and_width
-from ..products import einsum_spec, only_turns
 
 LINEAR_EFFECT = {"Mul", "Div", "Neg", "Identity", "Cast", "Dropout", "BatchNormalization"}
 AFFINE_EFFECT = {"Add", "Sub", "BiasAdd", "Sum"}

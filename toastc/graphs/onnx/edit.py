@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ...errors import CannotShrink
+from ...system.errors import CannotShrink
 from .. import Dim, Kind, Op, Value
 from .inference import fewest
 

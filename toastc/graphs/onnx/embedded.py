@@ -6,8 +6,8 @@ import json
 
 import onnx_ir as ir
 
-from ...errors import ToastcError
-from ...plan import Plan, from_dict
+from ...plans.plan import Plan, from_dict
+from ...system.errors import ToastcError
 from .files import one_line
 
 PLAN_KEY = "toastc.plan"

@@ -17,12 +17,12 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from ...errors import ToastcError
+from ...system.errors import ToastcError
 from .. import Value
 from .checks import has_branches
 from .files import read_tensor
-from .growth import stays_small
 from .inference import Imports, Input, as_input, inferred
+from .limits import stays_small
 from .names import operator_of
 
 SMALL = 4096  # elements; a value of up to this size is computed, not only shaped

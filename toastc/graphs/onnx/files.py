@@ -16,8 +16,8 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
-from ...errors import ToastcError
-from ...files import alone, check_targets, hidden, removed
+from ...system.errors import ToastcError
+from ...system.files import alone, check_targets, hidden, removed
 from .checks import check_functions, check_nodes, check_tensor, check_text, check_wires, put_in_order
 from .inference import fewest
 from .unpack import unpack_attention

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ...errors import ToastcError
+from ...system.errors import ToastcError
 from .. import Value
 from .adapter import OnnxGraph
 from .checks import has_branches

@@ -24,7 +24,7 @@ class OnnxProbe:
     def __init__(
         self, model: ir.Model, dtypes: Mapping[Any, int], watch: Sequence[Value], nudge: Sequence[Value], provider: str
     ) -> None:
-        from ...runtimes import ort
+        from . import session as ort
 
         self.watch: list[Any] = list(watch)
         self.nudge: list[Any] = list(nudge)

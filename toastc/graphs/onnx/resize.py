@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from ...errors import CannotShrink
+from ...system.errors import CannotShrink
 from .. import Op
-from ..picks import check_order, comes_out_right, picked, step_of
+from ..shape_edits import check_order, comes_out_right, picked, step_of
 
 if TYPE_CHECKING:
     from .edit import OnnxEdits

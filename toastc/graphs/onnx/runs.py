@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...errors import ToastcError
-from ...latency import Block
+from ...plans.latency import Block
+from ...system.errors import ToastcError
 from .. import Live, Stage, Value
 from . import facts as facts_of
 from .blocks import block_model
@@ -30,7 +30,7 @@ class OnnxRuns:
         raise ToastcError("an ONNX file has no gradients; give the torch module, or take another score")
 
     def stopwatch(self, block: Block) -> float:
-        from ...runtimes import ort
+        from . import session as ort
 
         return ort.milliseconds(*block_model(block), self.provider)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from ...errors import CannotShrink
+from ...system.errors import CannotShrink
 from .. import Guide, Op, Selection, Value
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ END = 1 << 60
 
 def stages(model: ir.Model, dtypes: Mapping[Any, int], cuts: Sequence[Any], provider: str) -> Iterator[Stage]:
     """One stage up to each cut in turn, and one to the outputs. Each is built when it is asked for."""
-    from ...runtimes import ort
+    from . import session as ort
 
     proto = ir.to_proto(runnable(model))
     by_name = {v.name: v for node in model.graph for v in node.outputs} | {v.name: v for v in model.graph.inputs}

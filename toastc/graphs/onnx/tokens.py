@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import onnx_ir as ir
 
-from ...errors import CannotShrink
+from ...system.errors import CannotShrink
 from .. import Op, Value
 from .facts import RANDOM, evaluate
 from .pen import OnnxPen

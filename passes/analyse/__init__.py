@@ -1,0 +1,1 @@
+"""What every width of every coupling costs: moments, losses, gains, times."""

@@ -1,0 +1,159 @@
+"""collect-moments: run the model on the calibration data and keep sums of what its channels do.
+
+Queries and keys are summed head by head; what a consumer takes, all channels together, because its columns can make
+up across heads for what is gone. Outer products of wide FFNs would cost more than the model itself, so only as many
+tokens are taken, at random, as keep the products within `share` of the model's own arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from toastc.calibration.data import Batch, fixed_batch
+from toastc.calibration.moments import Moments, Sums
+from toastc.calibration.synthetic import Synthetic
+from toastc.calibration.taps import Tap
+from toastc.system.errors import ToastcError
+
+from ..match.taps import taps_of
+from ..state import State
+
+LEAST_IMAGES = 64
+WATCHED = 256 << 20  # bytes of tensors in view at one time
+ENOUGH = 2e13  # MACs spent on synthetic images; large models get fewer
+
+
+@dataclass(frozen=True)
+class CollectMoments:
+    """Run the calibration data through the model and sum up what its channels do."""
+
+    share: float = 0.2
+    synthetic: int = 0  # images to make up where no data is given
+    name = "collect-moments"
+
+    def __call__(self, state: State) -> State:
+        taps = {f"{s.name}.{key}": tap for s in state.sites for key, tap in taps_of(state.matched, s).items()}
+        state = replace(state, taps=taps)
+        if state.data is None and self.synthetic:
+            count = int(max(LEAST_IMAGES, min(self.synthetic, ENOUGH / max(state.graph.totals()[0], 1))))
+            state = replace(state, data=Synthetic(state.graph.input_sizes(), count, state.seed))
+        if state.moments:
+            missing = [key for key in taps if key not in state.moments]
+            if missing:
+                raise ToastcError(f"moments: nothing is known of {missing[0]}; they were collected from another model")
+            return replace(state, gains=state.moments.gains)
+        if state.data is None:
+            raise ToastcError("this recipe needs calibration data; give --calibrate DATA, or take recipe synthetic")
+        moments, notes = self.collect(state)
+        return replace(state, moments=moments, notes=(*state.notes, *notes, *warnings(moments, taps)))
+
+    def collect(self, state: State) -> tuple[Moments, list[str]]:
+        workers, kept = state.workers, state.unfinished
+        probe = state.graph.probe([tap.value for tap in state.taps.values()])
+        moments, done, notes = self.begun(state)
+        data = state.data.part(workers.rank, workers.count)
+        look = Look(state.taps, probe, self.part(state), self.inputs_at_a_time(state))
+        whole = True  # no batch is in the sums in part
+        try:
+            for number, batch in enumerate(data):
+                if number < done or number * workers.count + workers.rank < state.held_out:
+                    continue
+                rng = np.random.default_rng([state.seed, number * workers.count + workers.rank])
+                for rows in look.at(batch, rng):
+                    whole = False
+                    note_together(moments, rows)
+                moments.images += len(next(iter(batch.values())))
+                done, whole = number + 1, True
+                if kept is not None:
+                    kept.offer(moments, done)
+                if data.size:
+                    state.tell(self.name, moments.images * workers.count / data.size)
+        except KeyboardInterrupt:
+            if kept is not None and whole and done:
+                kept.save(moments, done)
+            raise
+        if kept is not None:  # what comes next may take long as well
+            kept.save(moments, done)
+            notes += [kept.trouble] if kept.trouble else []
+        moments = moments.gathered(workers)
+        if state.held_out and not moments.images:
+            raise ToastcError(f"search: {state.held_out} batches of the data are held back to judge by, and there are no more")
+        return moments, [*notes, *data.notes]
+
+    def begun(self, state: State) -> tuple[Moments, int, list[str]]:
+        """Sums of nothing; or those of a measurement that was stopped, and how many batches are in them."""
+        found, done, word = (None, 0, "") if state.unfinished is None else state.unfinished.found()
+        if word:
+            state.tell(f"{self.name}: {word}")
+        if found is not None:
+            return found, done, [word]
+        moments = Moments(source=state.data.name)
+        for key, tap in state.taps.items():
+            groups, width, copies = tap.index.shape
+            moments.note(key, Sums.none(groups, width * copies, key.endswith("/out")))
+        return moments, 0, [word] if word else []
+
+    def part(self, state: State) -> float:
+        """The share of the tokens whose outer products may be taken."""
+        cost = 0
+        for key, tap in state.taps.items():
+            groups, width, copies = tap.index.shape
+            rows = math.prod(state.graph.shape(tap.value)) // tap.index.size
+            cost += rows * groups * (width * copies) ** 2 * (groups if key.endswith("/out") else 1)
+        return min(1.0, self.share * state.graph.totals()[0] * state.graph.batch / max(cost, 1))
+
+    @staticmethod
+    def inputs_at_a_time(state: State) -> int:
+        """As many as keep what is watched within bounds; all of a batch where the model takes no other size."""
+        return fixed_batch(state.graph.input_sizes()) or max(1, WATCHED // state.watched_bytes)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the taps show on a batch, in pieces that fit: of every tap some rows, to be summed before the next piece."""
+
+    taps: Mapping[str, Tap]
+    probe: Any
+    part: float  # of the tokens
+    pieces: int  # inputs at a time
+
+    def at(self, batch: Batch, rng: np.random.Generator) -> Iterator[dict[str, list[Any]]]:
+        count = len(next(iter(batch.values())))
+        rows: dict[str, list[Any]] = {key: [] for key in self.taps}
+        for start in range(0, count, self.pieces):
+            _, arrays = self.probe({name: array[start : start + self.pieces] for name, array in batch.items()})
+            for (key, tap), array in zip(self.taps.items(), arrays, strict=True):
+                rows[key].append(tap.rows(array, self.part, rng))
+            if start + self.pieces >= count or sum(piece.nbytes for own in rows.values() for piece in own) > WATCHED:
+                yield rows
+
+
+def note_together(moments: Moments, rows: dict[str, list[Any]]) -> None:
+    """One sum for several pieces, which are dropped: adding wide sums costs as much as making them."""
+    for key, pieces in rows.items():
+        with np.errstate(over="ignore", invalid="ignore"):  # which is said below
+            sums = Sums.of(array_namespace(pieces[0]).concat(pieces), key.endswith("/out"))
+        moments.note(key, checked(sums, key))
+        pieces.clear()
+
+
+def checked(sums: Sums, key: str) -> Sums:
+    if not np.isfinite(sums.energy):
+        raise ToastcError(f"calibrate: {key.rpartition('/')[0]} takes NaN or infinite values on this data")
+    return sums
+
+
+def warnings(moments: Moments, taps: dict[str, Tap]) -> list[str]:
+    """Is the sample large enough for the widest coupling?"""
+    few = [k for k, tap in taps.items() if k.endswith("/out") and moments[k].count < 4 * tap.index.size]
+    if not few:
+        return []
+    worst = max(few, key=lambda k: taps[k].index.size)
+    have, need = moments[worst].count, 4 * taps[worst].index.size
+    return [f"{have:.0f} tokens are few for {worst.rpartition('/')[0]} ({need} would be enough); shrinkage is higher for it"]

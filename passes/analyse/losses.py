@@ -1,0 +1,228 @@
+"""What every width of a coupling costs in accuracy, in closed form, and the choice that costs no more.
+
+    Q.K'   the logits q.k: singular values of Mq^1/2 Mk^1/2 per head, k less its mean (a softmax does not see it)
+    V.O    the output W u: singular values of W C^1/2 per head; then W is refitted to all that stays, across heads
+    FFN    the output W h: backward elimination, each channel folded into those that stay when it goes
+
+M are second moments, C covariances. The mean of what goes is a constant, and moves into the consumer's bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from toastc.calibration.moments import Sums
+from toastc.graphs import Graph, Op
+from toastc.plans.plan import Basis, Choice, Keep
+from toastc.plans.sites import Coupling, Member
+
+from .elimination import LEAST, eliminate, eliminate_groups
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """`curves[g, k]`: the expected squared error of one token when k channels of group g stay.
+
+    `choose(k, groups)`: what to do then, where only these groups stay. `order`: the groups, those first that can best
+    be done without, once the others made up for them.
+    """
+
+    curves: np.ndarray
+    choose: Callable[[int, Sequence[int]], Choice]
+    order: np.ndarray
+
+    @property
+    def curve(self) -> np.ndarray:
+        return np.asarray(self.curves.sum(axis=0))
+
+
+def loss_of(graph: Graph, coupling: Coupling, moments: dict[str, Sums], rounded: bool = False) -> Loss | None:
+    """None where nothing is known of its channels. `rounded`: what the consumer takes will be 8-bit numbers of one scale."""
+    if coupling.name == "qk":
+        if "q" not in moments or "k" not in moments:
+            return None
+        if coupling.rotatable:
+            return turned_products(moments["q"], moments["k"])
+        return ranked(of_products(graph, coupling, moments, lambda sums: energy(sums, coupling.width)))
+    consumers = [m for m in coupling.members if m.role == "out"]
+    if not consumers or "out" not in moments:
+        return None
+    if len(consumers) > 1:  # a value that several heads read
+        read = sum(np.square(columns(graph, m)).sum(axis=1) for m in consumers) / len(consumers)
+        return ranked(energy(moments["out"], coupling.width) * read.reshape(coupling.groups, coupling.width))
+    weight = columns(graph, consumers[0])
+    if coupling.rotatable and coupling.name == "vo":
+        return turned_values(moments["out"], weight)
+    return kept_channels(moments["out"], weight, coupling, rounded)
+
+
+def columns(graph: Graph, consumer: Member) -> np.ndarray:
+    """[channels, out] in float64: the consumer's weight, a row for each channel."""
+    op, slot = consumer.operand
+    weight = np.moveaxis(graph.constant(op.inputs[slot]), op.weight_axes, (0, 1)).astype(np.float64)
+    return np.asarray(weight[consumer.index.ravel()])
+
+
+# ---- Q and K ---------------------------------------------------------------------------------------------
+
+
+def turned_products(q: Sums, k: Sums) -> Loss:
+    parts = []
+    for mq, mk in zip(q.second, k.second, strict=True):
+        root_q, back_q = roots(mq)
+        root_k, back_k = roots(mk)
+        u, s, v = np.linalg.svd(root_q @ root_k)
+        parts.append((s, np.sqrt(s)[:, None] * (u.T @ back_q), np.sqrt(s)[:, None] * (v @ back_k)))
+
+    def choose(width: int, groups: Sequence[int]) -> Choice:
+        return Basis(np.stack([a[:width] for _, a, _ in parts]), np.stack([b[:width].T for _, _, b in parts]))
+
+    energy = np.stack([s**2 for s, _, _ in parts])
+    return Loss(tails(energy), choose, np.argsort(energy.sum(axis=1), kind="stable"))
+
+
+def energy(sums: Sums, width: int) -> np.ndarray:
+    """[groups, width]: E[x^2] of each channel, over all its copies."""
+    return np.asarray((sums.squares / sums.count).reshape(len(sums.total), width, -1).sum(axis=2))
+
+
+def of_products(
+    graph: Graph, coupling: Coupling, moments: Mapping[str, Sums], measure: Callable[[Sums], np.ndarray],
+    of_constant: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> np.ndarray:  # fmt: skip
+    """[groups, width]: what each channel brings to the logits, over all products that it goes into."""
+    total = np.asarray(measure(moments["q"]) * measure(moments["k"]))
+    for n, op in enumerate(coupling.beside):
+        sides = []
+        for slot, key in enumerate((f"q{n}", f"k{n}")):
+            if key in moments:
+                sides.append(measure(moments[key]))
+            elif (squares := table(graph, coupling, op, slot)) is not None:
+                sides.append(of_constant(squares))
+        if len(sides) == 2:
+            total = total + sides[0] * sides[1]
+    return total
+
+
+def table(graph: Graph, coupling: Coupling, op: Op, slot: int) -> np.ndarray | None:
+    """[groups, width]: the mean square of each channel of a constant that queries meet, less its mean over the keys."""
+    members = [m for m in coupling.members if m.operand == (op, slot)]
+    if not members or not graph.is_constant(op.inputs[slot]):
+        return None
+    array, own, out = graph.constant(op.inputs[slot]).astype(np.float64), op.spec[slot], op.spec[2]
+    if out[-1] in own and out[-1] not in op.spec[1 - slot]:
+        array = array - array.mean(axis=own.index(out[-1]), keepdims=True)
+    others = tuple(i for i in range(array.ndim) if i not in members[0].axes)
+    squares = np.square(array).mean(axis=others).ravel()
+    return np.asarray(sum(squares[m.index] for m in members))
+
+
+def ranked(energy: np.ndarray) -> Loss:
+    """Where channels may not be mixed: those of most energy stay."""
+    order = np.argsort(-energy, axis=1, kind="stable")
+
+    def choose(width: int, groups: Sequence[int]) -> Choice:
+        return Keep(np.sort(order[:, :width], axis=1))
+
+    return Loss(tails(np.take_along_axis(energy, order, 1)), choose, np.argsort(energy.sum(axis=1), kind="stable"))
+
+
+# ---- V and O ---------------------------------------------------------------------------------------------
+
+
+def turned_values(out: Sums, weight: np.ndarray) -> Loss:
+    mean, cov = out.mean, shrunken(out)
+    count, width = mean.shape
+    lefts, energy = [], np.zeros((count, width))
+    for g in range(count):
+        own = slice(g * width, (g + 1) * width)
+        root, back = roots(cov[own, own])
+        _, s, v = np.linalg.svd(weight[own].T @ root, full_matrices=True)
+        energy[g, : len(s)] = s[:width] ** 2
+        lefts.append(v @ back)
+
+    def choose(kept: int, groups: Sequence[int]) -> Choice:
+        left = np.stack([own[:kept] for own in lefts])
+        narrow = np.zeros((len(groups) * kept, count * width))
+        for row, g in enumerate(groups):
+            narrow[row * kept : (row + 1) * kept, g * width : (g + 1) * width] = left[g]
+        right = fitted(cov @ narrow.T, narrow @ cov @ narrow.T)
+        shift = mean.ravel() - right @ (narrow @ mean.ravel())
+        return Basis(left, right, shift.reshape(mean.shape))
+
+    return Loss(tails(energy), choose, eliminate_groups(cov, weight, count))
+
+
+# ---- channels that stay as they are ----------------------------------------------------------------------
+
+
+def kept_channels(out: Sums, weight: np.ndarray, coupling: Coupling, rounded: bool) -> Loss:
+    mean, cov = out.mean, shrunken(out)
+    if coupling.groups == 1:
+        order, curve = eliminate(cov, weight, np.sqrt(out.squares / out.count).ravel() if rounded else None)
+        curves, gone = curve[None], np.zeros(1, int)
+    else:
+        energy = (np.diag(cov) * (weight**2).sum(axis=1)).reshape(mean.shape)
+        order, curves = np.argsort(energy, axis=1, kind="stable"), tails(-np.sort(-energy, axis=1))
+        gone = eliminate_groups(cov, weight, coupling.groups)
+
+    def choose(kept: int, groups: Sequence[int]) -> Choice:
+        return folded(np.sort(np.atleast_2d(order)[:, -kept:], axis=1), groups, mean, cov)
+
+    return Loss(curves, choose, gone)
+
+
+def folded(index: np.ndarray, groups: Sequence[int], mean: np.ndarray, cov: np.ndarray) -> Keep:
+    """These channels stay, of these groups, and take over what the others did as far as they vary alike."""
+    flat = (index + mean.shape[1] * np.arange(len(mean))[:, None])[list(groups)].ravel()
+    fold = fitted(cov[:, flat], cov[np.ix_(flat, flat)])
+    fold[flat] = np.eye(len(flat))
+    shift = mean.ravel() - fold @ mean.ravel()[flat]
+    return Keep(index, fold, shift.reshape(mean.shape))
+
+
+# ---- linear algebra --------------------------------------------------------------------------------------
+
+
+def tails(energy: np.ndarray) -> np.ndarray:
+    """[groups, width + 1]: what is lost when the first k of each group stay."""
+    return np.hstack([np.cumsum(energy[:, ::-1], axis=1)[:, ::-1], np.zeros((len(energy), 1))])
+
+
+def roots(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The symmetric root, and its inverse on what is not zero."""
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    values = np.maximum(values, 0)
+    inverse = np.where(values > values.max(initial=0) * 1e-10, 1 / np.sqrt(np.maximum(values, 1e-300)), 0)
+    return (vectors * np.sqrt(values)) @ vectors.T, (vectors * inverse) @ vectors.T
+
+
+def fitted(cross: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """cross . own^-1, with every variance a little larger."""
+    floor = LEAST * np.trace(own) / len(own) + 1e-30
+    return np.asarray(np.linalg.solve(own + floor * np.eye(len(own)), cross.T).T)
+
+
+def shrunken(sums: Sums) -> np.ndarray:
+    """The covariance, drawn towards its diagonal as far as the sample is too small for it (as Ledoit and Wolf do).
+
+    What never varied stays at zero: a dead channel costs nothing to lose.
+    """
+    cov = sums.covariance[0] if len(sums.outer) == 1 else block_diagonal(sums.covariance)
+    size = len(cov)
+    mean = np.trace(cov) / size
+    apart = float(((cov - mean * np.eye(size)) ** 2).sum())
+    noise = max(sums.energy2 / sums.count - float((sums.second**2).sum()), 0.0) / sums.count
+    share = min(1.0, noise / apart) if apart > 0 else 0.0
+    return (1 - share) * cov + share * np.diag(np.diag(cov))
+
+
+def block_diagonal(blocks: np.ndarray) -> np.ndarray:
+    groups, width, _ = blocks.shape
+    whole = np.zeros((groups * width, groups * width))
+    for g, block in enumerate(blocks):
+        whole[g * width : (g + 1) * width, g * width : (g + 1) * width] = block
+    return whole

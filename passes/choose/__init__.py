@@ -1,0 +1,1 @@
+"""What stays: by ratios, by losses, under a budget."""

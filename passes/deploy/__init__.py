@@ -1,0 +1,1 @@
+"""A proven graph for a runtime: attention as one node, 8 bits."""

@@ -1,0 +1,102 @@
+"""verify, for torch: the dense graph with the zero-filled pruned weights gives what the pruned graph gives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from toastc.compiler.sources.module import with_shapes
+from toastc.graphs import Graph
+from toastc.graphs.fx import CHOSEN, FxGraph
+from toastc.plans.plan import Plan
+from toastc.system.errors import VerificationFailed
+
+from ..match import match
+from ..shrink.selections import hold_selections
+from ..tokens.merge import merge_tokens
+from .files import DEFAULT_TOLERANCE, TOLERANCE, Verification, difference
+from .padding import pad_back
+
+
+def verify_modules(dense: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, args: Sequence[Any], seed: int = 0) -> Verification:
+    """Pads into `dense` (its weights are overwritten) and runs both."""
+    types = {str(p.dtype).removeprefix("torch.") for p in pruned.parameters() if p.is_floating_point()}
+    tolerance = max([TOLERANCE[t] for t in types if t in ("float16", "bfloat16")], default=DEFAULT_TOLERANCE)
+    try:
+        graph: Graph = FxGraph(dense)
+        small = with_shapes(copy.deepcopy(pruned), args)
+        chosen = []
+        if plan.merges:
+            graph, merged = merge_tokens(graph, plan.merges, held=True)
+            chosen = merged.choices
+        sites = match(graph)[1]
+        padded = pad_back(graph, sites, small, match(small)[1], plan)
+        chosen += hold_selections(graph, sites, plan)
+        graph.finish()
+    except VerificationFailed as error:
+        return Verification(False, float("inf"), tolerance, 0, 0, str(error))
+    errors = [0.0]
+    generator = torch.Generator().manual_seed(seed)
+    for given in (args, [fresh(a, generator) for a in args]):
+        try:
+            expected, got = both(dense, pruned, given, chosen)
+        except RuntimeError as error:  # of a model that asserts something of its inputs
+            why = str(error).strip().splitlines()[0]
+            return Verification(False, float("inf"), tolerance, 0, padded, f"random inputs can not be run ({why})")
+        errors += [difference(as_array(a), as_array(b)) for a, b in zip(expected, got, strict=True)]
+    worst = max(errors)
+    reason = "" if worst <= tolerance else f"outputs differ by {worst:.2e} of their scale, allowed {tolerance:.0e}"
+    return Verification(worst <= tolerance, worst, tolerance, 2, padded, reason)
+
+
+@torch.no_grad()
+def both(
+    dense: fx.GraphModule, pruned: fx.GraphModule, given: Sequence[Any], chosen: Sequence[str]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The outputs of both. What was `chosen` at run time is handed on to the dense graph, so that both choose the same."""
+    if not chosen:
+        return tensors(dense(*given)), tensors(pruned(*given))
+    watching = Watching(pruned)
+    got = tensors(watching.run(*leaves(given), enable_io_processing=False))
+    more = [watching.seen[name] for name in chosen]
+    return tensors(fx.Interpreter(dense).run(*leaves(given), *more, enable_io_processing=False)), got
+
+
+class Watching(fx.Interpreter):
+    """Runs a module and keeps what its selections chose."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        if CHOSEN in n.meta:
+            self.seen[n.meta[CHOSEN]] = made
+        return made
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        self.seen: dict[str, torch.Tensor] = {}
+        return super().run(*args, **options)
+
+
+def leaves(value: Any) -> list[Any]:
+    return list(torch.utils._pytree.tree_leaves(value))
+
+
+def fresh(value: Any, generator: torch.Generator) -> Any:
+    """Random numbers of the same kind; token ids and masks stay as they are."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return value
+    return torch.randn(value.shape, generator=generator).to(value)
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(value)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()

@@ -1,0 +1,1 @@
+"""What stays makes up for what goes."""

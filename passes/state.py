@@ -1,0 +1,108 @@
+"""What a pass is, and running a tuple of them.
+
+A pass is a frozen dataclass that is called with a `State` and returns a new one; its fields are its options
+and its docstring's first line is its help.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from toastc.calibration.moments import Moments
+from toastc.calibration.resume import Unfinished
+from toastc.calibration.taps import Tap
+from toastc.calibration.workers import Workers
+from toastc.graphs import Graph
+from toastc.plans.cost import Target
+from toastc.plans.latency import Times
+from toastc.plans.plan import Plan
+from toastc.plans.ratios import Ratios
+from toastc.plans.sites import Coupling, Reject, Site
+from toastc.system.errors import ToastcError
+from toastc.system.progress import Tell, silent
+
+
+@dataclass(frozen=True)
+class State:
+    """What the passes hand on.
+
+    `scores[coupling]` is [groups, width]: small means redundant. `losses[coupling]` says what every width costs, and
+    `gains[coupling]` how much of it arrives at the outputs. `widths[coupling]` are the widths to keep.
+    """
+
+    graph: Graph
+    ratios: Ratios | None = None
+    target: Target | None = None
+    data: Any = None  # calibration.Batches
+    matched: Any = None  # what the matcher knows of the graph; gone once the graph is shrunk
+    sites: tuple[Site, ...] = ()
+    rejects: tuple[Reject, ...] = ()
+    taps: Mapping[str, Tap] = field(default_factory=dict)
+    moments: Moments | None = None
+    losses: Mapping[str, Any] = field(default_factory=dict)
+    gains: Mapping[str, float] = field(default_factory=dict)
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
+    widths: Mapping[str, int] = field(default_factory=dict)
+    allocate: Callable[[State], State] | None = None  # the pass that set them
+    times: Mapping[str, Times] = field(default_factory=dict)  # by site, where the target is a latency
+    total_time: float = 0.0
+    plan: Plan = field(default_factory=Plan)
+    merges: tuple[Any, ...] = ()  # (merge, layout before, layout after), of the tokens that were merged at the beginning
+    unmerged: Mapping[str, int] = field(default_factory=dict)  # MACs of the sites before that
+    notes: tuple[str, ...] = ()
+    seed: int = 0
+    tell: Tell = silent
+    held_out: int = 0  # batches of the data that are not measured, so that a search can be judged by them
+    workers: Workers = field(default_factory=Workers)
+    unfinished: Unfinished | None = None  # where the sums are kept while they are made
+
+    @property
+    def watched_bytes(self) -> int:
+        """What the taps of one input take."""
+        shapes = [self.graph.shape(value) for value in {tap.value for tap in self.taps.values()}]
+        return max(1, sum(4 * math.prod(shape) for shape in shapes) // self.graph.batch)
+
+    def site(self, name: str) -> Site:
+        """The site that a coupling of this name is of."""
+        return next(s for s in self.sites if s.name == name.rpartition(".")[0])
+
+    def coupling(self, name: str) -> Coupling:
+        found = self.site(name).coupling(name.rpartition(".")[2])
+        assert found is not None
+        return found
+
+
+class Pass(Protocol):
+    name: str
+
+    def __call__(self, state: State) -> State: ...
+
+
+class PassFailed(RuntimeError):
+    """A pass broke: our fault, not the user's. Names it and the passes that had run."""
+
+
+def run(passes: Sequence[Pass], state: State) -> tuple[State, dict[str, float]]:
+    """Run the passes in order, telling of each; returns the last state and the seconds of each pass."""
+    seconds: dict[str, float] = {}
+    for step in passes:
+        start = time.perf_counter()
+        state.tell(step.name)
+        try:
+            state = step(state)
+        except (ToastcError, MemoryError):
+            raise
+        except Exception as error:
+            before = ", ".join(seconds) or "none"
+            raise PassFailed(f"pass {step.name} failed (passes before it: {before}): {type(error).__name__} {error}") from error
+        seconds[step.name] = time.perf_counter() - start
+    return state, seconds
+
+
+__all__ = ["Pass", "PassFailed", "State", "replace", "run"]

@@ -1,0 +1,1 @@
+"""A request becomes a smaller model that is proven."""

@@ -1,0 +1,20 @@
+"""What a compile returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..calibration import Moments
+from ..plans.plan import Plan
+from ..report.data import Report
+
+
+@dataclass(frozen=True)
+class Result:
+    """`model` is of the kind that was given: a ModelProto for a path, else ir.Model, gs.Graph or nn.Module."""
+
+    model: Any
+    plan: Plan
+    report: Report
+    moments: Moments | None = None  # what was measured of the channels, by recipes that do

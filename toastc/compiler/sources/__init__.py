@@ -1,0 +1,1 @@
+"""The forms a model comes in."""

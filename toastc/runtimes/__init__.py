@@ -1,1 +1,0 @@
-"""Run a model for real, and time it. One file for each runtime."""

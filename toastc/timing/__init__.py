@@ -1,0 +1,1 @@
+"""Two models against each other, and which kernels their attentions get."""

@@ -1,0 +1,1 @@
+"""Modules that learn: masked, compacted, or pruned and trained again."""
