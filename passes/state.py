@@ -18,7 +18,7 @@ from toastc.calibration.moments import Moments
 from toastc.calibration.resume import Unfinished
 from toastc.calibration.taps import Tap
 from toastc.calibration.workers import Workers
-from toastc.graphs import Graph
+from toastc.graphs.protocols import Graph
 from toastc.plans.cost import Target
 from toastc.plans.latency import Times
 from toastc.plans.plan import Plan

@@ -124,7 +124,20 @@ def of_file(path: Path, out: Path, options: dict[str, Any]) -> dict[str, str]:
     except toastc_errors() as error:
         return {"error": str(error).replace(str(path), "MODEL")}
     files = [(p.name, p.read_bytes()) for p in sorted(out.iterdir())]
-    return {"bytes": digest(*files), "plan": digest(json.dumps(result.plan.to_dict())), "said": said(result.report)}
+    return {"bytes": digest(*files), "graph": graph_of(target) if target.exists() else "", "plan": digest(json.dumps(result.plan.to_dict())), "said": said(result.report)}
+
+
+def graph_of(path: Path) -> str:
+    """The nodes with their numbers, whatever tensors and nodes are called."""
+    model = onnx.load(path)
+    tensors = {t.name: (t.data_type, tuple(t.dims), onnx.numpy_helper.to_array(t).tobytes()) for t in model.graph.initializer}
+    names: dict[str, Any] = {v.name: v.name for v in model.graph.input}
+    nodes = []
+    for node in model.graph.node:
+        given = [names.get(n) or tensors.get(n) or n for n in node.input]
+        names.update({n: f"{len(nodes)}.{i}" for i, n in enumerate(node.output)})
+        nodes.append((node.domain, node.op_type, given, sorted(a.SerializeToString() for a in node.attribute)))
+    return digest(nodes, [names.get(v.name) for v in model.graph.output])
 
 
 def of_module(name: str, options: dict[str, Any]) -> dict[str, str]:
@@ -172,13 +185,13 @@ def toastc_errors() -> type[Exception]:
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
     other = 0
-    for name in before | after:
+    for name in after if len(after) < len(before) else before | after:
         a, b = before.get(name), after.get(name)
         if a != b:
             other += 1
             what = "is missing" if a is None or b is None else ", ".join(k for k in a | b if a.get(k) != b.get(k))
             print(f"{name}: {what}" + (f"\n  {a.get('error')}\n  {b.get('error')}" if a and b and "error" in a | b else ""))
-    print(f"{len(before)} rows, {other} other")
+    print(f"{len(after)} of {len(before)} rows, {other} other")
     return 1 if other else 0
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from toastc.calibration.moments import Sums
-from toastc.graphs import Graph, Op
+from toastc.graphs import Op
+from toastc.graphs.protocols import Reader
 from toastc.plans.plan import Basis, Choice, Keep
 from toastc.plans.sites import Coupling, Member
 
@@ -39,7 +40,7 @@ class Loss:
         return np.asarray(self.curves.sum(axis=0))
 
 
-def loss_of(graph: Graph, coupling: Coupling, moments: dict[str, Sums], rounded: bool = False) -> Loss | None:
+def loss_of(graph: Reader, coupling: Coupling, moments: dict[str, Sums], rounded: bool = False) -> Loss | None:
     """None where nothing is known of its channels. `rounded`: what the consumer takes will be 8-bit numbers of one scale."""
     if coupling.name == "qk":
         if "q" not in moments or "k" not in moments:
@@ -59,7 +60,7 @@ def loss_of(graph: Graph, coupling: Coupling, moments: dict[str, Sums], rounded:
     return kept_channels(moments["out"], weight, coupling, rounded)
 
 
-def columns(graph: Graph, consumer: Member) -> np.ndarray:
+def columns(graph: Reader, consumer: Member) -> np.ndarray:
     """[channels, out] in float64: the consumer's weight, a row for each channel."""
     op, slot = consumer.operand
     weight = np.moveaxis(graph.constant(op.inputs[slot]), op.weight_axes, (0, 1)).astype(np.float64)
@@ -90,7 +91,7 @@ def energy(sums: Sums, width: int) -> np.ndarray:
 
 
 def of_products(
-    graph: Graph, coupling: Coupling, moments: Mapping[str, Sums], measure: Callable[[Sums], np.ndarray],
+    graph: Reader, coupling: Coupling, moments: Mapping[str, Sums], measure: Callable[[Sums], np.ndarray],
     of_constant: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> np.ndarray:  # fmt: skip
     """[groups, width]: what each channel brings to the logits, over all products that it goes into."""
@@ -107,7 +108,7 @@ def of_products(
     return total
 
 
-def table(graph: Graph, coupling: Coupling, op: Op, slot: int) -> np.ndarray | None:
+def table(graph: Reader, coupling: Coupling, op: Op, slot: int) -> np.ndarray | None:
     """[groups, width]: the mean square of each channel of a constant that queries meet, less its mean over the keys."""
     members = [m for m in coupling.members if m.operand == (op, slot)]
     if not members or not graph.is_constant(op.inputs[slot]):

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toastc.graphs import Graph, Kind
+from toastc.graphs import Kind
+from toastc.graphs.protocols import Runner
 from toastc.plans.cost import Target
 from toastc.plans.latency import Block, Times
 from toastc.plans.sites import Member, Site
@@ -61,7 +62,7 @@ class TimeBlocks:
         return replace(state, times=times, total_time=total - gain, target=target, notes=(*state.notes, note))
 
     @staticmethod
-    def whole(graph: Graph, feed: dict[str, np.ndarray], times: int = 7) -> float:
+    def whole(graph: Runner, feed: dict[str, np.ndarray], times: int = 7) -> float:
         probe = graph.probe([])
         found = []
         for _ in range(times + 2):
@@ -71,7 +72,7 @@ class TimeBlocks:
         return float(np.median(found[2:]))
 
 
-def block_of(graph: Graph, site: Site, batch: int) -> Block:
+def block_of(graph: Runner, site: Site, batch: int) -> Block:
     """The sizes of a site: its widths, and of its linears the other side and how many tokens they take."""
     coupling = site.couplings[-1]  # vo, or hidden
     consumer = next(m for m in coupling.members if m.role == "out")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from toastc.calibration.data import as_array
-from toastc.graphs import Graph
+from toastc.graphs.protocols import Graph
 from toastc.plans.cost import Target
 from toastc.plans.merges import UNREAD, Merge
 from toastc.system.errors import ToastcError

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toastc.graphs import Graph, Guide
+from toastc.graphs import Guide
+from toastc.graphs.protocols import Reader
 from toastc.plans.choices import PER
 from toastc.plans.plan import Choice, Plan, Select
 from toastc.plans.ratios import narrowed
@@ -85,7 +86,7 @@ def balanced(how: str, patches: int) -> tuple[float, float]:
     return (2.0, 1.0) if how == "paper" else (1 / (1 + patches), patches / (1 + patches))
 
 
-def guided_by(graph: Graph, sites: Sequence[Site], ffn: Site) -> Guide | None:
+def guided_by(graph: Reader, sites: Sequence[Site], ffn: Site) -> Guide | None:
     """Where the class token's attention in the block of an FFN can be read, if it can."""
     before = [s for s in sites[: sites.index(ffn)] if s.kind == "attention"]
     try:
@@ -94,7 +95,7 @@ def guided_by(graph: Graph, sites: Sequence[Site], ffn: Site) -> Guide | None:
         return None
 
 
-def tokens_of(graph: Graph, site: Site) -> int | None:
+def tokens_of(graph: Reader, site: Site) -> int | None:
     """How many tokens of one image an FFN works on; None where that is not known when it is compiled."""
     op = site.couplings[0].members[0].operand[0]
     value = op.inputs[0]

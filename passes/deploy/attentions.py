@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from toastc.graphs import Graph
+from toastc.graphs.protocols import Reader
 from toastc.plans.plan import Plan
 from toastc.plans.sites import Coupling, Site
 from toastc.timing.kernels import Attention
@@ -14,7 +14,7 @@ from ..match.attention import is_softmax
 from .recognise import Unfusable, spelt, through
 
 
-def attentions(graph: Graph, sites: Sequence[Site], plan: Plan | None = None) -> list[Attention]:
+def attentions(graph: Reader, sites: Sequence[Site], plan: Plan | None = None) -> list[Attention]:
     found = []
     for site in (s for s in sites if s.kind == "attention"):
         share = {c.name: 1.0 if c.reason else kept_of(plan, site, c) / c.width for c in site.every}
@@ -31,7 +31,7 @@ def kept_of(plan: Plan | None, site: Site, coupling: Coupling) -> int:
     return coupling.width if choice is None else choice.width
 
 
-def is_biased(graph: Graph, wiring: Any) -> bool:
+def is_biased(graph: Reader, wiring: Any) -> bool:
     """Is anything added to the scores?"""
     op = wiring.mix
     if op.attention is not None:

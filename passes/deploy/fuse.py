@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from toastc.graphs import Graph, Kind
+from toastc.graphs import Kind, Role
+from toastc.graphs.protocols import Graph
 
 from ..match.attention import is_softmax
 from .recognise import Unfusable, sees_something, spelt, through
@@ -44,7 +45,7 @@ def fuse_attention(graph: Graph) -> tuple[Graph, Fused]:
             except Unfusable as error:
                 left.append(f"{op}: {error}")
     for op in whole:
-        if op.type != "Attention":
+        if Role.PLAIN_ATTENTION not in op.role:
             continue
         try:
             writer.write_whole(op)

@@ -16,8 +16,9 @@ import numpy as np
 
 from toastc.calibration.data import as_array, fixed_batch
 from toastc.calibration.synthetic import Synthetic
-from toastc.graphs import Graph, Kind, Op, Value, bias_of
-from toastc.system.errors import NothingToPrune
+from toastc.graphs import Kind, Op, Role, Value
+from toastc.graphs.protocols import Graph, Quantizer, Reader, bias_of
+from toastc.system.errors import CannotShrink, NothingToPrune
 
 from ..analyse.gains import first, size
 from ..state import State
@@ -79,6 +80,8 @@ class Quantize:
     name = "quantize"
 
     def __call__(self, state: State) -> State:
+        if not isinstance(state.graph, Quantizer):
+            raise CannotShrink("a torch module is not quantised here; export it to ONNX")
         graph, total = state.graph, state.graph.totals()[0]
         linears = [op for op in graph.ops if op.kind is Kind.LINEAR and op.macs > NEGLIGIBLE * total]
         if not linears:
@@ -150,17 +153,17 @@ class Quantize:
         return [f"{words} (error of the outputs, one by one and summed: {before:.3f} with all of them, {after:.3f} so)"]
 
 
-def weight_of(graph: Graph, op: Op) -> np.ndarray:
+def weight_of(graph: Reader, op: Op) -> np.ndarray:
     """[in, out]"""
     weight = graph.constant(op.inputs[1])
     return np.asarray(weight if op.weight_axes == (0, 1) else weight.T, np.float32)
 
 
-def loudness(graph: Graph, value: Value, ops: list[Op], rows: np.ndarray, weights: list[np.ndarray]) -> np.ndarray | None:
+def loudness(graph: Reader, value: Value, ops: list[Op], rows: np.ndarray, weights: list[np.ndarray]) -> np.ndarray | None:
     """What each channel is divided by before it is rounded, where the LayerNorm in front can do it."""
     norm = graph.producer(value)
     alone = {op for op, _ in graph.users(value)} == set(ops) and value not in graph.outputs
-    if norm is None or norm.type != "LayerNormalization" or not alone or len(norm.inputs) < 2:
+    if norm is None or Role.NORM not in norm.role or not alone or len(norm.inputs) < 2:
         return None
     if not all(v is None or graph.is_constant(v) for v in norm.inputs[1:3]):
         return None
@@ -215,5 +218,6 @@ def write(graph: Graph, made: list[Quantized], floats: list[Quantized]) -> None:
         add, slot = bias_of(graph, op) or graph.insert_bias(op)
         old = graph.constant(add.inputs[slot])
         graph.set_constant(add, slot, old.shape, lambda old=old, one=one: old + one.shift.reshape(old.shape))  # type: ignore[misc]
+        assert isinstance(graph, Quantizer)
         graph.quantize(op, (one.grid.scale, one.grid.zero, one.grid.least), one.weight, one.scales)
     graph.finish()

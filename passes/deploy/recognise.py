@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toastc.graphs import Graph, Kind, Op, Value, one_of_one
-
-SAME = ("identity", "cast", "dropout", "to", "_to_copy", "clone", "contiguous", "alias", "float")
-CASTS = ("cast", "to", "_to_copy", "float")
+from toastc.graphs import Kind, Op, Role, Value, one_of_one
+from toastc.graphs.protocols import Reader
 
 
 class Unfusable(Exception):
@@ -42,42 +40,38 @@ class Spelt:
     by_head: np.ndarray | None  # multiplied onto the product of each head
 
 
-def through(graph: Graph, value: Value | None) -> tuple[Op | None, bool]:
+def through(graph: Reader, value: Value | None) -> tuple[Op | None, bool]:
     """The op that makes a value, casts and the like aside, and whether what is not a number was replaced on the way."""
     op, guarded = (None if value is None else graph.producer(value)), False
     while op is not None:
-        if word(op) == "where" and (test := graph.producer(op.inputs[0])) is not None and word(test) == "isnan":
+        test = graph.producer(op.inputs[0]) if Role.WHERE in op.role else None
+        if test is not None and Role.IS_NAN in test.role:
             op, guarded = graph.producer(op.inputs[2]), True
-        elif word(op) in SAME:
+        elif Role.SAME in op.role:
             op = graph.producer(op.inputs[0])
         else:
             break
     return op, guarded
 
 
-def word(op: Op) -> str:
-    """The same in both frameworks."""
-    return op.type.lower().rstrip("_")
-
-
-def scalar(graph: Graph, value: Value | None) -> float | None:
+def scalar(graph: Reader, value: Value | None) -> float | None:
     if value is None or not graph.is_constant(value) or math.prod(graph.shape(value)) != 1:
         return None
     return float(graph.constant(value).reshape(()))
 
 
-def scaled(graph: Graph, op: Op) -> tuple[int, float] | None:
+def scaled(graph: Reader, op: Op) -> tuple[int, float] | None:
     """If an op multiplies one operand with a number that is known: which one, and the number."""
     if op.factor is not None and op.kind is Kind.ELEMENTWISE:
         return 0, op.factor
-    for slot in (0, 1) if word(op) in ("mul", "div") and len(op.inputs) > 1 else ():
+    for slot in (0, 1) if op.role & (Role.MULTIPLY | Role.DIVIDE) and len(op.inputs) > 1 else ():
         number = scalar(graph, op.inputs[1 - slot])
-        if number is not None and (slot == 0 or word(op) == "mul"):
-            return slot, number if word(op) == "mul" else 1 / number
+        if number is not None and (slot == 0 or Role.MULTIPLY in op.role):
+            return slot, number if Role.MULTIPLY in op.role else 1 / number
     return None
 
 
-def spelt(graph: Graph, mix: Op, slot: int, softmax: Op) -> Spelt:
+def spelt(graph: Reader, mix: Op, slot: int, softmax: Op) -> Spelt:
     rank = len(graph.shape(softmax.inputs[0]))
     if tuple(a % rank for a in softmax.axes) != (rank - 1,):
         raise Unfusable("its softmax is not over the last axis")
@@ -97,9 +91,9 @@ def spelt(graph: Graph, mix: Op, slot: int, softmax: Op) -> Spelt:
             factor, value = factor * by[1], op.inputs[by[0]]
         elif (numbers := head_by_head(graph, op)) is not None and by_head is None:
             value, by_head = op.inputs[numbers[0]], numbers[1]
-        elif word(op) in SAME:
-            value, cast = op.inputs[0], cast or word(op) in CASTS
-        elif word(op) == "add" and len(op.inputs) > 1 and by_head is None:
+        elif Role.SAME in op.role:
+            value, cast = op.inputs[0], cast or Role.CAST in op.role
+        elif Role.ADD in op.role and len(op.inputs) > 1 and by_head is None:
             own = next((i for i in (0, 1) if reaches_product(graph, op.inputs[i])), None)
             if own is None:
                 raise Unfusable("its scores are not a product of queries and keys")
@@ -113,21 +107,21 @@ def spelt(graph: Graph, mix: Op, slot: int, softmax: Op) -> Spelt:
             raise Unfusable(f"{op} stands between its scores and the softmax")
 
 
-def head_by_head(graph: Graph, op: Op) -> tuple[int, np.ndarray] | None:
+def head_by_head(graph: Reader, op: Op) -> tuple[int, np.ndarray] | None:
     """If an op multiplies the scores of each head with a number: which operand they are, and the numbers."""
-    for slot in (0, 1) if word(op) == "mul" and len(op.inputs) > 1 and len(graph.shape(op.outputs[0])) == 4 else ():
+    for slot in (0, 1) if Role.MULTIPLY in op.role and len(op.inputs) > 1 and len(graph.shape(op.outputs[0])) == 4 else ():
         other, heads = op.inputs[1 - slot], graph.shape(op.outputs[0])[1]
         if other is not None and graph.is_constant(other) and graph.shape(other)[-3:] == (heads, 1, 1):
             return slot, graph.constant(other).reshape(heads).astype(np.float64)
     return None
 
 
-def sees_something(graph: Graph, mask: Value) -> bool:
+def sees_something(graph: Reader, mask: Value) -> bool:
     """No token is forbidden all others."""
     return graph.is_constant(mask) and bool(np.isfinite(graph.constant(mask)).any(axis=-1).all())
 
 
-def windows_of(graph: Graph, op: Op, rank: int) -> int | None:
+def windows_of(graph: Reader, op: Op, rank: int) -> int | None:
     """If an op only puts images and windows on one axis, or apart: how many windows stand on an axis of their own above it."""
     if rank != 4 or not only_reshapes(graph, op, 3):
         return None
@@ -135,7 +129,7 @@ def windows_of(graph: Graph, op: Op, rank: int) -> int | None:
     return above[1] if len(above) == 5 else 0
 
 
-def only_reshapes(graph: Graph, op: Op, last: int) -> bool:
+def only_reshapes(graph: Reader, op: Op, last: int) -> bool:
     """Does it only put two axes on one, or apart, and leave the `last` ones behind these as they are?"""
     if not one_of_one(op):
         return False
@@ -146,13 +140,13 @@ def only_reshapes(graph: Graph, op: Op, last: int) -> bool:
     return np.array_equal(graph.push(op, [ids])[0].ravel(), ids.ravel())
 
 
-def reaches_product(graph: Graph, value: Value | None) -> bool:
+def reaches_product(graph: Reader, value: Value | None) -> bool:
     """By numbers and sums alone."""
     op = None if value is None else graph.producer(value)
     while op is not None and op.kind is not Kind.PRODUCT:
         by = scaled(graph, op) or head_by_head(graph, op)
-        if by is None and word(op) not in SAME and op.kind is not Kind.SHAPE:
-            return word(op) == "add" and any(reaches_product(graph, v) for v in op.inputs[:2])
+        if by is None and Role.SAME not in op.role and op.kind is not Kind.SHAPE:
+            return Role.ADD in op.role and any(reaches_product(graph, v) for v in op.inputs[:2])
         op = graph.producer(op.inputs[by[0] if by else 0])
     return op is not None
 

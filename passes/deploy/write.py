@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toastc.graphs import Dim, Graph, Op, Pen, Value, lone_shape, one_of_one
+from toastc.graphs import Dim, Op, Value, lone_shape, one_of_one
+from toastc.graphs.protocols import Builder, Editor, Reader
 
 from .recognise import Spelt, Unfusable, mix_axes, scaled, sides
 
@@ -26,7 +27,7 @@ class Rows:
 
 
 class Writer:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Editor) -> None:
         self.graph = graph
 
     def write(self, found: Spelt) -> None:
@@ -63,7 +64,7 @@ class Writer:
         mask = op.inputs[spec.masks[0]] if len(op.inputs) > spec.masks[0] else None
         if mask is not None:
             tokens = graph.shape(q.value)[1], graph.shape(k.value)[1]
-            bias = self.four_axes(graph.pen(op, op.inputs[0]), mask, graph.shape(mask), spec.heads, tokens)
+            bias = self.four_axes(graph.builder(op, op.inputs[0]), mask, graph.shape(mask), spec.heads, tokens)
         whole = self.attended((q, k, v), bias, spec.heads, spec.scale, op)
         if spec.layouts[3] == "bn(hd)":
             graph.replace(op.outputs[0], whole)
@@ -77,12 +78,12 @@ class Writer:
         """The node itself, with the factors that stood on the way to it."""
         q, k, v = rows
         queries, keys, values = self.parts(rows, like)
-        pen = self.graph.pen(like, like.outputs[0])
+        builder = self.graph.builder(like, like.outputs[0])
         if by_head is not None:
-            queries = pen.math("mul", queries, np.repeat(by_head, q.width // heads)[None, None])
-        whole = self.graph.attend((queries, keys, values), bias, heads, scale * q.factor * k.factor, like)
+            queries = builder.mul(queries, np.repeat(by_head, q.width // heads)[None, None])
+        whole = builder.attend((queries, keys, values), bias, heads, scale * q.factor * k.factor)
         after *= v.factor
-        return whole if after == 1 else pen.math("mul", whole, np.array(after))
+        return whole if after == 1 else builder.mul(whole, np.array(after))
 
     def rows(self, value: Value | None, perm: Sequence[int], heads: int, like: Op) -> Rows:
         """Where an operand stands as rows of tokens: as near to it as there is such a place."""
@@ -121,11 +122,11 @@ class Writer:
         graph = self.graph
         size: int | Dim = Dim(len(perm) - 2) if graph.varies(value)[perm[-2]] else tokens
         if len(perm) == 3:
-            value = graph.transpose(value, perm, like) if list(perm) != [0, 1, 2] else value
-            value, perm = graph.reshape(value, [-1, heads, size, width], (), like), (0, 1, 2, 3)
+            value = graph.builder(like).transpose(value, perm) if list(perm) != [0, 1, 2] else value
+            value, perm = graph.builder(like).reshape(value, [-1, heads, size, width]), (0, 1, 2, 3)
         turned = [perm[i] for i in (0, 2, 1, 3)]
-        value = graph.transpose(value, turned, like) if turned != [0, 1, 2, 3] else value
-        return graph.reshape(value, [Dim(0), Dim(1), heads * width], (), like)
+        value = graph.builder(like).transpose(value, turned) if turned != [0, 1, 2, 3] else value
+        return graph.builder(like).reshape(value, [Dim(0), Dim(1), heads * width])
 
     def parts(self, rows: Sequence[Rows], like: Op) -> list[Value]:
         """Of tensors that hold several of queries, keys and values side by side, each is split once."""
@@ -136,46 +137,46 @@ class Writer:
             if any(r.start + r.width != ends[ends.index(r.start) + 1] for r in own):
                 raise Unfusable("its queries, keys and values overlap")
             sizes = np.diff(ends).tolist()
-            made = self.graph.split(value, sizes, like) if len(sizes) > 1 else [value]
+            made = self.graph.builder(like).split(value, sizes) if len(sizes) > 1 else [value]
             if own[0].flat:
-                made = [self.graph.reshape(part, [-1, own[0].flat, n], (), like) for part, n in zip(made, sizes, strict=True)]
+                made = [self.graph.builder(like).reshape(part, [-1, own[0].flat, n]) for part, n in zip(made, sizes, strict=True)]
             found |= {(value, start): part for start, part in zip(ends, made, strict=False)}
         return [found[r.value, r.start] for r in rows]
 
     def bias(self, found: Spelt, heads: int, queries: Rows) -> Value | None:
         """Everything that is added to the scores, as one tensor."""
         graph, shape = self.graph, self.graph.shape(found.scores.outputs[0])
-        pen = graph.pen(found.mix, found.scores.inputs[0])
+        builder = graph.builder(found.mix, found.scores.inputs[0])
         total: Value | None = None
         size: tuple[int, ...] = ()
         for added in sorted(found.added, key=lambda a: a.windows):
             part, own = added.value, graph.shape(added.value)
-            part = pen.as_real(part) if found.cast else part
-            part = pen.math("mul", part, np.array(added.factor)) if added.factor != 1 else part
+            part = builder.cast(part) if found.cast else part
+            part = builder.mul(part, np.array(added.factor)) if added.factor != 1 else part
             if len(shape) == 3 and len(own) == 3 and own[0] > 1 and not added.apart:
-                part, own = graph.reshape(part, [-1, heads, *own[1:]], (), found.mix), (own[0] // heads, heads, *own[1:])
+                part, own = graph.builder(found.mix).reshape(part, [-1, heads, *own[1:]]), (own[0] // heads, heads, *own[1:])
             if added.windows and len(own) == 5:
                 if own[0] != 1 or own[1] != added.windows:
                     raise Unfusable("what is added to its windows is not the same for all images")
-                part, own = graph.reshape(part, own[1:], own[1:], found.mix), own[1:]
+                part, own = graph.builder(found.mix).reshape(part, own[1:]), own[1:]
             if added.windows and size[:-3] not in ((), (1,)):
                 raise Unfusable("what is added to its windows differs from image to image")
-            total = part if total is None else pen.math("add", total, part)
+            total = part if total is None else builder.add(total, part)
             size = np.broadcast_shapes(size, own)
         if total is None:
             return None
         if any(added.windows for added in found.added):
-            total, size = pen.repeated(total, queries.value), (shape[0], *size[1:])
+            total, size = builder.repeat(total, queries.value), (shape[0], *size[1:])
         assert len(size) <= 4  # as many as the scores and the softmax have; five, with windows apart, were put together above
-        return self.four_axes(pen, total, size, heads, shape[-2:])
+        return self.four_axes(builder, total, size, heads, shape[-2:])
 
-    def four_axes(self, pen: Pen, bias: Value, size: tuple[int, ...], heads: int, tokens: tuple[int, ...]) -> Value:
+    def four_axes(self, builder: Builder, bias: Value, size: tuple[int, ...], heads: int, tokens: tuple[int, ...]) -> Value:
         """[images or 1, heads or 1, queries, keys]"""
         for _ in range(4 - len(size)):
-            bias, size = pen.widen(bias, 0), (1, *size)
+            bias, size = builder.unsqueeze(bias, 0), (1, *size)
         if size[1] not in (1, heads):
             raise Unfusable("what is added to its scores does not fit its heads")
-        return bias if size[2:] == tuple(tokens) else pen.math("add", bias, np.zeros((1, 1, *tokens)))
+        return bias if size[2:] == tuple(tokens) else builder.add(bias, np.zeros((1, 1, *tokens)))
 
     def hand_on(self, value: Value | None, perm: Sequence[int], heads: int, whole: Value, like: Op) -> None:
         """Those that put the heads side by side again see the rows at once; the others see them turned back."""
@@ -194,20 +195,20 @@ class Writer:
             if here in graph.outputs:
                 break
             if moved.ndim in (2, 3) and moved.shape[-1] == heads * width and np.array_equal(moved.ravel(), wanted.ravel()):
-                graph.replace(here, whole if moved.ndim == 3 else graph.reshape(whole, [-1, heads * width], (), like))
+                graph.replace(here, whole if moved.ndim == 3 else graph.builder(like).reshape(whole, [-1, heads * width]))
                 return
-        back = graph.reshape(whole, [Dim(0), Dim(1), heads, width], (), like)
+        back = graph.builder(like).reshape(whole, [Dim(0), Dim(1), heads, width])
         if len(perm) == 3:
             size: int | Dim = Dim(2) if graph.varies(value)[perm[-2]] else tokens
-            back = graph.reshape(graph.transpose(back, [0, 2, 1, 3], like), [-1, size, width], (), like)
+            back = graph.builder(like).reshape(graph.builder(like).transpose(back, [0, 2, 1, 3]), [-1, size, width])
             turned = list(perm)
         else:
             turned = [perm[i] for i in (0, 2, 1, 3)]
         order = np.argsort(turned).tolist()
-        graph.replace(value, graph.transpose(back, order, like) if order != list(range(len(order))) else back)
+        graph.replace(value, graph.builder(like).transpose(back, order) if order != list(range(len(order))) else back)
 
 
-def whole_rows(graph: Graph, value: Value | None) -> Rows:
+def whole_rows(graph: Reader, value: Value | None) -> Rows:
     assert value is not None
     width = graph.shape(value)[-1]
     return Rows(value, 0, width, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from toastc.graphs import Graph
+from toastc.graphs.protocols import Reader
 from toastc.plans.sites import Reject, Site
 from toastc.system.errors import ToastcError
 
@@ -14,8 +14,8 @@ from .attention import find_attention, refusals
 from .convolutions import convolved_ffns
 from .couplings import Ledger
 from .ffn import classes_of, find_ffn
-from .flow import Flow
 from .names import unique
+from .rules import walk
 
 SPARE = ("", "first", "stages")
 SPARED = "the first block stays whole"
@@ -58,8 +58,8 @@ def kept_whole(coupling: Any) -> Any:
     return coupling if coupling is None or coupling.reason else replace(coupling, reason=SPARED)
 
 
-def match(graph: Graph) -> tuple[Ledger, tuple[Site, ...], tuple[Reject, ...]]:
-    ledger = Ledger(Flow(graph).run())
+def match(graph: Reader) -> tuple[Ledger, tuple[Site, ...], tuple[Reject, ...]]:
+    ledger = Ledger(walk(graph))
     every, rejected = find_attention(ledger)
     attention, whole = ([s for s in every if any(c.prunable for c in s.couplings) is cut] for cut in (True, False))
     ffn, more = find_ffn(ledger, classes_of(attention))

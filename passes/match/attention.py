@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from toastc.graphs import Graph, Kind, Op
+from toastc.graphs import Kind, Op, Role
+from toastc.graphs.protocols import Reader
 from toastc.plans.sites import Coupling, Reject, Site
 
 from .couplings import Block, Ledger, coupling, linear_ops
@@ -15,15 +16,12 @@ from .heads import beyond, heads_coupling
 from .names import site_name
 from .records import Contraction, Mix
 
-SOFTMAX = {"softmax", "logsoftmax", "_softmax", "_safe_softmax"}
-WHOLE = {"attention", "multiheadattention", "groupqueryattention"}  # one node, with more to it than is understood
-
 
 def is_softmax(op: Op) -> bool:
-    return op.kind is Kind.REDUCE and op.type.lower() in SOFTMAX
+    return op.kind is Kind.REDUCE and Role.SOFTMAX in op.role
 
 
-def ancestors(graph: Graph, op: Op, slot: int, limit: int = 60) -> list[Op]:
+def ancestors(graph: Reader, op: Op, slot: int, limit: int = 60) -> list[Op]:
     """The ops above one operand, nearest first, not looking past linears and other products."""
     found: list[Op] = []
     todo = [graph.producer(op.inputs[slot])]
@@ -38,7 +36,7 @@ def ancestors(graph: Graph, op: Op, slot: int, limit: int = 60) -> list[Op]:
     return found
 
 
-def is_between(graph: Graph, op: Op) -> bool:
+def is_between(graph: Reader, op: Op) -> bool:
     """A linear over heads (talking heads) stands inside the scores; one over the model width stands outside."""
     return len(graph.shape(op.outputs[0])) >= 4
 
@@ -68,7 +66,7 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
         if op.kind is Kind.ATTENTION and op not in used:
             reasons = [p.reason for p in flow.pins if p.op is op]
             rejects.append(Reject(str(op), (reasons or ["its query, key and value do not come from linears"])[0]))
-        if op.kind is Kind.OPAQUE and op.type.lower() in SOFTMAX | WHOLE:
+        if op.kind is Kind.OPAQUE and op.role & (Role.SOFTMAX | Role.ATTENTION):
             rejects.append(Reject(str(op), f"{op} {op.why}"))
         if is_softmax(op) and op not in used:
             above = [o for o in ancestors(graph, op, 0) if o.kind is Kind.PRODUCT or sum(p.op is o for p in flow.pins) > 1]
@@ -76,10 +74,10 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
                 near = [op, *above, *(user for user, _ in graph.users(op.outputs[0]))]
                 reasons = [p.reason for p in flow.pins if p.op in near]
                 rejects.append(Reject(str(op), (reasons or ["no product of it and a value from a linear was found"])[0]))
-    return told_apart(ledger, sites), rejects
+    return drop_shared(ledger, sites), rejects
 
 
-def told_apart(ledger: Ledger, sites: list[Site]) -> list[Site]:
+def drop_shared(ledger: Ledger, sites: list[Site]) -> list[Site]:
     """Queries, keys or values that two attentions share are cut with the first of them."""
     taken = np.zeros(ledger.flow.classes.size, bool)
     found = []
@@ -97,7 +95,7 @@ def told_apart(ledger: Ledger, sites: list[Site]) -> list[Site]:
     return found
 
 
-def queries_and_keys(graph: Graph, found: list[Contraction]) -> Contraction | None:
+def queries_and_keys(graph: Reader, found: list[Contraction]) -> Contraction | None:
     """Of the products of channels above a softmax that of queries and keys: others are with constants (tables of positions)."""
     learnt = [any(v is None or graph.is_constant(v) for v in c.op.inputs[:2]) for c in found]
     return next((c for c, constant in zip(found, learnt, strict=True) if not constant), found[0] if found else None)
@@ -181,7 +179,7 @@ def only_rotates(ledger: Ledger, block: Block) -> bool:
     return not ops
 
 
-def product_macs(graph: Graph, mix: Mix, scores: Op) -> tuple[int, int, tuple[int, int]]:
+def product_macs(graph: Reader, mix: Mix, scores: Op) -> tuple[int, int, tuple[int, int]]:
     """MACs of Q.K' and of P.V for one sample, and the numbers of query and key tokens."""
     if mix.slot < 0:
         spec = mix.op.attention
@@ -198,7 +196,7 @@ def product_macs(graph: Graph, mix: Mix, scores: Op) -> tuple[int, int, tuple[in
     return scores.macs, mix.op.macs, (shape[-2], shape[-1])
 
 
-def scores_dim(graph: Graph, mix: Mix, scores: Op) -> int:
+def scores_dim(graph: Reader, mix: Mix, scores: Op) -> int:
     if mix.slot < 0:
         spec = mix.op.attention
         assert spec is not None

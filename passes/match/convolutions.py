@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from toastc.graphs import Graph, Kind, Op
+from toastc.graphs import Kind, Op
 from toastc.graphs.macs import is_convolution
+from toastc.graphs.protocols import Reader
 from toastc.plans.sites import Reject
 
 from .names import site_name
@@ -11,7 +12,7 @@ from .names import site_name
 NEAR = 16  # nodes between the two: a norm, an activation, a depthwise convolution, and what these are made of
 
 
-def convolved_ffns(graph: Graph) -> list[Reject]:
+def convolved_ffns(graph: Reader) -> list[Reject]:
     found = []
     for op in graph.ops:
         narrow, wide = pointwise(graph, op)
@@ -22,7 +23,7 @@ def convolved_ffns(graph: Graph) -> list[Reject]:
     return found
 
 
-def pointwise(graph: Graph, op: Op) -> tuple[int, int]:
+def pointwise(graph: Reader, op: Op) -> tuple[int, int]:
     """How many channels a 1x1 convolution reads and makes; nothing of others."""
     weight = op.inputs[1] if is_convolution(op) else None
     if weight is None or not graph.is_constant(weight) or len(graph.shape(weight)) < 3:
@@ -31,7 +32,7 @@ def pointwise(graph: Graph, op: Op) -> tuple[int, int]:
     return (own, out) if own > 1 and set(window) == {1} else (0, 0)
 
 
-def closing(graph: Graph, op: Op, wide: int, narrow: int) -> Op | None:
+def closing(graph: Reader, op: Op, wide: int, narrow: int) -> Op | None:
     """The nearest 1x1 convolution below that leads back, behind an activation."""
     todo, seen = [(op, False)], 0
     while todo and seen <= NEAR:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toastc.graphs import Graph, Kind, Op
+from toastc.graphs import Kind, Op
+from toastc.graphs.protocols import Reader
 from toastc.plans.sites import Coupling, Member
 
 from .flow import Flow
@@ -151,7 +152,7 @@ def coupling(ledger: Ledger, name: str, block: Block, roles: dict[str, str], mac
     return Coupling(name, groups, width, members, reason, single and straight, each_macs, each_params, read, block.classes)
 
 
-def cost_of(graph: Graph, member: Member) -> tuple[int, int]:
+def cost_of(graph: Reader, member: Member) -> tuple[int, int]:
     """MACs and parameters of one channel of a member."""
     op, slot = member.operand
     shape = graph.shape(op.inputs[slot])

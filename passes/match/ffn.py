@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from toastc.graphs import Graph, Kind, Op
+from toastc.graphs import Kind, Op
+from toastc.graphs.protocols import Reader
 from toastc.plans.sites import Coupling, Member, Reject, Site
 
 from .couplings import Ledger, cost_of, coupling, linear_ops
@@ -64,7 +65,7 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
     return Site(name, "ffn", (hidden,), macs, params, hidden=width, inputs=inputs)
 
 
-def inputs_of(graph: Graph, hidden: Coupling) -> Coupling | None:
+def inputs_of(graph: Reader, hidden: Coupling) -> Coupling | None:
     """The channels of the residual stream that the first linears read: they can be left out, if all read the same ones,
     and make nothing but hidden channels of them.
     """
@@ -106,7 +107,7 @@ def end_of(ledger: Ledger, op: Op, end: int) -> Op:
     return op
 
 
-def width_before(graph: Graph, op: Op) -> int:
+def width_before(graph: Reader, op: Op) -> int:
     """How many channels stand where a linear reads, before some of them were picked out."""
     above = graph.producer(op.inputs[0])
     if above is not None and above.kind is Kind.SHAPE and len(above.outputs) == 1:

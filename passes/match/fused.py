@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from toastc.graphs import Op
 from toastc.graphs.labels import varying
 
+from .flow import Flow
 from .records import Contraction, Mix, Source
-
-if TYPE_CHECKING:
-    from .flow import Flow
 
 
 def attention(flow: Flow, op: Op) -> None:

@@ -6,17 +6,13 @@ they vary along a letter that is summed over, it is a contraction.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from toastc.graphs import Op
 from toastc.graphs.labels import NONE, collapse
 
+from .flow import Flow
 from .records import Contraction, Mix
-
-if TYPE_CHECKING:
-    from .flow import Flow
 
 
 def product(flow: Flow, op: Op) -> None:

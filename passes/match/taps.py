@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from toastc.calibration.taps import Tap
-from toastc.graphs import Graph, Kind, Op, Value, one_of_one
+from toastc.graphs import Kind, Op, Value, one_of_one
 from toastc.graphs.labels import collapse, varying
+from toastc.graphs.protocols import Reader
 from toastc.plans.sites import Coupling, Site
 
 from .couplings import Ledger
@@ -52,7 +53,7 @@ def tap(ledger: Ledger, coupling: Coupling, value: Value | None, tokens: int | N
     return best
 
 
-def axis_above(graph: Graph, op: Op, axis: int) -> int | None:
+def axis_above(graph: Reader, op: Op, axis: int) -> int | None:
     """The axis of a shape node's input that is this one of its output."""
     shape = graph.shape(op.inputs[0])
     for i, size in enumerate(shape):
@@ -90,7 +91,7 @@ def with_bias(ledger: Ledger, product: Op, queries: Tap | None) -> Tap | None:
     return replace(queries, plus=ledger.flow.graph.constant(product.inputs[spec.bias]).ravel()[:width])
 
 
-def key_axes(graph: Graph, product: Op, softmax: Op) -> tuple[int | None, int | None]:
+def key_axes(graph: Reader, product: Op, softmax: Op) -> tuple[int | None, int | None]:
     """Which axis of Q, or of K, the softmax runs along: the one that has it are the keys."""
     if product.attention is not None:
         return None, product.attention.layouts[1].replace("(hd)", "c").index("n")
@@ -102,7 +103,7 @@ def key_axes(graph: Graph, product: Op, softmax: Op) -> tuple[int | None, int | 
     return (left.index(letter), None) if letter in left else (None, right.index(letter))
 
 
-def axis_at(graph: Graph, value: Value | None, axis: int, end: Op) -> int | None:
+def axis_at(graph: Reader, value: Value | None, axis: int, end: Op) -> int | None:
     """The axis of what `end` makes that is this one of a value further down."""
     op = None if value is None else graph.producer(value)
     if op is None or op is end:

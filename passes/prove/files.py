@@ -15,7 +15,7 @@ import numpy as np
 
 from toastc.calibration.data import as_array, fixed_batch
 from toastc.calibration.synthetic import Synthetic
-from toastc.graphs import Graph
+from toastc.graphs.protocols import Graph
 from toastc.plans.plan import check_plan
 from toastc.system.errors import ToastcError, VerificationFailed
 from toastc.system.files import scratch

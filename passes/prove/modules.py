@@ -11,8 +11,8 @@ import torch
 from torch import fx
 
 from toastc.compiler.sources.module import with_shapes
-from toastc.graphs import Graph
 from toastc.graphs.fx import CHOSEN, FxGraph
+from toastc.graphs.protocols import Graph
 from toastc.plans.plan import Plan
 from toastc.system.errors import VerificationFailed
 

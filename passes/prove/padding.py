@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from toastc.graphs import Graph, Op, Value, bias_of
+from toastc.graphs import Op, Value
+from toastc.graphs.protocols import Editor, Reader, bias_of
 from toastc.plans.plan import Plan, Select
 from toastc.plans.sites import Coupling, Member, Site
 from toastc.system.errors import VerificationFailed
@@ -35,7 +36,7 @@ class Pairing:
 Operands = tuple[Any, Any]  # of the dense and of the pruned graph
 
 
-def pad_back(dense: Graph, dense_sites: Sequence[Site], pruned: Graph, pruned_sites: Sequence[Site], plan: Plan) -> int:
+def pad_back(dense: Editor, dense_sites: Sequence[Site], pruned: Reader, pruned_sites: Sequence[Site], plan: Plan) -> int:
     """Give the dense graph the pruned graph's weights, zero-filled; returns how many operands it padded."""
     by_name = {s.name: s for s in pruned_sites}
     named = {name.rpartition(".")[0] for name, choice in plan.choices.items() if not isinstance(choice, Select)}
@@ -63,7 +64,7 @@ def pad_back(dense: Graph, dense_sites: Sequence[Site], pruned: Graph, pruned_si
     return len(touched)
 
 
-def shifted_biases(dense: Graph, site: Site, pruned: Graph, other: Site, plan: Plan) -> dict[tuple[Op, int], tuple[Op, int]]:
+def shifted_biases(dense: Editor, site: Site, pruned: Reader, other: Site, plan: Plan) -> dict[tuple[Op, int], tuple[Op, int]]:
     """Biases that took in what was lost: where they are in the dense graph, and in the pruned one."""
     found = {}
     for coupling in site.couplings:
@@ -80,7 +81,7 @@ def shifted_biases(dense: Graph, site: Site, pruned: Graph, other: Site, plan: P
     return found
 
 
-def copier(dense: Graph, op: Op, slot: int, pruned: Graph, source: tuple[Op, int]) -> Callable[[], np.ndarray]:
+def copier(dense: Reader, op: Op, slot: int, pruned: Reader, source: tuple[Op, int]) -> Callable[[], np.ndarray]:
     shape, value = dense.shape(op.inputs[slot]), source[0].inputs[source[1]]
 
     def make() -> np.ndarray:
@@ -98,7 +99,7 @@ def join(parts: Sequence[Pairing]) -> Pairing:
 
 
 def filler(
-    dense: Graph, op: Op, slot: int, pruned: Graph, value: Value, pairings: Sequence[Pairing], free: bool
+    dense: Reader, op: Op, slot: int, pruned: Reader, value: Value, pairings: Sequence[Pairing], free: bool
 ) -> Callable[[], np.ndarray]:
     target, name = op.inputs[slot], dense.constant_name(op, slot)
     shape = dense.shape(target)
@@ -179,7 +180,7 @@ def moved(some: np.ndarray, others: np.ndarray) -> bool:
     return a != b and sorted(a) == sorted(b)
 
 
-def pair_site(dense: Site, pruned: Site, plan: Plan, pruned_graph: Graph) -> list[tuple[Operands, Pairing]]:
+def pair_site(dense: Site, pruned: Site, plan: Plan, pruned_graph: Reader) -> list[tuple[Operands, Pairing]]:
     """For every member of the site: where its channels stand in the dense weight, and in the pruned one."""
     found = []
     asked = [c for c in (dense.heads, dense.inputs) if c is not None and plan.get(dense.name, c.name)]
@@ -210,7 +211,7 @@ def kept_positions(site: Site, coupling: Coupling, plan: Plan) -> np.ndarray:
     return np.stack([np.broadcast_to(groups[:, None], index[groups].shape), index[groups]], axis=-1)
 
 
-def matching(dense: Coupling, pruned: Coupling, site: str, graph: Graph) -> list[Member]:
+def matching(dense: Coupling, pruned: Coupling, site: str, graph: Reader) -> list[Member]:
     """The pruned coupling's members in the dense one's order: same role, same turn."""
     left = list(pruned.members)
     found = []
@@ -227,7 +228,7 @@ def matching(dense: Coupling, pruned: Coupling, site: str, graph: Graph) -> list
     return found
 
 
-def single(member: Member, graph: Graph) -> Member | None:
+def single(member: Member, graph: Reader) -> Member | None:
     """Of a lone head nothing carries labels any more: its constant is the same operand of the node of the same name."""
     operand: Any = member.operand
     op, slot = operand

@@ -21,7 +21,8 @@ import numpy as np
 from toastc.calibration.data import as_array
 from toastc.calibration.moments import Sums
 from toastc.calibration.taps import Tap
-from toastc.graphs import Graph, Kind, Live, Op, Value
+from toastc.graphs import Kind, Live, Op, Value
+from toastc.graphs.protocols import Reader
 from toastc.plans.plan import Basis, Choice, Keep, Plan
 
 from ..analyse.gains import first
@@ -108,7 +109,7 @@ def jobs_of(state: State) -> Iterator[Job]:
             yield Job(name, tap, choice, state.plan.groups(site.name, coupling), weight, stream)
 
 
-def stream_behind(graph: Graph, op: Op) -> Value | None:
+def stream_behind(graph: Reader, op: Op) -> Value | None:
     """The sum of what a linear puts out, scaled and shifted on its way, and something else; None if there is none."""
     while True:
         value = op.outputs[0]

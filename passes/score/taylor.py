@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from toastc.calibration.data import as_array
+from toastc.graphs.protocols import Gradients
 from toastc.system.errors import ToastcError
 
 from ..analyse.gains import first
@@ -32,6 +33,8 @@ class ScoreTaylor:
             raise ToastcError("score-taylor: needs calibration data")
         found = {f"{s.name}.{key}": tap for s in state.sites for key, tap in taps_of(state.matched, s).items()}
         taps = {key.rpartition("/")[0]: tap for key, tap in found.items() if key.endswith(("/q", "/out"))}
+        if not isinstance(state.graph, Gradients):
+            raise ToastcError("an ONNX file has no gradients; give the torch module, or take another score")
         slopes = state.graph.slopes([tap.value for tap in taps.values()])
         scores = {name: np.zeros(tap.index.shape[:2]) for name, tap in taps.items()}
         for number, batch in enumerate(first(state.data, self.images)):

@@ -21,7 +21,8 @@ from array_api_compat import array_namespace
 
 from toastc.calibration.data import fixed_batch
 from toastc.calibration.moments import to_float64
-from toastc.graphs import Graph, Guide, Value
+from toastc.graphs import Guide, Value
+from toastc.graphs.protocols import Reader
 from toastc.plans.ratios import narrowed
 from toastc.plans.sites import Coupling
 from toastc.system.errors import ToastcError
@@ -151,6 +152,6 @@ def by_head(xp: Any, array: Any, layout: str, heads: int) -> Any:
     return array if layout == "bhnd" else xp.permute_dims(array, (0, 2, 1, 3))
 
 
-def bytes_of(graph: Graph, values: Sequence[Value]) -> int:
+def bytes_of(graph: Reader, values: Sequence[Value]) -> int:
     """Of these tensors, for one image."""
     return max(1, sum(4 * int(np.prod(graph.shape(v))) for v in values) // graph.batch)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toastc.graphs import Graph
+from toastc.graphs.protocols import Reader
 from toastc.plans.ratios import narrowed
 from toastc.plans.sites import Coupling, Member, Site
 from toastc.system.errors import ToastcError
@@ -59,7 +59,7 @@ class ScoreWeights:
                 scores |= found
         return replace(state, scores=scores)
 
-    def score_site(self, graph: Graph, site: Site, wanted: set[str] | None, seed: int) -> dict[str, np.ndarray]:
+    def score_site(self, graph: Reader, site: Site, wanted: set[str] | None, seed: int) -> dict[str, np.ndarray]:
         weights = Weights(graph)
         scores = {}
         for coupling in site.every if wanted is not None else site.couplings:
@@ -101,7 +101,7 @@ class ScoreWeights:
 class Weights:
     """The weights of one site, member by member. A fused one is read once for q, k and v."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Reader) -> None:
         self.graph = graph
         self.known: dict[Hashable, np.ndarray] = {}
 

@@ -13,8 +13,9 @@ from functools import partial
 
 import numpy as np
 
-from toastc.graphs import Graph, Kind, Op, Value, bias_of, lone_shape
+from toastc.graphs import Kind, Op, Value, lone_shape
 from toastc.graphs.labels import varying
+from toastc.graphs.protocols import Editor, bias_of
 from toastc.graphs.rearrange import compact
 from toastc.plans.plan import Choice, Plan, Select, check_plan
 from toastc.plans.sites import Coupling, Member, Site
@@ -26,7 +27,7 @@ from ..state import State
 from .cuts import Cut, drift, install, mixtures
 from .regions import emit_exits, pieces_of, plan_exits, rebuild_above
 from .remains import picked_at_once, remains
-from .selections import readers, taken, write_selections
+from .selections import readers, take, taken, write_selections
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Shrink:
         return replace(state, matched=None)
 
 
-def shrink(graph: Graph, ledger: Ledger, sites: tuple[Site, ...], plan: Plan) -> None:
+def shrink(graph: Editor, ledger: Ledger, sites: tuple[Site, ...], plan: Plan) -> None:
     Work(graph, ledger, sites, plan).rewrite()
     write_selections(graph, sites, plan)
     graph.finish()
@@ -50,7 +51,7 @@ def shrink(graph: Graph, ledger: Ledger, sites: tuple[Site, ...], plan: Plan) ->
 class Work:
     """One shrink: `touched[value]` is the collapsed mask of what stays of a value that loses something."""
 
-    def __init__(self, graph: Graph, ledger: Ledger, sites: tuple[Site, ...], plan: Plan) -> None:
+    def __init__(self, graph: Editor, ledger: Ledger, sites: tuple[Site, ...], plan: Plan) -> None:
         self.graph, self.ledger, self.sites, self.plan = graph, ledger, sites, plan
         self.stays = np.ones(len(ledger.root) + 1, bool)  # by class; the last entry stands for "no label"
         self.choices: list[tuple[Coupling, Choice, list[int]]] = []
@@ -202,7 +203,7 @@ class Work:
         for inputs, kept in taken(self.sites, self.plan):
             for member in inputs.members:
                 by_operand.setdefault(member.operand, []).append(Cut(member.axes, kept.index[0]))
-            self.graph.take(sorted(readers(inputs), key=order.__getitem__), kept.index[0])
+            take(self.graph, sorted(readers(inputs), key=order.__getitem__), kept.index[0])
         for coupling, choice, groups in self.choices:
             for member in coupling.members:
                 members.setdefault(member.operand, []).append((member, choice, groups))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toastc.graphs import Graph, Op, Value
+from toastc.graphs import Op, Value
+from toastc.graphs.protocols import Editor, Reader
 from toastc.plans.plan import CONSUMERS, Basis, Choice, Select
 from toastc.plans.sites import Member
 from toastc.system.errors import CannotShrink
@@ -64,7 +65,7 @@ def mixtures(member: Member, choice: Choice, groups: Sequence[int], order: np.nd
     return tuple(Mixture(own, member.index[g], matrices[g]) for own, g in zip(to, groups, strict=True))
 
 
-def install(graph: Graph, op: Op, slot: int, cuts: Sequence[Cut], plus: Sequence[Callable[[], np.ndarray]] = ()) -> None:
+def install(graph: Editor, op: Op, slot: int, cuts: Sequence[Cut], plus: Sequence[Callable[[], np.ndarray]] = ()) -> None:
     """Give the operand its cut weight, after adding `plus`; the numbers are computed when the graph is written."""
     value = op.inputs[slot]
     shape = list(graph.shape(value))
@@ -75,7 +76,7 @@ def install(graph: Graph, op: Op, slot: int, cuts: Sequence[Cut], plus: Sequence
 
 
 def evaluation(
-    graph: Graph, value: Value, cuts: Sequence[Cut], plus: Sequence[Callable[[], np.ndarray]]
+    graph: Reader, value: Value, cuts: Sequence[Cut], plus: Sequence[Callable[[], np.ndarray]]
 ) -> Callable[[], np.ndarray]:
     def make() -> np.ndarray:
         array = graph.constant(value)
@@ -88,7 +89,7 @@ def evaluation(
     return make
 
 
-def drift(graph: Graph, member: Member, shift: np.ndarray) -> Callable[[], np.ndarray]:
+def drift(graph: Reader, member: Member, shift: np.ndarray) -> Callable[[], np.ndarray]:
     """What a consumer gets on average from channels that are gone: W . shift."""
     op, slot = member.operand
 

@@ -6,20 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from toastc.graphs import Dim, Graph, Op, Value
+from toastc.graphs import Dim, Op, Value
+from toastc.graphs.protocols import Editor, Reader
 from toastc.graphs.rearrange import Atom, View
 from toastc.system.errors import CannotShrink
 
 
 def emit_view(
-    graph: Graph, value: Value, view: View, source: Sequence[Atom], sizes: dict[Atom, int], varies: Sequence[bool],
+    graph: Editor, value: Value, view: View, source: Sequence[Atom], sizes: dict[Atom, int], varies: Sequence[bool],
     after: Value, like: Op,
 ) -> Value:  # fmt: skip
     """Reshape, transpose, reshape: `source` are the atoms as they stand in `value`, `sizes` their new sizes.
 
     `after` is the value this takes the place of: it tells which sizes are only known at run time.
     """
-    size = {a: sizes.get(a, a.size) for a in source}
+    builder, size = graph.builder(like), {a: sizes.get(a, a.size) for a in source}
     moving = {a for axis, free in zip(view.target, graph.varies(after), strict=True) if free for a in axis}
     groups = coalesce(source, view.target)
     target = [[g for atom in axis for g in groups if g[0] is atom] for axis in view.target]
@@ -33,14 +34,13 @@ def emit_view(
         axis = whole[g]
         same = axis is not None and (axis == i or unknown[g]) and all(size[a] == a.size for a in g)
         dims.append(Dim(axis) if same and axis is not None else -1 if unknown[g] else length[g])
-    shape = [length[g] for g in groups]
     if sum(d == -1 for d in dims) > 1:
         dims = [read_size(graph, after, view, g) if d == -1 else d for d, g in zip(dims, groups, strict=True)]
     if [whole[g] for g in groups] != list(range(len(view.source_shape))):
-        value = graph.reshape(value, dims, shape, like)
+        value = builder.reshape(value, dims)
     perm = [groups.index(g) for g in order]
     if perm != list(range(len(perm))):
-        value = graph.transpose(value, perm, like)
+        value = builder.transpose(value, perm)
     if any(len(axis) != 1 for axis in target):
         merged: list[int | Dim] = []
         merged_sizes = [int(np.prod([length[g] for g in parts])) for parts in target]
@@ -50,11 +50,11 @@ def emit_view(
                 merged.append(Dim(at) if at == i or unknown[parts[0]] else length[parts[0]])
             else:
                 merged.append(-1 if any(unknown[g] for g in parts) else merged_sizes[i])
-        value = graph.reshape(value, merged, merged_sizes, like)
+        value = builder.reshape(value, merged)
     return value
 
 
-def read_size(graph: Graph, after: Value, view: View, group: tuple[Atom, ...]) -> Dim:
+def read_size(graph: Reader, after: Value, view: View, group: tuple[Atom, ...]) -> Dim:
     """Where to read a size that can not be inferred: an input's axis as long as the target's own."""
     axis = next(i for i, atoms in enumerate(view.target) if atoms == group) if group in view.target else None
     found = graph.size_at_runtime(after, axis) if axis is not None else None

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toastc.graphs import Graph, Op, Value, lone_shape, one_of_one
+from toastc.graphs import Op, Value, lone_shape, one_of_one
+from toastc.graphs.protocols import Editor, Reader
 from toastc.graphs.rearrange import Atom, View, compact, view_of
 from toastc.graphs.shape_edits import line
 
@@ -40,7 +41,7 @@ def numbered(shape: Sequence[int]) -> np.ndarray:
     return np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape)
 
 
-def find_exits(graph: Graph, value: Value, ids: np.ndarray, root_shape: tuple[int, ...]) -> list[tuple[Value, View]] | None:
+def find_exits(graph: Reader, value: Value, ids: np.ndarray, root_shape: tuple[int, ...]) -> list[tuple[Value, View]] | None:
     """The furthest values below `value` that together take its channels apart; `value` itself if there are none."""
     users = graph.users(value)
     if users and all(lone_shape(op) for op, _ in users) and value not in graph.outputs:
@@ -85,7 +86,7 @@ def channels_of(view: View) -> np.ndarray:
     return grid
 
 
-def plan_exits(graph: Graph, root: Value, kept: np.ndarray) -> list[Exit] | None:
+def plan_exits(graph: Reader, root: Value, kept: np.ndarray) -> list[Exit] | None:
     """`kept` [channels]: which positions of the root's last axis stay. None if the region is no set of views."""
     shape = graph.shape(root)
     if not any(lone_shape(op) for op, _ in graph.users(root)):
@@ -124,10 +125,10 @@ def pieces_of(exits: Sequence[Exit]) -> list[np.ndarray]:
     return list({tuple(e.order): e.order for e in exits}.values())
 
 
-def emit_exits(graph: Graph, root: Value, exits: Sequence[Exit]) -> None:
+def emit_exits(graph: Editor, root: Value, exits: Sequence[Exit]) -> None:
     """Write the region below `root` anew, and hand its new exits to the users of the old ones."""
     like, orders = first_user(graph, root), pieces_of(exits)
-    pieces = graph.split(root, [len(order) for order in orders], like) if len(orders) > 1 else [root]
+    pieces = graph.builder(like).split(root, [len(order) for order in orders]) if len(orders) > 1 else [root]
     by_order = {tuple(order): piece for order, piece in zip(orders, pieces, strict=True)}
     for leaving in exits:
         piece = by_order[tuple(leaving.order)]
@@ -137,12 +138,12 @@ def emit_exits(graph: Graph, root: Value, exits: Sequence[Exit]) -> None:
         graph.replace(leaving.value, new)
 
 
-def first_user(graph: Graph, value: Value) -> Op:
+def first_user(graph: Reader, value: Value) -> Op:
     order = {op: i for i, op in enumerate(graph.ops)}
     return min((op for op, _ in graph.users(value)), key=order.__getitem__)
 
 
-def chain_above(graph: Graph, value: Value) -> tuple[Value, list[Op]]:
+def chain_above(graph: Reader, value: Value) -> tuple[Value, list[Op]]:
     """Up through shape nodes with one input and one user: (where they start, the nodes from the bottom up)."""
     chain: list[Op] = []
     while (op := graph.producer(value)) is not None and one_of_one(op):
@@ -153,7 +154,7 @@ def chain_above(graph: Graph, value: Value) -> tuple[Value, list[Op]]:
     return value, chain
 
 
-def rebuild_above(graph: Graph, consumer: Op, slot: int, kept: Kept, fits: Fits) -> tuple[list[Op], np.ndarray | None]:
+def rebuild_above(graph: Editor, consumer: Op, slot: int, kept: Kept, fits: Fits) -> tuple[list[Op], np.ndarray | None]:
     """Write the region above a consumer anew; returns the nodes it replaces, none if it is no view, and in which order the
     consumer's channels arrive; that must be one that `fits`.
     """

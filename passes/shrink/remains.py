@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
-from toastc.graphs import Graph, Op, Value, one_of_one
+from toastc.graphs import Op, Value, one_of_one
+from toastc.graphs.protocols import Editor, Reader
 from toastc.graphs.rearrange import compact
 from toastc.graphs.shape_edits import picked
 from toastc.system.errors import CannotShrink
@@ -14,7 +15,7 @@ from toastc.system.errors import CannotShrink
 Stays = Callable[[Value], np.ndarray]  # full-shape mask of the elements of a value that stay
 
 
-def remains(graph: Graph, op: Op, stays: Stays) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def remains(graph: Reader, op: Op, stays: Stays) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Its inputs and its outputs in the shapes they will have; each element of the inputs has a number of its own."""
     numbers: list[np.ndarray | None] = []
     count = 0
@@ -28,7 +29,7 @@ def remains(graph: Graph, op: Op, stays: Stays) -> tuple[list[np.ndarray], list[
     return before, [left(graph, v, np.asarray(n), stays) for v, n in zip(op.outputs, made, strict=False) if v is not None]
 
 
-def left(graph: Graph, value: Value, numbers: np.ndarray, stays: Stays) -> np.ndarray:
+def left(graph: Reader, value: Value, numbers: np.ndarray, stays: Stays) -> np.ndarray:
     small = compact(np.broadcast_to(stays(value), numbers.shape))
     if small is None:
         raise CannotShrink(
@@ -38,7 +39,7 @@ def left(graph: Graph, value: Value, numbers: np.ndarray, stays: Stays) -> np.nd
     return np.take(numbers, small[1])
 
 
-def picked_at_once(graph: Graph, op: Op, stays: Stays, gone: Collection[Op]) -> list[Op]:
+def picked_at_once(graph: Editor, op: Op, stays: Stays, gone: Collection[Op]) -> list[Op]:
     """A row of shape nodes that can not all stay, like the shuffling of channels: what comes out in the end is picked from what
     goes in. Returns the nodes that this takes the place of, `op` among them; none where it is not possible. `gone`: nodes that
     something took the place of before.
@@ -53,7 +54,7 @@ def picked_at_once(graph: Graph, op: Op, stays: Stays, gone: Collection[Op]) -> 
     return []
 
 
-def picked_below(graph: Graph, row: list[Op], stays: Stays) -> list[Op]:
+def picked_below(graph: Editor, row: list[Op], stays: Stays) -> list[Op]:
     """The same for this row, or a longer one."""
     first, row = row[0], list(row)
     source, shape = first.inputs[0], graph.shape(first.inputs[0])
@@ -75,5 +76,5 @@ def picked_below(graph: Graph, row: list[Op], stays: Stays) -> list[Op]:
             row.append(users[0][0])
             numbers = np.asarray(graph.push(row[-1], [numbers])[0])
             continue
-        graph.replace(value, graph.pick(source, axis, at, first))
+        graph.replace(value, graph.builder(first, source).take(source, at, axis))
         return row

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from toastc.graphs import Graph, Kind, Op, Value
+from toastc.graphs import Kind, Op, Value
 from toastc.graphs.labels import NONE, collapse, varying
+from toastc.graphs.protocols import Reader
 from toastc.system.errors import CannotShrink
 
 from ..match.attention import is_softmax
@@ -28,7 +29,7 @@ Track = np.ndarray
 class TokenFlow:
     """`starts[value]`: the numbers that the tokens of this value get, where a merge begins; `cuts`: those of an operand."""
 
-    graph: Graph
+    graph: Reader
     starts: Mapping[Value, np.ndarray]
     count: int  # of one sequence; numbers behind the second merge begin here
     leading: int  # of them, that stand aside

@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 
-from toastc.graphs import Graph, Kind, Op, Value
+from toastc.graphs import Kind, Op, Role, Value
 from toastc.graphs.macs import is_convolution
+from toastc.graphs.protocols import Reader
 from toastc.system.errors import ToastcError
 
 
-def leading_tokens(graph: Graph, at: Value | None = None) -> int:
+def leading_tokens(graph: Reader, at: Value | None = None) -> int:
     """How many learnt tokens are put in front of the patches, up to a value of the stream; 0 if there are none.
 
     They are found where the sequence is put together: the first join of a learnt tensor and one that depends on the
@@ -45,7 +46,7 @@ def leading_tokens(graph: Graph, at: Value | None = None) -> int:
     return leading
 
 
-def joined(graph: Graph, op: Op, known: list[np.ndarray | None], first: bool) -> np.ndarray | None:
+def joined(graph: Reader, op: Op, known: list[np.ndarray | None], first: bool) -> np.ndarray | None:
     """Which tokens of a join are patches: none of those that are learnt, and in a first join all others."""
     sizes = [graph.shape(v) for v in op.inputs if v is not None]
     made = graph.shape(op.outputs[0])
@@ -58,7 +59,7 @@ def joined(graph: Graph, op: Op, known: list[np.ndarray | None], first: bool) ->
     return np.concatenate([np.full(s[1], not own) if k is None else k for own, k, s in parts])
 
 
-def grid_of(graph: Graph, patches: int) -> tuple[int, int]:
+def grid_of(graph: Reader, patches: int) -> tuple[int, int]:
     """Height and width of the grid that the patches come from: the convolution that made them tells."""
     for op in graph.ops:
         made = op.outputs[0] if op.outputs else None
@@ -72,16 +73,16 @@ def grid_of(graph: Graph, patches: int) -> tuple[int, int]:
     return side, side
 
 
-def is_learnt(graph: Graph, value: Value) -> bool:
+def is_learnt(graph: Reader, value: Value) -> bool:
     """Does it come from constants alone, but for the size of the batch?"""
     while not graph.is_constant(value):
         op: Op | None = graph.producer(value)
         if op is None or not op.inputs or op.inputs[0] is None or op.kind is Kind.LINEAR:
             return False
         others = [v for v in op.inputs[1:] if v is not None and not graph.is_constant(v)]
-        if op.kind not in (Kind.SHAPE, Kind.ELEMENTWISE) and op.type not in ("Expand", "expand"):
+        if op.kind not in (Kind.SHAPE, Kind.ELEMENTWISE) and Role.EXPAND not in op.role:
             return False
-        if others and op.type not in ("Expand", "expand", "Tile"):
+        if others and Role.EXPAND not in op.role:
             return False
         value = op.inputs[0]
     return True

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from toastc.graphs import Graph, Value
+from toastc.graphs import Value
+from toastc.graphs.protocols import Graph, Reader
 from toastc.plans.merges import Layout, Merge
 from toastc.plans.sites import Site
 from toastc.system.errors import ToastcError
@@ -52,7 +53,7 @@ def write_merges(graph: Graph, merges: Sequence[Merge], held: bool) -> tuple[Gra
     return Merging(graph, steps, held).written()
 
 
-def places(graph: Graph, sites: Sequence[Site], merges: Sequence[Merge]) -> Iterator[tuple[Value, Merge, Site | None]]:
+def places(graph: Reader, sites: Sequence[Site], merges: Sequence[Merge]) -> Iterator[tuple[Value, Merge, Site | None]]:
     """Where merges are written: before an attention, or, if they look at its keys, behind it."""
     for merge in merges:
         if merge.merge != "bipartite":
@@ -87,12 +88,12 @@ def named(attention: Sequence[Site], merge: Merge) -> Site:
     return found
 
 
-def stream_before(graph: Graph, sites: Sequence[Site], merge: Merge) -> Value:
+def stream_before(graph: Reader, sites: Sequence[Site], merge: Merge) -> Value:
     """The residual stream that the attention of a block reads."""
     return stream_into(graph, named([s for s in sites if s.kind == "attention"], merge), merge)
 
 
-def stream_into(graph: Graph, site: Site, merge: Merge) -> Value:
+def stream_into(graph: Reader, site: Site, merge: Merge) -> Value:
     op, slot = residual_of(graph, site)
     value = op.inputs[slot]
     if value is None or len(graph.shape(value)) != 3 or graph.producer(value) is None:
@@ -100,7 +101,7 @@ def stream_into(graph: Graph, site: Site, merge: Merge) -> Value:
     return value
 
 
-def first_layout(graph: Graph, value: Value) -> Layout:
+def first_layout(graph: Reader, value: Value) -> Layout:
     count, leading = graph.shape(value)[1], leading_tokens(graph, value)
     if graph.varies(value)[1]:
         raise ToastcError("tokens: how many there are is only known at run time; export the model for one size of images")

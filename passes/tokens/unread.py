@@ -11,7 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from toastc.graphs import Graph, Kind, Op
+from toastc.graphs import Kind, Op
+from toastc.graphs.protocols import Graph, Reader
 from toastc.system.errors import CannotShrink
 
 from ..match import match
@@ -49,8 +50,9 @@ def drop_unread(graph: Graph) -> tuple[Graph, str]:
         return graph, f"all tokens stay behind the last attention: {error}"
     for op, before, after in edits:
         graph.resize(op, before, after)
-    graph.redirect(add, slot, graph.pick(stream, 1, read, add))
-    graph.redirect(queries, at, graph.pick(queries.inputs[at], axis, read, queries))
+    graph.redirect(add, slot, graph.builder(add, stream).take(stream, read, 1))
+    asked = queries.inputs[at]
+    graph.redirect(queries, at, graph.builder(queries, asked).take(asked, read, axis))
     graph.finish()
     return graph.reopened(), f"behind the last attention {len(read)} of {count} tokens are read; the others are left out"
 
@@ -64,7 +66,7 @@ def queries_of(scores: Op) -> tuple[Op, int, int]:
     return scores, slot, (left, right)[slot].index(out[-2])
 
 
-def tokens_read(graph: Graph, flow: TokenFlow, count: int) -> np.ndarray:
+def tokens_read(graph: Reader, flow: TokenFlow, count: int) -> np.ndarray:
     """Positions that leave the sequence on their own; all of them where the whole sequence is asked."""
     every, read = np.arange(count), set[int]()
     if flow.whole or flow.notes or any(v in flow.tracks for v in graph.outputs):

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from toastc.graphs import Graph, Op, Pen, Value
+from toastc.graphs import Op, Value
 from toastc.graphs.labels import NONE
+from toastc.graphs.protocols import Builder, Graph
 from toastc.plans.merges import Layout, Merge, Pairs
 from toastc.plans.sites import Site
 from toastc.system.errors import CannotShrink
@@ -76,9 +77,9 @@ class Merging:
             axis, ids = along(flow.tracks[value][0])
             way = self.way_back(ids, drawn)
             if isinstance(way, np.ndarray):
-                whole = graph.pick(value, axis, way, op)
+                whole = graph.builder(op, value).take(value, way, axis)
             else:
-                whole = graph.pen(op, value).spread(value, way)
+                whole = graph.builder(op, value).gather_tokens(value, way)
             graph.redirect(op, op.inputs.index(value), whole)
         for value in graph.outputs:
             if value in flow.tracks:
@@ -87,7 +88,7 @@ class Merging:
                 axis, ids = along(flow.tracks[value][0])
                 graph.pick_output(value, axis, self.way_back(ids, drawn))
         for step, stream in self.streams.items():
-            graph.rewire(step.value, stream, self.pens[step].drawn)
+            graph.rewire(step.value, stream, self.builders[step].drawn)
         graph.finish()
         steps = [(s.merge, s.before, s.layout) for s in self.steps]
         return graph.reopened(), Merged(list(dict.fromkeys(flow.notes)), self.choices, steps)
@@ -114,16 +115,18 @@ class Merging:
         if step not in drawn:
             assert step.layout.sizes is not None
             plus = np.tile(np.log(np.where(at >= 0, step.layout.sizes[at], 1)), (queries, 1))
-            self.graph.weigh_keys(op, self.graph.pen(op, op.inputs[0]).number(plus[None, None] if op.attention else plus))
+            self.graph.add_to_scores(
+                op, self.graph.builder(op, op.inputs[0]).constant(plus[None, None] if op.attention else plus)
+            )
             return
         if not op.attention and len(self.graph.shape(op.inputs[0])) != 4:
             raise CannotShrink(f"tokens: {op} does not keep images and heads apart; sizes found at run time can not be added")
-        pen, sizes = self.graph.pen(op, step.value), drawn[step].sizes
+        builder, sizes = self.graph.builder(op, step.value), drawn[step].sizes
         if not np.array_equal(at, np.arange(step.layout.count)):
             own = (at >= 0).astype(np.float64)[None, :, None]
-            sizes = pen.math("add", pen.math("mul", pen.take(sizes, np.maximum(at, 0), 1), own), 1 - own)
-        column = pen.turn(pen.log(sizes), [0, 2, 1])
-        self.graph.weigh_keys(op, pen.math("mul", pen.widen(column, 1), np.ones((1, 1, queries, 1))))
+            sizes = builder.add(builder.mul(builder.take(sizes, np.maximum(at, 0), 1), own), 1 - own)
+        column = builder.transpose(builder.log(sizes), [0, 2, 1])
+        self.graph.add_to_scores(op, builder.mul(builder.unsqueeze(column, 1), np.ones((1, 1, queries, 1))))
 
     def way_back(self, ids: np.ndarray, drawn: Mapping[Step, Drawn]) -> np.ndarray | Value:
         """For every place of the whole sequence, the one in what stays of it: an array, or [images, places] at run time."""
@@ -133,42 +136,42 @@ class Merging:
         token, joined = ids % self.count, np.cumsum(self.stays[ids]) - 1
         if step not in drawn:
             return np.where(self.flow.tokens(ids), place[patches(step)[token]], joined)
-        pen, way = self.pens[step], drawn[step].of_patch
+        builder, way = self.builders[step], drawn[step].of_patch
         if np.array_equal(ids, ids[0] + np.arange(self.count)):
             return way
         own = self.flow.tokens(ids).astype(np.int64)[None]
-        found = pen.look_up(place, pen.take(way, token, 1))
-        return pen.math("add", pen.math("mul", found, own), joined[None] * (1 - own))
+        found = builder.gather_rows(place, builder.take(way, token, 1))
+        return builder.add(builder.mul(found, own), joined[None] * (1 - own))
 
     def drawn(self) -> dict[Step, Drawn]:
         """The merged streams. What is only known at run time is given back: from the first choice on, that is all there is."""
         graph, found, known = self.graph, dict[Step, Drawn](), None
         self.streams: dict[Step, Value] = {}
-        self.pens: dict[Step, Pen] = {}
+        self.builders: dict[Step, Builder] = {}
         for number, step in enumerate(self.steps):
             first = min((op for op, _ in graph.users(step.value)), key=lambda op: graph.ops.index(op))
-            pen = self.pens[step] = graph.pen(first, step.value)
+            builder = self.builders[step] = graph.builder(first, step.value)
             if step.pairs is not None and known is None:
-                self.streams[step] = averaged(pen, step.value, step.pairs)
+                self.streams[step] = averaged(builder, step.value, step.pairs)
                 continue
             if step.pairs is not None:
                 of: Any = step.pairs.place
             else:
                 self.choices.append(f"toastc_merged/{number}")
-                of = self.chosen(pen, step, self.choices[-1])
-            known = found[step] = merged(pen, step.value, of, step.before, step.layout.count, known, step.merge.rule)
+                of = self.chosen(builder, step, self.choices[-1])
+            known = found[step] = merged(builder, step.value, of, step.before, step.layout.count, known, step.merge.rule)
             self.streams[step] = known.stream
         return found
 
-    def chosen(self, pen: Pen, step: Step, name: str) -> Value:
+    def chosen(self, builder: Builder, step: Step, name: str) -> Value:
         if self.held:
-            return self.graph.given(name, step.value, step.before.count)
+            return self.graph.add_input(name, step.before.count, step.value)
         if step.attention is None:
-            of = alike_lines(pen, step.value, step.before, step.merge)
+            of = alike_lines(builder, step.value, step.before, step.merge)
         else:
-            keys = keys_of(pen, step.attention)
-            of = matched_pairs(pen, keys, step.before, step.before.count - step.layout.count)
-        pen.named(of, name)
+            keys = keys_of(builder, step.attention)
+            of = matched_pairs(builder, keys, step.before, step.before.count - step.layout.count)
+        builder.name(of, name)
         return of
 
     def step_of(self, ids: Track) -> Step:
@@ -185,8 +188,8 @@ def patches(step: Step) -> np.ndarray:
     return step.layout.of_patch
 
 
-def averaged(pen: Pen, x: Value, pairs: Pairs) -> Value:
+def averaged(builder: Builder, x: Value, pairs: Pairs) -> Value:
     """The stream with pairs of its tokens made one, the same ones for every image."""
-    left = pen.math("mul", pen.take(x, pairs.left, 1), pairs.share[:, None])
-    right = pen.math("mul", pen.take(x, pairs.right, 1), 1 - pairs.share[:, None])
-    return pen.math("add", left, right)
+    left = builder.mul(builder.take(x, pairs.left, 1), pairs.share[:, None])
+    right = builder.mul(builder.take(x, pairs.right, 1), 1 - pairs.share[:, None])
+    return builder.add(left, right)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..calibration import Moments, Synthetic, open_data
-from ..graphs import Graph
+from ..graphs.protocols import Graph
 from ..passes.state import Pass, State, run
 from ..plans.cost import Target, saved_macs, saved_params, uniform_ratios
 from ..plans.merges import UNREAD, Merge
@@ -112,7 +112,7 @@ def with_tokens(request: Request, graph: Graph, fresh: Callable[[], Graph], tell
     if not ask:
         free = request.allow is None and not request.merges
         return (replace(request, tokens=(UNREAD,)) if free else request), []
-    from ..passes.choose import budget as plan_tokens
+    from ..passes.choose.budget import plan_tokens
     from ..passes.tokens.merge import merge_tokens
 
     base = merge_tokens(fresh(), (UNREAD,))[0]

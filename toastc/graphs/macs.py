@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from . import AttentionSpec, Kind, Op, Value
+from . import AttentionSpec, Kind, Op, Role, Value
 
 Shape = tuple[int, ...]
-CONVOLUTIONS = {"conv", "conv1d", "conv2d", "conv3d", "convolution"}
-TURNED_ROUND = {"convtranspose", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 
 
 def is_convolution(op: Op) -> bool:
-    return op.type.lower() in CONVOLUTIONS and len(op.inputs) > 1
+    return Role.CONVOLUTION in op.role and len(op.inputs) > 1
 
 
 def macs_of(op: Op, shape: Callable[[Value], Shape | None]) -> int:
@@ -33,7 +31,7 @@ def macs_of(op: Op, shape: Callable[[Value], Shape | None]) -> int:
         return attention_macs(op.attention, first, second, (*given, (), ())[2] or ())
     if is_convolution(op):
         return math.prod(out) * math.prod(second[1:])
-    return math.prod(first) * math.prod(second[1:]) if op.type.lower() in TURNED_ROUND else 0
+    return math.prod(first) * math.prod(second[1:]) if Role.CONVOLUTION_BACK in op.role else 0
 
 
 def attention_macs(spec: AttentionSpec, q: Shape, k: Shape, v: Shape) -> int:

@@ -20,9 +20,10 @@ from torch import Tensor, fx, nn
 
 from ..api import prune
 from ..compiler.sources.module import example_inputs_of, with_shapes
-from ..graphs import Kind, bias_of
+from ..graphs import Kind
 from ..graphs.fx import FxGraph
 from ..graphs.fx.classify import meta, op_name
+from ..graphs.protocols import bias_of
 from ..plans.plan import Plan, from_dict
 from ..system.errors import ToastcError
 from ..system.files import write_beside

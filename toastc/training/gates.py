@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..graphs import Kind, Op, bias_of
+from ..graphs import Kind, Op
 from ..graphs.fx import FxGraph
 from ..graphs.fx.calls import Call
+from ..graphs.protocols import bias_of
 from ..plans.sites import Coupling, Member, Site
 
 

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ...graphs.fx import FxGraph, drop_unused
-from ...graphs.fx.tokens import Reopening
+from ...graphs.fx.reopen import Reopening
 from ...graphs.fx.unpack import is_packed, unpacked, without_empty_parts
 from ...passes.state import run
 from ...report import Size

@@ -6,8 +6,8 @@ nothing but their names, and labels are pushed by calling each node's own target
 
 from __future__ import annotations
 
-from .adapter import FxGraph
-from .edit import drop_unused
-from .select import CHOSEN
+from .builder import CHOSEN
+from .editor import drop_unused
+from .graph import FxGraph
 
 __all__ = ["CHOSEN", "FxGraph", "drop_unused"]

@@ -1,4 +1,4 @@
-"""Which of the seven kinds an fx node is, by the name of what it calls."""
+"""What one fx node is: what it calls, in every dialect by the same name, and what that name alone does not tell."""
 
 from __future__ import annotations
 
@@ -12,62 +12,7 @@ from torch import fx
 from .. import Kind
 from ..equations import einsum_spec, only_turns
 
-SHAPES = {
-    "view", "reshape", "_unsafe_view", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "unsqueeze",
-    "squeeze", "select", "slice", "split", "split_with_sizes", "chunk", "unbind", "cat", "concat", "concatenate", "stack",
-    "expand", "repeat", "repeat_interleave", "tile", "flatten", "unflatten", "narrow", "contiguous", "clone", "roll", "flip",
-    "getitem", "index_select", "alias", "detach", "lift_fresh_copy", "tensor_split", "hsplit", "expand_as", "view_as",
-    "reshape_as", "adjoint", "rot90", "unsafe_split", "unsafe_chunk", "take_along_dim",
-}  # fmt: skip
-RESHAPES = {"view", "reshape", "_unsafe_view", "unflatten", "flatten", "view_as", "reshape_as"}
-EXPANSIONS = {"expand", "expand_as"}
-LINEAR_EFFECT = {
-    "mul",
-    "imul",
-    "multiply",
-    "div",
-    "truediv",
-    "itruediv",
-    "divide",
-    "neg",
-    "to",
-    "type",
-    "type_as",
-    "float",
-    "half",
-    "bfloat16",
-    "_to_copy",
-    "dropout",
-    "identity",
-    "batch_norm",
-    "_assert_tensor_metadata",
-}
-AFFINE_EFFECT = {"add", "iadd", "sub", "isub", "subtract", "rsub"}
-NONLINEAR = {
-    "gelu", "relu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "relu6", "softplus", "exp", "log",
-    "erf", "pow", "where", "masked_fill", "clamp", "clamp_min", "clamp_max", "maximum", "minimum", "square", "sqrt", "rsqrt",
-    "abs", "sin", "cos", "mish", "elu", "selu", "celu", "leaky_relu", "prelu", "reciprocal", "softsign", "logical_not",
-    "logical_and", "logical_or", "eq", "ne", "lt", "gt", "le", "ge", "isnan", "nan_to_num", "threshold", "expm1", "log1p",
-}  # fmt: skip
-SOFTMAX = {"softmax", "_softmax", "log_softmax", "_safe_softmax"}
-NORMS = {"layer_norm", "rms_norm"}
-REDUCTIONS = {
-    "norm",
-    "vector_norm",
-    "linalg_vector_norm",
-    "normalize",
-    "mean",
-    "sum",
-    "amax",
-    "amin",
-    "var",
-    "std",
-    "prod",
-    "cumsum",
-    "logsumexp",
-    "argmax",
-    "topk",
-}
+DIVISIONS = {"div", "truediv", "divide"}
 CREATIONS = {"arange", "zeros", "ones", "full", "tensor", "scalar_tensor", "eye", "linspace", "empty"}
 RANDOM = {"rand", "randn", "randint", "bernoulli", "multinomial", "normal", "rand_like", "randn_like", "randperm"}
 
@@ -84,56 +29,69 @@ def op_name(node: fx.Node) -> str:
     return name if name.startswith("_") or not name.endswith("_") else name.rstrip("_")
 
 
-def kind_of(node: fx.Node, name: str, constant: list[bool], ranks: list[int]) -> Kind:
-    """`constant[i]`, `ranks[i]` of the node's tensor operands, in order of appearance."""
-    if name == "linear":
-        return Kind.LINEAR if constant[1] and not constant[0] and ranks[1] == 2 else Kind.OPAQUE
-    if name == "addmm":
-        plain = node.kwargs.get("alpha", 1) == 1 and node.kwargs.get("beta", 1) == 1
-        return Kind.LINEAR if plain and constant[2] and not constant[1] else Kind.OPAQUE
-    if name in ("matmul", "mm", "bmm"):
-        if len(ranks) == 2 and constant[1] and ranks[1] == 2 and not constant[0] and ranks[0] >= 2:
-            return Kind.LINEAR
-        return Kind.PRODUCT if min(ranks) >= 2 else Kind.OPAQUE
-    if name == "baddbmm":
-        known = all(isinstance(node.kwargs.get(by, 1), int | float) for by in ("alpha", "beta"))
-        return Kind.PRODUCT if known and len(ranks) == 3 else Kind.OPAQUE
-    if name == "einsum":
-        turned = Kind.SHAPE if len(ranks) == 1 and only_turns(str(node.args[0])) else Kind.OPAQUE
-        return Kind.PRODUCT if len(ranks) == 2 else turned
-    if name == "scaled_dot_product_attention":
-        return Kind.ATTENTION if ranks[:3] == [4, 4, 4] else Kind.OPAQUE
-    if name == "batch_norm":  # of rows: a scale and a shift for each channel
-        training = node.args[5] if len(node.args) > 5 else node.kwargs.get("training", False)
-        return Kind.ELEMENTWISE if not training and ranks[0] == 2 and all(constant[1:]) else Kind.OPAQUE
-    if name in SHAPES:
-        return Kind.SHAPE
-    if name in LINEAR_EFFECT or name in AFFINE_EFFECT or name in NONLINEAR:
-        return Kind.ELEMENTWISE
-    if name in SOFTMAX or name in NORMS or name in REDUCTIONS:
-        return Kind.REDUCE
-    return Kind.OPAQUE
+# ---- which of its kinds a node is: `constant[i]`, `ranks[i]` of its tensor operands, in order of appearance --------------------
 
 
-def effect_of(node: fx.Node, name: str) -> str:
-    if name in LINEAR_EFFECT:
-        number_above = name in ("div", "truediv", "divide") and not isinstance(node.args[0], fx.Node)
-        return "nonlinear" if number_above else "linear"
-    return "affine" if name in AFFINE_EFFECT else "nonlinear"
+def is_linear(node: fx.Node, constant: list[bool], ranks: list[int]) -> Kind:
+    return Kind.LINEAR if constant[1] and not constant[0] and ranks[1] == 2 else Kind.OPAQUE
 
 
-def factor_of(node: fx.Node, name: str) -> float | None:
+def is_addmm(node: fx.Node, constant: list[bool], ranks: list[int]) -> Kind:
+    plain = node.kwargs.get("alpha", 1) == 1 and node.kwargs.get("beta", 1) == 1
+    return Kind.LINEAR if plain and constant[2] and not constant[1] else Kind.OPAQUE
+
+
+def is_matmul(node: fx.Node, constant: list[bool], ranks: list[int]) -> Kind:
+    if len(ranks) == 2 and constant[1] and ranks[1] == 2 and not constant[0] and ranks[0] >= 2:
+        return Kind.LINEAR
+    return Kind.PRODUCT if min(ranks) >= 2 else Kind.OPAQUE
+
+
+def is_baddbmm(node: fx.Node, constant: list[bool], ranks: list[int]) -> Kind:
+    known = all(isinstance(node.kwargs.get(by, 1), int | float) for by in ("alpha", "beta"))
+    return Kind.PRODUCT if known and len(ranks) == 3 else Kind.OPAQUE
+
+
+def is_einsum(node: fx.Node, constant: list[bool], ranks: list[int]) -> Kind:
+    turned = Kind.SHAPE if len(ranks) == 1 and only_turns(str(node.args[0])) else Kind.OPAQUE
+    return Kind.PRODUCT if len(ranks) == 2 else turned
+
+
+def is_attention(node: fx.Node, constant: list[bool], ranks: list[int]) -> Kind:
+    return Kind.ATTENTION if ranks[:3] == [4, 4, 4] else Kind.OPAQUE
+
+
+def is_batch_norm(node: fx.Node, constant: list[bool], ranks: list[int]) -> Kind:
+    """Of rows: a scale and a shift for each channel."""
+    training = node.args[5] if len(node.args) > 5 else node.kwargs.get("training", False)
+    return Kind.ELEMENTWISE if not training and ranks[0] == 2 and all(constant[1:]) else Kind.OPAQUE
+
+
+# ---- more about a node -------------------------------------------------------------------------------------------------------
+
+
+def effect_of(node: fx.Node, effect: str) -> str:
+    """A number divided by a tensor is not linear in it."""
+    return "nonlinear" if op_name(node) in DIVISIONS and not isinstance(node.args[0], fx.Node) else effect
+
+
+def factor_of(node: fx.Node) -> float | None:
     """Of a multiplication of one tensor and one number."""
     number = node.args[1] if len(node.args) == 2 else None
+    name = op_name(node)
     if name not in ("mul", "div") or isinstance(number, bool) or not isinstance(number, int | float) or not number:
         return None
     return float(number) if name == "mul" else 1 / number
 
 
-def reduced_axes(node: fx.Node, name: str, rank: int) -> tuple[int, ...]:
-    if name in NORMS:
-        shape = argument(node, 1, "normalized_shape")
-        return tuple(range(rank - len(shape), rank)) if isinstance(shape, tuple | list) else ()
+def normed_dims(node: fx.Node, rank: int) -> tuple[int, ...]:
+    shape = argument(node, 1, "normalized_shape")
+    return tuple(range(rank - len(shape), rank)) if isinstance(shape, tuple | list) else ()
+
+
+def along_dims(node: fx.Node, rank: int) -> tuple[int, ...]:
+    """The axes along which a reduction mixes elements; empty means all."""
+    name = op_name(node)
     at = 1 if name not in ("norm", "vector_norm", "linalg_vector_norm", "normalize", "topk") else 2
     dim = argument(node, at, "dim", default={"normalize": 1, "topk": -1}.get(name))
     if isinstance(dim, int):

@@ -7,10 +7,10 @@ and a cut weight is a lazy tensor, computed when the file is written.
 from __future__ import annotations
 
 from . import upcast
-from .adapter import OnnxGraph
 from .embedded import carries_plan, embed_plan, plan_of
 from .facts import sizes_for
 from .files import external_files, file_bytes, is_external, is_quantised, load_model, prepare, read_model, staged, write_model
+from .graph import OnnxGraph
 from .inputs import sample_inputs
 from .macs import macs_of
 from .precision import to_half

@@ -1,4 +1,4 @@
-"""Which of the seven kinds an ONNX node is: tables of operator names, and a few rules."""
+"""What one ONNX node is, where the name of its operator does not tell."""
 
 from __future__ import annotations
 
@@ -12,21 +12,7 @@ from .. import AttentionSpec, Kind
 from ..equations import einsum_spec, only_turns
 from ..macs import tokens_and_width
 
-LINEAR_EFFECT = {"Mul", "Div", "Neg", "Identity", "Cast", "Dropout", "BatchNormalization"}
-AFFINE_EFFECT = {"Add", "Sub", "BiasAdd", "Sum"}
-NONLINEAR = {
-    "Relu", "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "Erf", "Tanh", "Sigmoid", "HardSwish", "HardSigmoid", "Mish",
-    "Swish", "Softplus", "Softsign", "Exp", "Log", "Sqrt", "Abs", "Pow", "Clip", "LeakyRelu", "Elu", "Selu", "Celu",
-    "PRelu", "ThresholdedRelu", "Reciprocal", "Sin", "Cos", "Min", "Max", "Where", "Sign", "Floor", "Ceil", "Round",
-    "Not", "And", "Or", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "IsNaN", "IsInf", "Mod", "CastLike",
-}  # fmt: skip
-SHAPES = {
-    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Gather", "Concat", "Expand", "Flatten", "Tile",
-    "GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth",
-}  # fmt: skip
-LAST_AXES = {"LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax", "LpNormalization", "Hardmax"}
-SKIP_NORMS = {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization"}
-RANGES_OF_AXIS = {"LayerNormalization", "RMSNormalization"}
+Shapes = list[tuple[int, ...] | None]  # of a node's inputs, as far as they are known
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
@@ -34,36 +20,42 @@ def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     return default if found is None else found.value
 
 
-def kind_of(node: ir.Node, constant: list[bool], shapes: list[tuple[int, ...] | None]) -> Kind:
-    """`constant[i]`, `shapes[i]`: whether input i is known before running, and its concrete shape."""
-    kind = node.op_type
-    if kind == "MatMul" or (kind == "FusedMatMul" and not attribute(node, "transA", 0)):
-        if constant[1] and shapes[1] is not None and len(shapes[1]) == 2 and not constant[0]:
-            return Kind.LINEAR if attribute(node, "alpha", 1.0) == 1.0 else Kind.OPAQUE
-        return Kind.PRODUCT
-    if kind == "FusedMatMul":
-        return Kind.PRODUCT
-    if kind == "Gemm":
-        plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0 and not attribute(node, "transA", 0)
-        return Kind.LINEAR if plain and constant[1] and bias_fits(node, shapes) else Kind.OPAQUE
-    if kind == "Einsum":
-        turned = Kind.SHAPE if len(node.inputs) == 1 and only_turns(attribute(node, "equation", "")) else Kind.OPAQUE
-        return Kind.PRODUCT if product_spec(node, shapes) else turned
-    if kind in ("Attention", "MultiHeadAttention"):
-        return Kind.ATTENTION if attention_spec(node, shapes) else Kind.OPAQUE
-    if kind == "BatchNormalization":  # of rows: a scale and a shift for each channel
-        rows = bool(shapes[0]) and len(shapes[0] or ()) == 2 and all(constant[1:])
-        return Kind.ELEMENTWISE if rows and not attribute(node, "training_mode", 0) else Kind.OPAQUE
-    if kind in SHAPES:
-        return Kind.SHAPE
-    if kind in LINEAR_EFFECT or kind in AFFINE_EFFECT or kind in NONLINEAR:
-        return Kind.ELEMENTWISE
-    if kind in LAST_AXES or kind in SKIP_NORMS or kind.startswith("Reduce"):
-        return Kind.REDUCE if shapes and shapes[0] else Kind.OPAQUE
-    return Kind.OPAQUE
+# ---- which of its kinds a node is; `constant[i]`, `shapes[i]`: is input i known before running, and its concrete shape --------
 
 
-def bias_fits(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> bool:
+def is_matmul(node: ir.Node, constant: list[bool], shapes: Shapes) -> Kind:
+    if attribute(node, "transA", 0):
+        return Kind.PRODUCT
+    if constant[1] and shapes[1] is not None and len(shapes[1]) == 2 and not constant[0]:
+        return Kind.LINEAR if attribute(node, "alpha", 1.0) == 1.0 else Kind.OPAQUE
+    return Kind.PRODUCT
+
+
+def is_gemm(node: ir.Node, constant: list[bool], shapes: Shapes) -> Kind:
+    plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0 and not attribute(node, "transA", 0)
+    return Kind.LINEAR if plain and constant[1] and bias_fits(node, shapes) else Kind.OPAQUE
+
+
+def is_einsum(node: ir.Node, constant: list[bool], shapes: Shapes) -> Kind:
+    turned = Kind.SHAPE if len(node.inputs) == 1 and only_turns(attribute(node, "equation", "")) else Kind.OPAQUE
+    return Kind.PRODUCT if product_spec(node, shapes) else turned
+
+
+def is_attention(node: ir.Node, constant: list[bool], shapes: Shapes) -> Kind:
+    return Kind.ATTENTION if attention_spec(node, shapes) else Kind.OPAQUE
+
+
+def is_batch_norm(node: ir.Node, constant: list[bool], shapes: Shapes) -> Kind:
+    """Of rows: a scale and a shift for each channel."""
+    rows = bool(shapes[0]) and len(shapes[0] or ()) == 2 and all(constant[1:])
+    return Kind.ELEMENTWISE if rows and not attribute(node, "training_mode", 0) else Kind.OPAQUE
+
+
+def is_reduction(node: ir.Node, constant: list[bool], shapes: Shapes) -> Kind:
+    return Kind.REDUCE if shapes and shapes[0] else Kind.OPAQUE
+
+
+def bias_fits(node: ir.Node, shapes: Shapes) -> bool:
     """Is that of a Gemm as wide as what it is added to? onnx does not look."""
     rows, weight, *bias = shapes
     if not bias or bias[0] is None or rows is None or weight is None:
@@ -72,18 +64,30 @@ def bias_fits(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> bool:
     return len(bias[0]) <= 2 and all(size in (1, whole) for size, whole in zip(bias[0][::-1], made[::-1], strict=False))
 
 
-def reduced_axes(node: ir.Node, rank: int, axes_input: list[int] | None) -> tuple[int, ...]:
-    """The axes of the first input along which the node mixes elements; empty means all."""
-    if node.op_type in SKIP_NORMS:
-        return (rank - 1,)
-    if node.op_type in LAST_AXES:
-        axis = int(attribute(node, "axis", -1)) % rank
-        return tuple(range(axis, rank)) if node.op_type in RANGES_OF_AXIS else (axis,)
-    axes = attribute(node, "axes") if axes_input is None else axes_input
+# ---- the axes of the first input along which a reduction mixes elements; empty means all -------------------------------------
+
+
+def last_axis(node: ir.Node, rank: int, given: list[int] | None) -> tuple[int, ...]:
+    return (rank - 1,)
+
+
+def along_axis(node: ir.Node, rank: int, given: list[int] | None) -> tuple[int, ...]:
+    return (int(attribute(node, "axis", -1)) % rank,)
+
+
+def from_axis(node: ir.Node, rank: int, given: list[int] | None) -> tuple[int, ...]:
+    return tuple(range(int(attribute(node, "axis", -1)) % rank, rank))
+
+
+def given_axes(node: ir.Node, rank: int, given: list[int] | None) -> tuple[int, ...]:
+    axes = attribute(node, "axes") if given is None else given
     return tuple(int(a) % rank for a in axes) if axes else ()
 
 
-def product_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> tuple[str, str, str] | None:
+# ---- products and attentions ----------------------------------------------------------------------------------------------
+
+
+def product_spec(node: ir.Node, shapes: Shapes) -> tuple[str, str, str] | None:
     """MatMul as an equation over single letters: (a axes, b axes, output axes)."""
     if node.op_type == "Einsum":
         return einsum_spec(attribute(node, "equation", ""), [len(s) for s in shapes if s is not None])
@@ -98,7 +102,7 @@ def product_spec(node: ir.Node, shapes: list[tuple[int, ...] | None]) -> tuple[s
     return left, right, batch + "ij"
 
 
-def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None], truths: Sequence[bool] = ()) -> AttentionSpec | None:
+def attention_spec(node: ir.Node, shapes: Shapes, truths: Sequence[bool] = ()) -> AttentionSpec | None:
     """Layouts and heads of ONNX `Attention` and `com.microsoft.MultiHeadAttention`; None if it is neither."""
     known = [s for s in shapes[:3] if s is not None]
     if len(known) < 3:
@@ -143,7 +147,7 @@ def attention_spec(node: ir.Node, shapes: list[tuple[int, ...] | None], truths: 
     return None
 
 
-def fitting(spec: AttentionSpec, shapes: list[tuple[int, ...] | None]) -> AttentionSpec | None:
+def fitting(spec: AttentionSpec, shapes: Shapes) -> AttentionSpec | None:
     """None where queries and keys are not as wide as each other."""
     q, k = (tokens_and_width(shapes[i] or (), spec.layouts[i], spec.kv_heads if i else spec.heads)[2] for i in (0, 1))
     return spec if q == k else None

@@ -23,19 +23,12 @@ from .checks import has_branches
 from .files import read_tensor
 from .inference import Imports, Input, as_input, inferred
 from .limits import stays_small
-from .names import operator_of
+from .names import named, operator_of
+from .operators import operator
 
 SMALL = 4096  # elements; a value of up to this size is computed, not only shaped
-RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 # What the reference implementation raises on nodes it does not carry out; their shapes are inferred instead.
 UNKNOWN_TO_REFERENCE = (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError, KeyError)
-
-# com.microsoft nodes have no schema in onnx: how their first output is shaped.
-SAME_AS_FIRST_INPUT = {
-    "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "BiasSplitGelu", "SkipLayerNormalization", "RotaryEmbedding",
-    "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization", "BiasAdd", "GroupQueryAttention",
-    "GroupNormalization", "MeanVarianceNormalization",  # onnx's own, of which it does not infer shapes
-}  # fmt: skip
 
 
 class CannotCompute(ToastcError):
@@ -125,7 +118,7 @@ def visit(facts: Facts, node: ir.Node, imports: Imports) -> None:
         return note_data(facts, node.outputs[0], np.array(facts.shapes[given[0]], np.int64)[start:end])
     if kind == "Size" and given[0] in facts.shapes:
         return note_data(facts, node.outputs[0], np.array(math.prod(facts.shapes[given[0]]), np.int64))
-    if kind not in RANDOM and given and all(v in facts.data for v in given):
+    if not operator(kind).random and given and all(v in facts.data for v in given):
         if not stays_small(kind, [facts.data[v] for v in given]):
             return infer(facts, node, imports)
         try:
@@ -159,7 +152,10 @@ def gather_elements(proto: onnx.NodeProto, data: np.ndarray, index: np.ndarray) 
 
 def evaluate_proto(proto: onnx.NodeProto, given: list[np.ndarray], opsets: Mapping[str, int]) -> list[np.ndarray]:
     feeds = dict(zip([name for name in proto.input if name], given, strict=True))
+    compute = operator(named(proto.op_type, proto.domain)).compute
     try:
+        if compute is not None:
+            return compute(proto, *given)
         if proto.op_type == "GatherElements":
             return [gather_elements(proto, *given)]
         return list(ReferenceEvaluator(proto, opsets=dict(opsets)).run(None, feeds))
@@ -171,7 +167,7 @@ def evaluate_proto(proto: onnx.NodeProto, given: list[np.ndarray], opsets: Mappi
 def infer(facts: Facts, node: ir.Node, imports: Imports) -> None:
     version = dict(imports).get(node.domain, 1)
     if not onnx.defs.has(node.op_type, version, node.domain):
-        return infer_contrib(facts, node)
+        return infer_contrib(facts, node, imports)
     given: list[Input | None] = []
     for value in node.inputs:
         if value is not None and value not in facts.shapes:
@@ -186,17 +182,20 @@ def infer(facts: Facts, node: ir.Node, imports: Imports) -> None:
             facts.dtypes[value], shape = one
             if shape is not None:
                 facts.shapes[value] = shape
-    return infer_contrib(facts, node)
+    return infer_contrib(facts, node, imports)
 
 
-def infer_contrib(facts: Facts, node: ir.Node) -> None:
-    """Shapes of the `com.microsoft` nodes that fused transformers are made of."""
+def infer_contrib(facts: Facts, node: ir.Node, imports: Imports) -> None:
+    """Shapes of nodes that onnx has no schema of: those of `com.microsoft`, and what has a row of its own."""
     kind = operator_of(node)
     first = facts.shapes.get(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
     if first is None:
         return declared(facts, node)
     shape: tuple[int, ...] | None = None
-    if kind in SAME_AS_FIRST_INPUT:
+    if operator(kind).compute is not None and all(v in facts.shapes for v in node.inputs):
+        blank = [facts.data.get(v, np.broadcast_to(np.int64(0), facts.shapes[v])) for v in node.inputs]
+        shape = evaluate(node, blank, dict(imports))[0].shape
+    elif operator(kind).like_first:
         shape = first
     elif kind == "MultiHeadAttention" and "num_heads" in node.attributes and len(first) in (3, 5):
         heads = node.attributes["num_heads"].as_int()

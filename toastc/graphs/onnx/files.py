@@ -20,6 +20,8 @@ from ...system.errors import ToastcError
 from ...system.files import alone, check_targets, hidden, removed
 from .checks import check_functions, check_nodes, check_tensor, check_text, check_wires, put_in_order
 from .inference import fewest
+from .names import UNDERSTOOD, named
+from .operators import OPERATORS
 from .unpack import unpack_attention
 
 SINGLE_FILE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
@@ -106,7 +108,7 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
     if model.functions:
         check_functions(model, what)
         try:
-            InlinePass()(model)
+            InlinePass(is_written_out)(model)
         except ValueError as error:
             raise ToastcError(f"{what}: its functions can not be written out ({one_line(error)})") from None
     for node in model.graph:
@@ -136,6 +138,11 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
                 raise ToastcError(f"{what}: is a training graph (Dropout); export the model in eval mode")
     unpack_attention(model)
     return model
+
+
+def is_written_out(function: ir.Function) -> bool:
+    """A model's own function becomes its nodes, unless the table of operators has a row for it as it is."""
+    return function.domain in UNDERSTOOD or named(function.name, function.domain) not in OPERATORS
 
 
 def one_line(error: BaseException) -> str:

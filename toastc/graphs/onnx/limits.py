@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .operators import operator
+
 LARGE = 1 << 27  # elements of a value that is worked out at all
-# Operators whose result is as large as the numbers in their inputs say, from which input on.
-GROWING = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Pad": 1, "Resize": 1, "Upsample": 1, "OneHot": 1}
 
 
 def stays_small(kind: str, given: Sequence[np.ndarray]) -> bool:
@@ -17,8 +17,8 @@ def stays_small(kind: str, given: Sequence[np.ndarray]) -> bool:
     if kind == "Range" and len(given) == 3 and all(a.size == 1 for a in given):
         start, limit, step = (float(a.ravel()[0]) for a in given)
         return abs(limit - start) <= LARGE * abs(step)
-    if kind in GROWING:
-        first = GROWING[kind]
+    first = operator(kind).grows
+    if first is not None:
         numbers = [1 + np.abs(a.astype(np.float64)) for a in given[first:] if a.dtype.kind in "iuf"]
         return math.prod(float(np.prod(n)) for n in numbers) * (given[0].size if first else 1) <= LARGE
     if kind == "Einsum":

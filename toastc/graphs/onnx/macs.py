@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .adapter import OnnxGraph
 from .embedded import MACS_KEY
 from .files import is_quantised, prepare, read_model
+from .graph import OnnxGraph
 
 
 def macs_of(path: Path) -> int | None:

@@ -38,5 +38,9 @@ UNDERSTOOD = ("", "com.microsoft")  # domains
 
 
 def operator_of(node: ir.Node) -> str:
-    """The operator of a node. One of another domain may have the name of ONNX's own and be something else."""
-    return node.op_type if node.domain in UNDERSTOOD else f"{node.domain}::{node.op_type}"
+    return named(node.op_type, node.domain)
+
+
+def named(operator: str, domain: str) -> str:
+    """One of another domain may have the name of ONNX's own and be something else."""
+    return operator if domain in UNDERSTOOD else f"{domain}::{operator}"

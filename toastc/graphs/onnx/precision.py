@@ -15,20 +15,13 @@ import onnx_ir as ir
 
 from ...system.errors import ToastcError
 from .. import Value
-from .adapter import OnnxGraph
 from .checks import has_branches
-from .facts import RANDOM
+from .graph import OnnxGraph
+from .names import operator_of
+from .operators import operator
 
 FLOAT = ir.DataType.FLOAT
 TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-DELICATE = {
-    "Pow", "Sqrt", "Reciprocal", "Exp", "Log", "Sin", "Cos", "Softplus", "CumSum", "LpNormalization", "InstanceNormalization",
-    "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceProd", "LogSoftmax",
-    "Range", "EyeLike", "Resize", "Upsample", "GridSample", "RoiAlign", "NonMaxSuppression", *RANDOM,
-}  # fmt: skip
-OF_THE_RUNTIME = {  # com.microsoft nodes that take both types
-    "MultiHeadAttention", "Gelu", "BiasGelu", "FastGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
-}  # fmt: skip
 
 
 def to_half(model: ir.Model, dtype: str) -> int:
@@ -81,12 +74,13 @@ def touches(node: ir.Node, types: Mapping[Value, int]) -> bool:
 
 def stays(node: ir.Node, graph: OnnxGraph, half: ir.DataType) -> bool:
     types = graph.facts.dtypes
-    if node.op_type in DELICATE or all(v in graph._constants for v in node.outputs):
+    row = operator(operator_of(node))
+    if row.delicate or all(v in graph.constants for v in node.outputs):
         return True
     if node.op_type == "Cast":  # positions that count higher than a half float can
         return types.get(node.inputs[0]) not in (int(FLOAT), int(ir.DataType.BOOL))
     if node.domain == "com.microsoft":
-        return node.op_type not in OF_THE_RUNTIME
+        return not row.halves
     schema = onnx.defs.get_schema(node.op_type, graph.opsets.get(node.domain, 1), node.domain)
     word = "tensor(float16)" if half is TYPES["fp16"] else "tensor(bfloat16)"
     allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
@@ -117,7 +111,7 @@ def narrowed(graph: OnnxGraph, value: ir.Value, half: ir.DataType, known: dict[i
         def evaluate() -> ir.TensorProtocol:
             return ir.Tensor(finite(tensor.numpy(), half), dtype=half)
 
-        name = graph._name(str(value.name))
+        name = graph.nodes.fresh(str(value.name))
         lazy = ir.LazyTensor(evaluate, dtype=half, shape=ir.Shape(tensor.shape.numpy()), name=name)
         known[value] = ir.Value(name=name, shape=lazy.shape, type=ir.TensorType(half), const_value=lazy)
         graph.graph.register_initializer(known[value])
@@ -135,7 +129,7 @@ def cast(
 
 
 def cast_node(graph: OnnxGraph, value: ir.Value, to: ir.DataType) -> ir.Node:
-    name = graph._name(f"{value.name}/Cast")
+    name = graph.nodes.fresh(f"{value.name}/Cast")
     made = ir.Value(name=f"{name}_0", type=ir.TensorType(to), shape=value.shape)
     return ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(to))], outputs=[made], name=name)
 

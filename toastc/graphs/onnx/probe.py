@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from .. import Tensors, Value
+from .session import run_session, session_of
 from .upcast import has_bfloat16, upcast
 
 NUDGE = "toastc_nudge_"
@@ -24,8 +25,6 @@ class OnnxProbe:
     def __init__(
         self, model: ir.Model, dtypes: Mapping[Any, int], watch: Sequence[Value], nudge: Sequence[Value], provider: str
     ) -> None:
-        from . import session as ort
-
         self.watch: list[Any] = list(watch)
         self.nudge: list[Any] = list(nudge)
         model = runnable(model)
@@ -40,8 +39,8 @@ class OnnxProbe:
         for name in self.extra:
             proto.graph.output.add().name = name
         folder = next((Path(t.path).parent for t in external(model)), None)
-        session = ort.session_of(proto.SerializeToString(), folder, provider)
-        self.run = lambda given: ort.run_session(session, "the model", given, [*self.outputs, *self.extra])
+        session = session_of(proto.SerializeToString(), folder, provider)
+        self.run = lambda given: run_session(session, "the model", given, [*self.outputs, *self.extra])
 
     def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Any, np.ndarray] | None = None) -> Tensors:
         given = typed(feed, self.kinds)

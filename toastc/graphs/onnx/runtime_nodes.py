@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .adapter import OnnxGraph
 from .files import one_line, unheard
+from .graph import OnnxGraph
 
 
 def fuse_for_runtime(graph: OnnxGraph) -> tuple[ir.Model, list[str]]:
     """By onnxscript's rules for ONNX Runtime, which need to know shapes and types; and why they were left out."""
-    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort  # a library that is slow to load
 
     plain = annotated(graph)
     try:
@@ -29,7 +29,7 @@ def annotated(graph: OnnxGraph) -> ir.Model:
     facts = graph.facts
     for value, shape in facts.shapes.items():
         if isinstance(value, ir.Value) and value.producer() is not None and not value.is_graph_output():
-            known = zip(shape, graph._other.shapes.get(value, shape), strict=False)
+            known = zip(shape, graph.other.shapes.get(value, shape), strict=False)
             value.shape = ir.Shape([a if a == b else f"size_{a}_{b}" for a, b in known])
             value.type = ir.TensorType(ir.DataType(facts.dtypes[value])) if value in facts.dtypes else value.type
     return graph.model

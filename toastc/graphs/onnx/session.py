@@ -5,23 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 
 from ...system.errors import ToastcError
 from ...system.interleave import turns
 from ...system.memory import make_room
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+def runtime() -> Any:
+    """ONNX Runtime is installed as one of two packages, or not at all: looking at a file does without it."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ToastcError(f"ONNX Runtime is not here; pip install 'toastc[cpu]', or 'toastc[gpu]' ({error})") from None
+    return onnxruntime
 
 
 def session(
     path: Path, provider: str = "cpu", threads: int = 0, frugal: bool = False, given: Mapping[str, str] | None = None
-) -> ort.InferenceSession:
+) -> InferenceSession:
     """`frugal` keeps one copy of the weights in memory, not a second, rearranged one; `given` are the provider's options."""
-    name = PROVIDERS[provider]
+    name, ort = PROVIDERS[provider], runtime()
     if name not in ort.get_available_providers():
         raise ToastcError(f"ONNX Runtime here has no {name}; install the matching extra (toastc[gpu])")
     options = ort.SessionOptions()
@@ -45,8 +56,9 @@ def reason(error: Exception) -> str:
     return text if len(text) <= 240 else f"{text[:80]} ... {text[-150:]}"
 
 
-def session_of(model: bytes, folder: Path | None, provider: str = "cpu") -> ort.InferenceSession:
+def session_of(model: bytes, folder: Path | None, provider: str = "cpu") -> InferenceSession:
     """A session of a model in memory, whose external weights are in `folder`."""
+    ort = runtime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     if folder is not None:
@@ -65,7 +77,7 @@ def run(path: Path, feeds: Sequence[Mapping[str, np.ndarray]], provider: str = "
 
 
 def run_session(
-    made: ort.InferenceSession, path: Path | str, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    made: InferenceSession, path: Path | str, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
 ) -> list[Any]:
     try:
         return made.run(outputs, dict(feeds))  # type: ignore[no-any-return]

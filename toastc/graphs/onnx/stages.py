@@ -11,14 +11,13 @@ import onnx_ir as ir
 
 from .. import Live, Stage
 from .probe import external, runnable, runnable_type
+from .session import run_session, session_of
 
 END = 1 << 60
 
 
 def stages(model: ir.Model, dtypes: Mapping[Any, int], cuts: Sequence[Any], provider: str) -> Iterator[Stage]:
     """One stage up to each cut in turn, and one to the outputs. Each is built when it is asked for."""
-    from . import session as ort
-
     proto = ir.to_proto(runnable(model))
     by_name = {v.name: v for node in model.graph for v in node.outputs} | {v.name: v for v in model.graph.inputs}
     weights = {t.name: t for t in proto.graph.initializer}
@@ -52,13 +51,13 @@ def stages(model: ir.Model, dtypes: Mapping[Any, int], cuts: Sequence[Any], prov
         )  # fmt: skip
         part = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
         part.graph.CopyFrom(graph)
-        session = ort.session_of(part.SerializeToString(), folder, provider) if made else None
+        session = session_of(part.SerializeToString(), folder, provider) if made else None
 
         def run(live: Live) -> Live:
             kept = {v: t for v, t in live.items() if last.get(v.name, -1) > end}
             if session is None:
                 return kept
-            out = ort.run_session(session, "the model", {n: live[by_name[n]] for n in given}, made)
+            out = run_session(session, "the model", {n: live[by_name[n]] for n in given}, made)
             return kept | {by_name[n]: t for n, t in zip(made, out, strict=True)}
 
         return run

@@ -1,4 +1,4 @@
-"""Reading side of the fx adapter."""
+"""An fx graph, looked at: nodes become `Op`s; labels are pushed by calling a node's own target on integer tensors."""
 
 from __future__ import annotations
 
@@ -16,48 +16,39 @@ from ..macs import macs_of
 from .calls import Call, tensor_args
 from .classify import (
     CREATIONS,
-    EXPANSIONS,
-    NORMS,
     RANDOM,
-    RESHAPES,
-    SOFTMAX,
     argument,
     effect_of,
     factor_of,
     is_getitem_of_tuple,
-    kind_of,
     lent_sizes,
     meta,
     op_name,
     parts_of,
     product_spec,
-    reduced_axes,
 )
-from .edit import FxEdits
 from .names import hint, module_path, owner_of
-from .runs import FxRuns
-from .select import FxSelects
-from .tokens import FxTokens, reading
+from .operators import operator
+from .reopen import reading
 
 
-class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
+class FxReader:
     """Owns `gm`. `bound` gives the tensors of placeholders that stand for parameters (Dynamo's graphs)."""
 
     def __init__(self, gm: fx.GraphModule, bound: Mapping[fx.Node, torch.Tensor] | None = None) -> None:
         self.gm = gm
-        self._biases, self._attended = {}, {}
         self.bound = dict(bound or {})
-        self._constants: dict[Value, Any] = {}  # tensor, or the node to compute it from
+        self.constants: dict[Value, Any] = {}  # tensor, or the node to compute it from
         nodes = list(gm.graph.nodes)
-        self._as_read = {node: said for node in nodes if (said := reading(node)) is not None}
+        self.as_read = {node: said for node in nodes if (said := reading(node)) is not None}
         for node in nodes:
             self._note_constant(node)
         self.inputs = [n for n in nodes if n.op == "placeholder" and n not in self.bound and self.has_shape(n)]
         self.batch = self._batch()
         self.ops = [op for node in nodes if (op := self._op(node)) is not None]
-        self._calls = {op: Call.of(op.node) for op in self.ops}  # as they were before any edit
+        self.calls = {op: Call.of(op.node) for op in self.ops}  # as they were before any edit
         out = next(n for n in nodes if n.op == "output")
-        self.outputs = frozenset(out.all_input_nodes)
+        self.outputs: frozenset[Any] = frozenset(out.all_input_nodes)
         self._producers: dict[Value, Op] = {v: op for op in self.ops for v in op.outputs if v is not None}
         self._users: dict[Value, list[tuple[Op, int]]] = {}
         for op in self.ops:
@@ -89,17 +80,17 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
         return None
 
     def sizes_from(self, op: Op) -> Collection[Value]:
-        return lent_sizes(op.node, op.inputs) if op.type in RESHAPES | EXPANSIONS else ()
+        return lent_sizes(op.node, op.inputs) if operator(op.type).sizes else ()
 
     def is_constant(self, value: Value) -> bool:
-        return value in self._constants
+        return value in self.constants
 
     def tensor(self, value: Any) -> torch.Tensor:
         """The constant as it was before any edit; computed on first use where the graph computes it."""
-        if isinstance(self._constants[value], Call):
+        if isinstance(self.constants[value], Call):
             with torch.no_grad():
-                self._constants[value] = self._constants[value].run(self.tensor)
-        found: torch.Tensor = self._constants[value]
+                self.constants[value] = self.constants[value].run(self.tensor)
+        found: torch.Tensor = self.constants[value]
         return found
 
     def constant(self, value: Value) -> np.ndarray:
@@ -107,7 +98,7 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
         return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
     def identity(self, value: Value) -> Hashable:
-        found = self._constants.get(value)
+        found = self.constants.get(value)
         return id(found) if isinstance(found, torch.Tensor) else value
 
     def constant_name(self, op: Op, slot: int) -> str:
@@ -129,16 +120,19 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
         def concrete(node: fx.Node) -> Any:
             if node in tensors:
                 return tensors[node]
-            if node in self._constants:
+            if node in self.constants:
                 return self.tensor(node)
             other = meta(node)
             if other is None:  # a number that is no tensor: older versions of torch take no note of those
                 return Call.of(node).run(concrete)
             return torch.empty(self.shape(node), dtype=torch.int64) if isinstance(other, torch.Tensor) else hint(other)
 
-        made = self._calls[op].run(concrete)
+        made = self.calls[op].run(concrete)
         parts = made if isinstance(made, tuple | list) else [made]
         return [p.numpy() for p in parts]
+
+    def position(self, value: Value) -> int:
+        return list(self.gm.graph.nodes).index(value)
 
     def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]:
         free = {n: self.varies(n) for n in self.inputs}
@@ -159,16 +153,16 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
             for part in str(node.target).split("."):
                 found = getattr(found, part, None)
             if isinstance(found, torch.Tensor):
-                self._constants[node] = found
+                self.constants[node] = found
                 node.meta.setdefault("val", found)
         elif node in self.bound:
-            self._constants[node] = self.bound[node]
+            self.constants[node] = self.bound[node]
         elif node.op in ("call_function", "call_method") and (self.has_shape(node) or isinstance(meta(node), tuple | list)):
             name, above = op_name(node), node.all_input_nodes
-            computed = above and all(n in self._constants for n in above)
+            computed = above and all(n in self.constants for n in above)
             created = not above and name in CREATIONS
             if (computed or created) and name not in RANDOM and name not in ("sdpa",):
-                self._constants[node] = Call.of(node)
+                self.constants[node] = Call.of(node)
 
     def _batch(self) -> int:
         for node in self.inputs:
@@ -178,29 +172,31 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
         return 1
 
     def _op(self, node: fx.Node) -> Op | None:
-        if node.op in ("placeholder", "get_attr", "output") or node in self._constants:
+        if node.op in ("placeholder", "get_attr", "output") or node in self.constants:
             return None
         if is_getitem_of_tuple(node):
             return None  # an output of the op above
         above = tensor_args(node)
         name = op_name(node)
+        row = operator(name)
         known = all(self.has_shape(n) for n in above)
         outputs = self._outputs(node)
         kind = Kind.OPAQUE
         unknown = any(isinstance(meta(n), torch.Tensor) and not self.has_shape(n) for n in (node, *parts_of(node)))
         known = known and not unknown
         if known and node.op in ("call_function", "call_method") and above and any(v is not None for v in outputs):
-            kind = kind_of(node, name, [n in self._constants for n in above], [len(self.shape(n)) for n in above])
+            ranks, constant = [len(self.shape(n)) for n in above], [n in self.constants for n in above]
+            kind = row.kind if row.refine is None else row.refine(node, constant, ranks)
         if all(v is None for v in outputs) and not unknown:
             above = []  # reads a size or checks a type, which follow whatever the tensor becomes
         if name.endswith("_as"):
             above = above[:1]  # the other tensor only lends its type or its sizes
         path = module_path(node) or next((p for n in above[1:] if (p := owner_of(n))), "")
-        op = Op(kind, name, str(node.name), path, list(above), outputs, node)
+        op = Op(kind, name, str(node.name), path, list(above), outputs, node, row.role)
         if unknown:
             op.why = "has an output whose shape is only known at run time"
         if kind is Kind.SHAPE and name in ("index_select", "take_along_dim"):
-            if above[1] in self._constants:
+            if above[1] in self.constants:
                 op.inputs = [above[0]]
             else:
                 op.kind, op.why = Kind.OPAQUE, "picks positions at run time"
@@ -209,11 +205,10 @@ class FxGraph(FxEdits, FxSelects, FxTokens, FxRuns):
         if kind is Kind.LINEAR:
             op.weight_axes = (1, 0) if name == "linear" else (0, 1)
         elif kind is Kind.ELEMENTWISE:
-            op.effect, op.factor = effect_of(node, name), factor_of(node, name)
+            op.effect, op.factor = effect_of(node, row.effect), factor_of(node)
         elif kind is Kind.REDUCE:
-            op.axes = reduced_axes(node, name, len(self.shape(above[0])))
-            if name in SOFTMAX | NORMS:
-                op.inputs = op.inputs[:1]
+            op.axes = () if row.axes is None else row.axes(node, len(self.shape(above[0])))
+            op.inputs = op.inputs[:1]  # the scale and the shift of a norm stand behind what it ties
         elif kind is Kind.PRODUCT:
             if name == "baddbmm":  # a mask, which may not count, and two factors
                 above = [above[1], above[2], above[0]][: 3 if node.kwargs.get("beta", 1) else 2]

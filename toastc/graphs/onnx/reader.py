@@ -1,4 +1,4 @@
-"""Reading side of the ONNX adapter: nodes become `Op`s; constants fold; labels are pushed through shape nodes."""
+"""An ONNX graph, looked at: nodes become `Op`s; constants fold; labels are pushed through shape nodes."""
 
 from __future__ import annotations
 
@@ -13,34 +13,30 @@ from .. import Dim, Kind, Op, Value
 from ..macs import macs_of
 from . import facts as facts_of
 from .branches import inline_known_branches
-from .classify import AFFINE_EFFECT, LINEAR_EFFECT, attention_spec, attribute, kind_of, product_spec, reduced_axes
-from .edit import OnnxEdits
+from .classify import attention_spec, attribute, product_spec
 from .files import read_tensor
 from .inputs import batch_axis
-from .names import UNDERSTOOD, module_path, operator_of
-from .runs import OnnxRuns
-from .select import OnnxSelects
-from .tokens import OnnxTokens
+from .names import module_path, operator_of
+from .operators import operator
 
 FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 
 
-class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
-    """Owns `model`: the caller hands over a copy it will not use again."""
+class OnnxReader:
+    """Owns `model`: the caller hands over a copy it will not use again. `provider`: where it is run, if it is."""
 
     def __init__(self, model: ir.Model, provider: str = "cpu") -> None:
-        self.model, self.provider = model, provider  # where probes and stages run
-        self._biases, self._attended, self._rounded = {}, {}, {}
+        self.model, self.provider = model, provider
         self.graph = model.graph
         self.opsets = dict(model.graph.opset_imports)
         self._gather()
-        while inline_known_branches(self.graph, self.facts, self._other):
+        while inline_known_branches(self.graph, self.facts, self.other):
             self._gather()
         self.batch = self._batch()
-        self._tensors = {v: v.const_value for v in self.graph.initializers.values() if v.const_value is not None}
+        self.tensors = {v: v.const_value for v in self.graph.initializers.values() if v.const_value is not None}
         self._recipes: dict[Value, tuple[onnx.NodeProto, tuple[ir.Value, ...], int]] = {}  # how constants are computed
-        self._constants = self._find_constants()
-        self._folded = self._fold_small()
+        self.constants = self._find_constants()
+        self.folded = self._fold_small()
         self.ops = [op for node in self.graph if (op := self._op(node)) is not None]
         self._shape_nodes = {op: self._as_read(op) for op in self.ops if op.kind is Kind.SHAPE}
         self.outputs = frozenset(self.graph.outputs)
@@ -55,40 +51,40 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
         return value in self.facts.shapes
 
     def varies(self, value: Value) -> tuple[bool, ...]:
-        other = self._other.shapes.get(value, ())
+        other = self.other.shapes.get(value, ())
         mine = self.shape(value)
         return tuple(a != b for a, b in zip(mine, other, strict=True)) if len(other) == len(mine) else (True,) * len(mine)
 
     def size_at_runtime(self, value: Value, axis: int) -> Dim | None:
         """An axis of a model input that is as long as this one, whatever the sizes are."""
-        if value not in self._other.shapes:
+        if value not in self.other.shapes:
             return None
-        wanted = self.shape(value)[axis], self._other.shapes[value][axis]
+        wanted = self.shape(value)[axis], self.other.shapes[value][axis]
         for given in facts_of.runtime_inputs(self.model):
-            for i, pair in enumerate(zip(self.shape(given), self._other.shapes[given], strict=True)):
+            for i, pair in enumerate(zip(self.shape(given), self.other.shapes[given], strict=True)):
                 if pair == wanted:
                     return Dim(i, given)
         return None
 
     def sizes_from(self, op: Op) -> Collection[Value]:
-        found, todo = list[Value](), list(op.node.inputs[1:2]) if op.type in ("Reshape", "Expand") else []
+        found, todo = list[Value](), list(op.node.inputs[1:2]) if operator(op.type).sizes else []
         while todo:
             value = todo.pop()
-            above = None if value is None or value in self._constants else value.producer()
+            above = None if value is None or value in self.constants else value.producer()
             if above is not None:
                 reads = operator_of(above) in ("Shape", "Size")
                 (found if reads else todo).extend(above.inputs)
         return found
 
     def is_constant(self, value: Value) -> bool:
-        return value in self._constants
+        return value in self.constants
 
     def constant(self, value: Value) -> np.ndarray:
         """The numbers of a constant, as the file had them before any edit."""
-        if value in self._folded:
-            return self._folded[value]
-        if value in self._tensors:
-            return read_tensor(self._tensors[value])
+        if value in self.folded:
+            return self.folded[value]
+        if value in self.tensors:
+            return read_tensor(self.tensors[value])
         proto, inputs, position = self._recipes[value]
         arrays = facts_of.evaluate_proto(proto, [self.constant(v) for v in inputs], self.opsets)
         return np.asarray(arrays[position])
@@ -125,6 +121,9 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
         """Names of the types that the values at run time have: float32, float16, ..."""
         return {FLOATS[kind] for op in self.ops for v in op.outputs if (kind := self.facts.dtypes.get(v)) in FLOATS}
 
+    def position(self, value: Any) -> int:
+        return self._order[value.producer()]
+
     def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]:
         given = facts_of.runtime_inputs(self.model)
         return {str(v.name): tuple(d if isinstance(d, int) else None for d in v.shape or ()) for v in given}
@@ -143,7 +142,7 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
     def _gather(self) -> None:
         small = facts_of.sizes_for(self.model)
         self.facts = facts_of.gather(self.model, small)
-        self._other = facts_of.gather(self.model, facts_of.sizes_for(self.model, large=True)) if small else self.facts
+        self.other = facts_of.gather(self.model, facts_of.sizes_for(self.model, large=True)) if small else self.facts
 
     def _batch(self) -> int:
         for value in facts_of.runtime_inputs(self.model):
@@ -152,9 +151,9 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
         return 1
 
     def _find_constants(self) -> set[ir.Value]:
-        found = set(self._tensors)
+        found = set(self.tensors)
         for node in self.graph:
-            if operator_of(node) in facts_of.RANDOM or not node.outputs:
+            if operator(operator_of(node)).random or not node.outputs:
                 continue
             inputs = [v for v in node.inputs if v is not None]
             if operator_of(node) == "Constant" or (inputs and all(v in found for v in inputs)) or self._same_data(node):
@@ -165,7 +164,7 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
 
     def _same_data(self, node: ir.Node) -> bool:
         """Known, and the same whatever the run-time sizes are."""
-        mine, other = self.facts.data, self._other.data
+        mine, other = self.facts.data, self.other.data
         return all(
             v in mine and v in other and mine[v].shape == other[v].shape and np.array_equal(mine[v], other[v])
             for v in node.outputs
@@ -176,7 +175,7 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
         folded = {}
         for node in self.graph:
             for value in node.outputs:
-                if value in self._constants and value in self.facts.data and node.op_type != "Constant":
+                if value in self.constants and value in self.facts.data and node.op_type != "Constant":
                     folded[value] = self.facts.data[value]
         return folded
 
@@ -190,15 +189,17 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
                     self._users.setdefault(value, []).append((op, slot))
 
     def _op(self, node: ir.Node) -> Op | None:
-        if all(v in self._constants for v in node.outputs):
+        if all(v in self.constants for v in node.outputs):
             return None
         shapes = [self.facts.shapes.get(v) if v is not None else None for v in node.inputs]
-        constant = [v in self._constants if v is not None else True for v in node.inputs]
+        constant = [v in self.constants if v is not None else True for v in node.inputs]
         taken = all(v is None or v in self.facts.shapes for v in node.inputs)
         made = all(v in self.facts.shapes for i, v in enumerate(node.outputs) if not i or v.uses() or v.is_graph_output())
-        kind = kind_of(node, constant, shapes) if taken and made and node.domain in UNDERSTOOD else Kind.OPAQUE
+        row = operator(operator_of(node))
+        kind = row.kind if taken and made else Kind.OPAQUE
+        kind = row.refine(node, constant, shapes) if row.refine is not None and kind is not Kind.OPAQUE else kind
         op = Op(kind, operator_of(node), node.name or "", module_path(node), list(node.inputs),
-                [v if v in self.facts.shapes else None for v in node.outputs], node)  # fmt: skip
+                [v if v in self.facts.shapes else None for v in node.outputs], node, row.role)  # fmt: skip
         if kind is Kind.OPAQUE and any(v not in self.facts.shapes for v in node.outputs if v.uses()):
             op.why = "has an output whose shape is only known at run time"
         elif not taken:
@@ -211,14 +212,13 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
             else:
                 op.kind, op.why = Kind.OPAQUE, "takes its sizes at run time"
         if kind is Kind.ELEMENTWISE:
-            op.effect = effect_of(node)
+            op.effect = row.effect
         elif kind is Kind.PRODUCT:
             spec = product_spec(node, shapes)
             op.kind, op.spec = (Kind.PRODUCT, spec) if spec else (Kind.OPAQUE, op.spec)
             op.factor = attribute(node, "alpha")
         elif kind is Kind.REDUCE:
-            axes = self._axes_input(node)
-            op.axes = reduced_axes(node, len(shapes[0] or ()), axes)
+            op.axes = () if row.axes is None else row.axes(node, len(shapes[0] or ()), self._given_axes(node))
         elif kind is Kind.LINEAR:
             op.weight_axes = (1, 0) if attribute(node, "transB", 0) else (0, 1)
         elif kind is Kind.ATTENTION:
@@ -226,13 +226,7 @@ class OnnxGraph(OnnxEdits, OnnxSelects, OnnxTokens, OnnxRuns):
         op.macs = macs_of(op, self.facts.shapes.get) // self.batch
         return op
 
-    def _axes_input(self, node: ir.Node) -> list[int] | None:
-        if len(node.inputs) > 1 and node.inputs[1] in self.facts.data and node.op_type.startswith("Reduce"):
-            return [int(a) for a in self.facts.data[node.inputs[1]].ravel()]
-        return None
-
-
-def effect_of(node: ir.Node) -> str:
-    if node.op_type in LINEAR_EFFECT:
-        return "linear"
-    return "affine" if node.op_type in AFFINE_EFFECT else "nonlinear"
+    def _given_axes(self, node: ir.Node) -> list[int] | None:
+        """Those of a reduction that are an input."""
+        known = self.facts.data.get(node.inputs[1]) if len(node.inputs) > 1 else None
+        return None if known is None or known.dtype.kind not in "iu" else [int(a) for a in known.ravel()]

@@ -1,4 +1,4 @@
-"""Running side of the fx adapter: tensors in view, stretches of the graph, blocks against the clock."""
+"""An fx graph, run: tensors in view, stretches of it, blocks against the clock."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
 
 from ...plans.latency import Block
 from .. import Live, Stage, Value
 from .blocks import block_function, milliseconds
 from .probe import FxProbe, FxSlopes, placed
+from .reader import FxReader
 from .stages import stages
 
 
-class FxRuns:
-    gm: fx.GraphModule
-    bound: dict[fx.Node, torch.Tensor]
-    inputs: list[fx.Node]
-
+class FxRunner(FxReader):
     def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> FxProbe:
         return FxProbe(self.gm, self.bound, self.inputs, watch)
 
@@ -33,9 +29,6 @@ class FxRuns:
 
     def begin(self, feed: Mapping[str, np.ndarray]) -> Live:
         return placed(self.gm, self.bound, self.inputs, feed) | dict(self.bound)
-
-    def position(self, value: Value) -> int:
-        return list(self.gm.graph.nodes).index(value)
 
     def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]:
         return stages(self.gm, cuts)

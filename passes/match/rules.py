@@ -1,0 +1,189 @@
+"""Labels through the graph: which weight rows arrive on which axis of which product.
+
+Every linear's output channels are numbered, and one topological walk carries the numbers on. Shape nodes are
+executed on them; elementwise nodes tie the numbers that meet; a product over an axis that carries numbers is a
+*contraction* (Q.K'), any other product a *mix* (P.V) that lets the numbers of its value operand pass; a linear
+that contracts numbers is their *consumer*. Whatever else touches numbers pins them, with a reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from toastc.graphs import Kind, Op, Role, Value
+from toastc.graphs.labels import NONE, collapse, varying
+from toastc.graphs.protocols import Reader
+
+from .flow import Flow
+from .fused import attention
+from .products import product
+from .records import Source
+
+PASSED_THROUGH = (Kind.ELEMENTWISE, Kind.REDUCE, Kind.SHAPE)
+
+
+def walk(graph: Reader) -> Flow:
+    """The numbers of all channels, as far as they get."""
+    flow = Flow(graph)
+    for op in graph.ops:
+        RULES[op.kind](flow, op)
+    for value in graph.outputs:
+        if value in flow.labels:
+            flow.pin(None, flow.labels[value], "is an output of the model")
+    for source in flow.sources:
+        if source.op.inputs[source.slot] in graph.outputs:
+            flow.pin(None, source.ids, "is an output of the model")
+    return flow
+
+
+def linear(flow: Flow, op: Op) -> None:
+    given = flow.of(op, 0)
+    if given is not None:
+        if varying(given) == (given.ndim - 1,):
+            flow.sources.append(Source(op, 1, (op.weight_axes[0],), given.reshape(-1), "out"))
+        else:
+            flow.pin(op, given, f"{op} is applied along another axis of it")
+    rank = len(flow.graph.shape(op.outputs[0]))
+    width = flow.graph.shape(op.inputs[1])[op.weight_axes[1]]
+    ids = flow.classes.new(width)
+    flow.sources.append(Source(op, 1, (op.weight_axes[1],), ids, "in"))
+    labels = ids.reshape([1] * (rank - 1) + [width])
+    note_shared(flow, op, given, ids)
+    if len(op.inputs) > 2 and op.inputs[2] is not None:
+        if flow.graph.is_constant(op.inputs[2]):
+            flow.meet_constant(op, 2, labels)
+        else:
+            flow.pin(op, labels, f"{op} adds a bias that is not a constant")
+    flow.put(op.outputs[0], labels)
+
+
+def note_shared(flow: Flow, op: Op, given: np.ndarray | None, ids: np.ndarray) -> None:
+    """A weight that several linears share would have to be copied to be cut: pin it everywhere."""
+    own = np.concatenate([ids, *([given.ravel()] if given is not None else [])])
+    twins = flow.weights.setdefault(flow.graph.identity(op.inputs[1]), [])
+    for other, other_ids in twins:
+        flow.pin(op, own, f"its weight is shared by {other} and {op}")
+        flow.pin(other, other_ids, f"its weight is shared by {other} and {op}")
+    twins.append((op, own))
+
+
+def shape(flow: Flow, op: Op) -> None:
+    arrays = [flow.labels.get(v) if v is not None else None for v in op.inputs]
+    if all(a is None for a in arrays):
+        return
+    full: list[np.ndarray | None] = []
+    for value, array in zip(op.inputs, arrays, strict=True):
+        if value is None:
+            full.append(None)
+            continue
+        shape = flow.graph.shape(value)
+        filler = np.array(NONE, np.int64) if array is None else array
+        full.append(np.broadcast_to(filler, shape))
+    for value, array in zip(op.outputs, flow.graph.push(op, full), strict=True):
+        if value is not None and array is not None:
+            flow.put(value, collapse(np.asarray(array)))
+
+
+def elementwise(flow: Flow, op: Op) -> None:
+    given = [(slot, labels) for slot in range(len(op.inputs)) if (labels := flow.of(op, slot)) is not None]
+    if not given or op.outputs[0] is None:
+        return
+    rank = len(flow.graph.shape(op.outputs[0]))
+    merged = given[0][1].reshape([1] * (rank - given[0][1].ndim) + list(given[0][1].shape))
+    for _, labels in given[1:]:
+        labels = labels.reshape([1] * (rank - labels.ndim) + list(labels.shape))
+        flow.classes.tie(merged, labels)
+        a, b = np.broadcast_arrays(merged, labels)
+        if ((a < 0) != (b < 0)).any():
+            flow.pin(op, np.concatenate([a[b < 0], b[a < 0]]), f"{op} combines it with a tensor no linear makes")
+        merged = np.where(a >= 0, a, b)
+    if may_divide_by_nothing(flow, op, [slot for slot, _ in given]):
+        flow.pin(op, merged, f"{op} divides by it")
+    lone = True
+    for slot, value in enumerate(op.inputs):
+        if value is None or any(slot == s for s, _ in given):
+            continue
+        lone = False
+        if flow.graph.is_constant(value):
+            with_constant(flow, op, slot, merged)
+        else:
+            with_tensor(flow, op, value, merged)
+    if op.effect == "nonlinear" or (len(given) > 1 and op.effect == "linear"):
+        flow.nonlinear.append((op, np.unique(merged)))
+    elif op.effect == "affine" and lone and len(given) == 1:
+        flow.shifted.append(np.unique(merged))  # x + 1 with a number, not a tensor
+    flow.put(op.outputs[0], merged)
+
+
+def may_divide_by_nothing(flow: Flow, op: Op, slots: list[int]) -> bool:
+    """A channel that is gone is 0 where the result is padded back; something may be added to it before."""
+    slot = 1 if Role.DIVIDE in op.role else 0 if Role.INVERT in op.role else -1
+    value = op.inputs[slot] if slot in slots else None
+    while value is not None and (above := flow.graph.producer(value)) is not None and above.kind in PASSED_THROUGH:
+        if Role.POSITIVE in above.role or (Role.BOUND in above.role and with_number(flow, above)):
+            return False
+        value = next((v for v in above.inputs if v in flow.labels), None)
+    return value is not None
+
+
+def with_number(flow: Flow, op: Op) -> bool:
+    numbers = [v for v in op.inputs if v is not None and flow.graph.is_constant(v) and math.prod(flow.graph.shape(v)) == 1]
+    return bool(numbers) or sum(v is not None for v in op.inputs) == 1
+
+
+def with_constant(flow: Flow, op: Op, slot: int, labels: np.ndarray) -> None:
+    per_channel = flow.meet_constant(op, slot, labels)
+    if per_channel and Role.DIVIDE in op.role and slot == 1:
+        flow.pin(op, labels, f"{op} divides each channel by its own number")
+    elif per_channel and op.effect == "linear":
+        flow.scaled.append(np.unique(labels))
+    elif not per_channel and op.effect == "affine":
+        flow.shifted.append(np.unique(labels))
+    elif not per_channel and Role.DIVIDE in op.role and slot == 0:
+        flow.nonlinear.append((op, np.unique(labels)))
+
+
+def with_tensor(flow: Flow, op: Op, value: Value, labels: np.ndarray) -> None:
+    shape = flow.graph.shape(value)
+    shape = (1,) * (labels.ndim - len(shape)) + tuple(shape)
+    if any(shape[i] > 1 for i in varying(labels)):
+        flow.pin(op, labels, f"{op} combines it with a tensor no linear makes")
+    elif op.effect == "affine":
+        flow.shifted.append(np.unique(labels))
+
+
+def reduce(flow: Flow, op: Op) -> None:
+    for slot in range(len(op.inputs)):
+        labels = flow.of(op, slot)
+        if labels is None:
+            continue
+        axes = tuple(a % labels.ndim for a in op.axes or range(labels.ndim))
+        made = op.outputs[0]
+        rank = -1 if made is None else len(flow.graph.shape(made))
+        if slot or any(labels.shape[a] > 1 for a in axes) or rank not in (labels.ndim, labels.ndim - len(axes)):
+            flow.pin(op, labels, f"{op} mixes its channels")
+            continue
+        if Role.SUM not in op.role:
+            flow.scaled.append(np.unique(labels))  # each channel by itself, but no sum of them
+        flow.put(made, labels if rank == labels.ndim else labels.squeeze(axes))
+
+
+def opaque(flow: Flow, op: Op) -> None:
+    for slot in range(len(op.inputs)):
+        labels = flow.of(op, slot)
+        if labels is not None:
+            flow.pin(op, labels, f"{op} {op.why}")
+
+
+RULES: dict[Kind, Callable[[Flow, Op], None]] = {
+    Kind.LINEAR: linear,
+    Kind.PRODUCT: product,
+    Kind.ATTENTION: attention,
+    Kind.SHAPE: shape,
+    Kind.ELEMENTWISE: elementwise,
+    Kind.REDUCE: reduce,
+    Kind.OPAQUE: opaque,
+}

@@ -1,0 +1,89 @@
+"""An edited fx graph, looked at afresh: shapes are found by running it on fake tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses import FakeTensorMode
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from ...system.errors import CannotShrink
+from .calls import Call
+from .classify import meta, op_name
+
+aten = torch.ops.aten
+Reading = tuple[Any, ...]
+
+
+def propagate(gm: fx.GraphModule, as_read: Mapping[fx.Node, Reading]) -> None:
+    """On inputs of the sizes the graph was captured with, free ones included."""
+    given = [meta(n) for n in gm.graph.nodes if n.op == "placeholder"]
+    mode = next((v.fake_mode for v in given if hasattr(v, "fake_mode")), None)
+    prop = Reopening(gm, mode, as_read)
+    if mode is not None:
+        mode.allow_non_fake_inputs = True
+    try:
+        with enable_python_dispatcher():  # without it some operators take no sizes that are symbols
+            prop.propagate_dont_convert_inputs(*given)
+    except RuntimeError as error:
+        raise CannotShrink(f"the sizes in the edited graph can not be told ({str(error).splitlines()[0]})") from error
+
+
+class Reopening(FakeTensorProp):
+    """Numbers that are read from tensors stay what they were when the graph was captured: a fake tensor holds none.
+    And so does the shape of what is as it was read, and reads only what is.
+    """
+
+    def __init__(self, gm: fx.GraphModule, mode: FakeTensorMode | None, as_read: Mapping[fx.Node, Reading] | None = None) -> None:
+        super().__init__(gm, mode)
+        self.as_read, self.same = as_read or {}, set[fx.Node]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n in self.as_read and self.as_read[n] == reading(n) and self.same.issuperset(n.all_input_nodes):
+            self.same.add(n)
+            return super().run_node(n) if n.op == "placeholder" else meta(n)
+        number = meta(n) if n.op != "output" and op_name(n) == "item" else None
+        unknown = isinstance(number, torch.SymInt | torch.SymFloat) and number.node.shape_env is not self._mode.shape_env
+        return super().run_node(n) if number is None or unknown else number
+
+
+def reading(node: fx.Node) -> Reading | None:
+    """What tells one node from another, once views are reshapes; None where it does not tell the shape."""
+    if meta(node) is None:
+        return None
+    if node.op == "get_attr":
+        tensor = attrgetter(str(node.target))(node.graph.owning_module)
+        return id(tensor), tensor.shape  # the graph that was read keeps its tensors
+    if node.op not in ("placeholder", "call_function", "call_method"):
+        return None
+    target = aten.reshape.default if node.target is aten.view.default else "reshape" if node.target == "view" else node.target
+    return node.op, target, node.args, node.kwargs
+
+
+def given_mask(node: fx.Node) -> Any:
+    """Of `scaled_dot_product_attention`."""
+    return node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+
+
+def is_idle(mask: fx.Node, constant: Callable[[fx.Node], torch.Tensor]) -> bool:
+    """Does a mask that is made of sizes and constants allow everything? Transformers makes such ones."""
+
+    def value(node: fx.Node) -> Any:
+        if node.op == "get_attr" and not isinstance(constant(node), torch.nn.Parameter):  # what is learnt may change
+            return constant(node)
+        if node.target is aten.sym_size.int:
+            return int(meta(node.args[0]).shape[node.args[1]])
+        if node.op != "call_function":
+            raise LookupError(node.name)
+        return Call.of(node).run(value)
+
+    try:
+        made = value(mask)
+    except LookupError:
+        return False
+    return isinstance(made, torch.Tensor) and bool(made.all() if made.dtype is torch.bool else not made.any())

@@ -1,0 +1,32 @@
+"""A row of an adapter's table of operators: all that the compiler knows of one.
+
+    OPERATORS["hardswish"] = Operator(Kind.ELEMENTWISE)
+
+A name may stand for several things (a matrix product by a constant is a linear): `refine` looks at the node. A shape node that
+stays in a graph whose sizes change is given new ones by `resize`; without it, it must come out right by itself, or becomes a
+node that picks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import Kind, Role
+
+
+@dataclass(frozen=True)
+class Operator:
+    kind: Kind
+    effect: str = "nonlinear"  # ELEMENTWISE
+    role: Role = Role.NONE
+    refine: Callable[..., Kind] | None = None  # of a node, which operands are constant, and their shapes
+    axes: Callable[..., tuple[int, ...]] | None = None  # REDUCE: of a node and the rank of its input
+    resize: Callable[..., None] | None = None  # SHAPE: of a graph, its nodes, an op, and what is left before and behind it
+    sizes: bool = False  # SHAPE: it is given sizes, which may be read from tensors at run time
+
+
+def rows(kind: Kind, names: str, **of_all: Any) -> dict[str, Operator]:
+    """Operators that are alike in all but their name."""
+    return {name: Operator(kind, **of_all) for name in names.split()}
