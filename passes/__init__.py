@@ -6,9 +6,6 @@ nothing edits the graph before `shrink`, which the driver appends when there is 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from toastc.plans.targets import Deploy
 from toastc.system.errors import ToastcError
 
 from .analyse.analyse import AnalyseLosses
@@ -33,7 +30,8 @@ from .score.taylor import ScoreTaylor
 from .score.tokens import ScoreTokens
 from .score.weights import ScoreWeights
 from .shrink import Shrink
-from .state import Pass
+from .state import Pass, State, run, taken
+from .tokens.merge import merge_tokens
 
 # Sizes of both sides of each channel, multiplied: the strongest score that needs no data.
 MAGNITUDE: tuple[Pass, ...] = (MatchSites(), ScoreWeights(by="l2"), PlanRatios())
@@ -71,17 +69,19 @@ SVD: tuple[Pass, ...] = (MatchSites(), AssumeWhite(), AnalyseLosses(), AllocateW
 # To first order, what the outputs lose without a channel (torch models only); what stays takes over what goes.
 TAYLOR: tuple[Pass, ...] = (MatchSites(), CollectMoments(), ScoreTaylor(), PlanRatios(), FoldConsumers())
 
+SEARCH = SearchWidths(minutes=0.0)  # does nothing unless minutes are asked for
+
 # What is lost at every width is known in closed form from the moments of calibration data; how far it reaches is measured;
 # then a budget is spread, what stays makes up for what goes, and last every consumer is fitted to the errors before it.
 CALIBRATED: tuple[Pass, ...] = (
-    MatchSites(), CollectMoments(), AnalyseLosses(), MeasureGains(), TimeBlocks(), AllocateWidths(), PlanLosses(),
-    RefitConsumers(),
+    MatchSites(), CollectMoments(), AnalyseLosses(), MeasureGains(), TimeBlocks(), AllocateWidths(), SEARCH,
+    PlanLosses(), RefitConsumers(),
 )  # fmt: skip
 
 # The same without data, on synthetic images. How far an error reaches can be told less well on them.
 SYNTHETIC: tuple[Pass, ...] = (
     MatchSites(), CollectMoments(synthetic=256), AnalyseLosses(), MeasureGains(images=16, temper=0.5), TimeBlocks(),
-    AllocateWidths(), PlanLosses(), RefitConsumers(images=256),
+    AllocateWidths(), SEARCH, PlanLosses(), RefitConsumers(images=256),
 )  # fmt: skip
 
 # What a moments file holds.
@@ -114,27 +114,35 @@ def recipe(name: str, data: bool = False, images: bool = False) -> tuple[Pass, .
     return RECIPES[name]
 
 
-def tuned(passes: tuple[Pass, ...], search: float | None, batch: int, deploy: Deploy) -> tuple[Pass, ...]:
-    """The passes with a search of so many minutes behind the allocation, and blocks timed at that batch size, as deployed."""
-    found: list[Pass] = []
-    for step in passes:
-        if isinstance(step, AnalyseLosses):
-            step = replace(step, int8=deploy.quantize is not None)
-        if isinstance(step, TimeBlocks):
-            step = replace(step, batch=batch, fused=deploy.fused, int8=deploy.quantize is not None)
-        if isinstance(step, AllocateWidths):
-            step = replace(step, round_to=max(deploy.widths, step.round_to), equal=step.equal or deploy.equal)
-        found.append(step)
-        if search is not None and isinstance(step, AllocateWidths):
-            found.append(SearchWidths(minutes=search))
-    if search is not None and not any(isinstance(step, SearchWidths) for step in found):
-        raise ToastcError("search: only recipes that allocate widths can be searched (default, calibrated, synthetic)")
-    return tuple(found)
-
-
 __all__ = [
-    "MEASURE", "RECIPES", "AllocateWidths", "AnalyseLosses", "AssumeWhite", "CollectMoments", "FoldBiases", "FoldConsumers",
-    "MatchSites", "MeasureGains", "PlanLosses", "PlanRatios", "PlanSelections", "RefitConsumers", "ScoreMoments", "ScoreTaylor",
-    "ScoreTokens", "ScoreWeights", "SearchWidths", "ShareScores", "Shrink", "TimeBlocks", "parse_passes", "plan_tokens", "recipe",
-    "tuned",
+    "MEASURE",
+    "RECIPES",
+    "AllocateWidths",
+    "AnalyseLosses",
+    "AssumeWhite",
+    "CollectMoments",
+    "FoldBiases",
+    "FoldConsumers",
+    "MatchSites",
+    "MeasureGains",
+    "Pass",
+    "PlanLosses",
+    "PlanRatios",
+    "PlanSelections",
+    "RefitConsumers",
+    "ScoreMoments",
+    "ScoreTaylor",
+    "ScoreTokens",
+    "ScoreWeights",
+    "SearchWidths",
+    "ShareScores",
+    "Shrink",
+    "State",
+    "TimeBlocks",
+    "merge_tokens",
+    "parse_passes",
+    "plan_tokens",
+    "recipe",
+    "run",
+    "taken",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,6 +59,7 @@ class State:
     seed: int = 0
     tell: Tell = silent
     held_out: int = 0  # batches of the data that are not measured, so that a search can be judged by them
+    given_moments: bool = False  # of a file, which may have seen those batches
     workers: Workers = field(default_factory=Workers)
     unfinished: Unfinished | None = None  # where the sums are kept while they are made
 
@@ -76,6 +77,22 @@ class State:
         found = self.site(name).coupling(name.rpartition(".")[2])
         assert found is not None
         return found
+
+
+def taken(default: Any, option: str) -> Any:
+    """A field of a pass that takes an option of the compile: what is asked there, or what the pass says, if that is more."""
+    return field(default=default, metadata={"takes": option})
+
+
+def tuned(step: Pass, asks: Callable[[str], Any]) -> Pass:
+    """The pass with what it takes of a request."""
+    if not is_dataclass(step):
+        return step
+    own = {
+        each.name: (getattr(step, each.name), asks(each.metadata["takes"])) for each in fields(step) if "takes" in each.metadata
+    }
+    more = {name: max(mine, asked) for name, (mine, asked) in own.items() if asked is not None}
+    return replace(step, **more) if more else step
 
 
 class Pass(Protocol):

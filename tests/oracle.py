@@ -99,7 +99,7 @@ def check_module(model: Any, args: Sequence[Any], *, basis: bool = False, seed: 
     """The same for a torch module, through torch.export, or for a graph that came of it."""
     from torch.fx import GraphModule
 
-    from toastc.compiler.sources.module import export
+    from toastc.graphs.fx.capture import capture as export
     from toastc.graphs.fx import FxGraph
     from toastc.passes.prove.modules import verify_modules
     from toastc.passes.shrink import shrink

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from zoo_exports import quiet
 
 import toastc
-from toastc.compiler.sources.module import export
+from toastc.graphs.fx.capture import capture as export
 from toastc.graphs.fx import FxGraph
 from toastc.system.errors import CannotShrink, VerificationFailed
 

@@ -16,7 +16,7 @@ from zoo_more import MORE
 
 import toastc
 from toastc import api
-from toastc.compiler.sources.module import captured
+from toastc.graphs.fx.capture import exported as captured
 
 torch.set_num_threads(1)
 

@@ -8,54 +8,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .calibration import Moments, Preprocess
-from .compiler.forms import at_hand, blamed, is_named, is_torch, open_graph
+from .compiler.compile import compile
 from .compiler.measure import measure
+from .compiler.options import PYTHON, Options, signature, stated
+from .compiler.request import Request
 from .compiler.result import Result
+from .compiler.sources import blame_file, is_torch, room_of
+from .graphs.onnx import OnnxGraph, is_external, load_model, staged, write_model
+from .passes.match import match
+from .passes.prove.files import verify_files
 from .plans import ratios as ratio_file
-from .plans.cost import Target
-from .plans.merges import parse_merges
 from .plans.plan import Plan
-from .plans.targets import Deploy
-from .report.data import reject_dicts, site_dict, widths_by_site
-from .system.errors import ToastcError
+from .report.data import widths_by_site
+from .report.evidence import as_called, kernel_rows
+from .report.page import write_page
+from .report.reading import inspected
+from .system.errors import NothingToPrune, ToastcError
 from .system.files import check_targets, write_beside
 from .system.progress import Tell, silent
 
+__all__ = ["Result", "bench", "export", "inspect", "kernels", "measure", "prune", "verify"]
 
-def prune(
-    model: Any,
-    ratios: Any = None,
-    *,
-    target: str | float | Target | None = None,
-    plan: Plan | str | Path | None = None,
-    data: Any = None,
-    images: int | None = None,
-    preprocess: Preprocess | None = None,
-    moments: Moments | str | Path | None = None,
-    tokens: Any = None,
-    allow: str | Sequence[str] | None = None,
-    search: float | None = None,
-    batch: int = 1,
-    runtime: str = "portable",
-    dtype: str | None = None,
-    quantize: str | None = None,
-    provider: str = "cpu",
-    recipe: str = "default",
-    passes: str | None = None,
-    output: str | Path | None = None,
-    plan_out: str | Path | None = None,
-    report_out: str | Path | None = None,
-    moments_out: str | Path | None = None,
-    ratios_out: str | Path | None = None,
-    example_inputs: Sequence[Any] | None = None,
-    seed: int = 0,
-    verify: bool = True,
-    dry_run: bool = False,
-    weights: str | None = None,
-    command: str | None = None,
-    tell: Tell = silent,
-) -> Result:
+
+def prune(model: Any, ratios: Any = None, **words: Any) -> Result:
     """Make a model smaller: `ratios` (a dict, a number, a path) say how much of every coupling is removed.
 
     `model` is a path to an ONNX file, an onnx ModelProto, an onnx_ir Model, an onnx_graphsurgeon Graph, or a
@@ -67,125 +42,71 @@ def prune(
     `allow="channels,tokens"` a target in MACs is met by both, as costs least; with `"channels"` by channels alone.
     With `search=5.0` the widths are refined for five minutes by the measured error of the pruned model. `target` may be
     `latency=0.6`: of the time of one batch of `batch` on this machine.
-    `runtime` (ort-cpu, ort-cuda, tensorrt), `dtype` (fp16, bf16) and `quantize` (int8) say what the file becomes at the end.
-    `output`, `plan_out` and `report_out` are files to write the model, the plan and the report's page to.
-    The report says how it was asked for: `command`, or this call.
+    `runtime` (ort-cpu, ort-cuda, tensorrt, openvino), `dtype` (fp16, bf16) and `quantize` (int8) say what the file becomes at the
+    end. `output`, `plan_out` and `report_out` are files to write the model, the plan and the report's page to.
+    The report says how it was asked for: `command`, or this call. `help(toastc.prune)` lists all words;
+    `compiler.options.Options` explains each.
     """
-    given = dict(locals())
-    from .compiler.driver import Request, allowed
-    from .passes import parse_passes
-    from .passes import recipe as check_recipe
-    from .report.evidence import as_called
-
-    check_recipe(recipe)
-    deploy = Deploy(runtime, dtype, quantize)
-    if ratios is None and target is None and plan is None and (tokens is not None or deploy):
-        ratios = {}
-    if sum(x is not None for x in (ratios, target, plan)) != 1:
-        raise ToastcError("give one of ratios, target and plan (or tokens alone)")
-    request = Request(
-        ratios=None if ratios is None else read_ratios(ratios).rounded(deploy.widths),
-        target=None if target is None else Target.parse(target),
-        plan=Plan.load(Path(plan)) if isinstance(plan, str | Path) else plan,
-        recipe=passes or recipe,
-        passes=parse_passes(passes) if passes else None,
-        seed=seed,
-        verify=verify,
-        dry_run=dry_run,
-        data=data,
-        options={"limit": images, "preprocess": preprocess},
-        moments=Moments.load(Path(moments)) if isinstance(moments, str | Path) else moments,
-        keep_moments=moments_out is not None,
-        search=search,
-        batch=batch,
-        provider=provider,
-        tokens=parse_merges(tokens) if tokens is not None else (),
-        deploy=deploy,
-        command=command or as_called(prune, given),
-        allow=allowed(allow),
-    )
-    by_products = [Path(p) for p in (plan_out, report_out, moments_out, ratios_out) if p is not None]
-    targets = by_products if output is None else [Path(output), Path(f"{output}.data"), *by_products]
-    check_targets(targets, [Path(p) for p in (model, weights, ratios, plan, data, moments) if isinstance(p, str | Path)])
-    if is_torch(model) and deploy:
+    given = prune.__signature__.bind(model, ratios, **words)  # type: ignore[attr-defined]
+    given.apply_defaults()
+    said = dict(given.arguments)
+    options = stated({name: value for name, value in said.items() if name != "model"})
+    options = replace(options, command=options.command or as_called(prune, said))
+    request = Request.of(options)
+    inputs = (model, options.weights, options.ratios, options.plan, options.data, options.moments)
+    room = room_of(model)
+    check_targets(options.targets, [Path(p) for p in inputs if isinstance(p, str | Path)])
+    if is_torch(model) and request.deploy:
         raise ToastcError("for, dtype and quantize are of ONNX files; a module is for torch.compile")
-    with at_hand(model, weights, tell) as (source, own):
-        if preprocess is None:
-            request = replace(request, options={**request.options, "preprocess": own})
-        if is_torch(source):
-            from .compiler.sources.module import compile_module
-
-            result = compile_module(source, example_inputs, request, tell)
-        else:
-            from .compiler.sources.onnx import compile_any
-
-            with blamed(source):
-                result = compile_any(source, None if output is None else Path(output), targets, request, tell)
-    if is_named(model):
-        result = replace(result, report=replace(result.report, model=str(model)))
-    if plan_out is not None:
-        result.plan.save(Path(plan_out))
-    if moments_out is not None and result.moments is not None:
-        result.moments.save(Path(moments_out))
-    if ratios_out is not None:
-        with write_beside(Path(ratios_out)) as file:
-            file.write_text(json.dumps(ratio_file.chosen(widths_by_site(result.report), result.plan.merges), indent=1) + "\n")
-    if report_out is not None:
-        from .report.page import write_page
-
-        write_page(result.report.to_dict(), Path(report_out))
+    with room.opened(model, options, options.tell) as (source, own):
+        result = compile(source, replace(request, preprocess=request.preprocess or own), options.tell)
+    if not result.changed and options.output is not None:
+        raise NothingToPrune("the ratios remove nothing: every width stays as it is; nothing was written")
+    write_by_products(result, options)
     return result
+
+
+prune.__signature__ = signature(PYTHON, "ratios")  # type: ignore[attr-defined]
+
+
+def write_by_products(result: Result, options: Options) -> None:
+    if options.plan_out is not None:
+        result.plan.save(Path(options.plan_out))
+    if options.moments_out is not None and result.moments is not None:
+        result.moments.save(Path(options.moments_out))
+    if options.ratios_out is not None:
+        with write_beside(Path(options.ratios_out)) as file:
+            file.write_text(json.dumps(ratio_file.chosen(widths_by_site(result.report), result.plan.merges), indent=1) + "\n")
+    if options.report_out is not None:
+        write_page(result.report.to_dict(), Path(options.report_out))
 
 
 def export(name: str, output: str | Path, weights: str | None = None) -> dict[str, Any]:
     """A model that timm or transformers build, as an ONNX file: `timm:NAME` or `hf:NAME`."""
-    from .compiler.sources.named import as_file
-    from .graphs.onnx import OnnxGraph, is_external, load_model, staged, write_model
-
     check_targets([Path(output), Path(f"{output}.data")], [] if weights is None else [Path(weights)])
-    with as_file(name, weights) as (path, _), staged(Path(output)) as file:
+    with room_of(name).as_file(name, weights) as (path, _), staged(Path(output)) as file:
         model = load_model(path)
         macs, params = OnnxGraph(model).totals()
         write_model(model, file, is_external(model) or None)
     return {"model": name, "output": str(output), "macs": macs, "params": params}
 
 
-def read_ratios(ratios: Any) -> ratio_file.Ratios:
-    return ratio_file.read(Path(ratios)) if isinstance(ratios, str | Path) else ratio_file.parse(ratios)
-
-
 def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[str, Any]:
     """What can be shrunk and what not, as the data of `toastc inspect --json`."""
-    from .passes.match import match
-
-    with blamed(model):
-        graph, name = open_graph(model, example_inputs)
-        _, sites, rejects = match(graph)
-        macs, params = graph.totals()
-    return {
-        "model": name,
-        "sites": [site_dict(s) for s in sites],
-        "rejects": reject_dicts(sites, rejects),
-        "macs": macs,
-        "params": params,
-    }
+    with blame_file(model):
+        return inspected(*room_of(model).read(model, example_inputs))
 
 
 def kernels(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[str, Any]:
     """Which kernel every attention gets on a GPU, as the data of `toastc kernels --json`."""
-    from .compiler.driver import kernels_of
-    from .passes.match import match
-
-    with blamed(model):
-        graph, name = open_graph(model, example_inputs)
-        return {"model": name, "kernels": list(kernels_of(graph, match(graph)[1], Plan()))}
+    with blame_file(model):
+        graph, name = room_of(model).read(model, example_inputs)
+        return {"model": name, "kernels": list(kernel_rows(graph, match(graph)[1], Plan()))}
 
 
 def verify(dense: str | Path, pruned: str | Path, *, seed: int = 0) -> dict[str, Any]:
     """Pad `pruned` back into `dense` and compare: the data of `toastc verify --json`."""
-    from .passes.prove.files import verify_files
-
-    with blamed(dense, pruned):
+    with blame_file(dense, pruned):
         found: dict[str, Any] = verify_files(Path(dense), Path(pruned), seed).to_dict()
     return found
 
@@ -209,14 +130,8 @@ def bench(
     Two ONNX files, on ONNX Runtime (`provider` cpu, cuda or tensorrt, with the provider's own `options`); or two torch modules,
     where they are, on `example_inputs`, eagerly or, `compiled`, through inductor.
     """
-    if is_torch(dense):
-        from .timing.modules import bench_modules
-
-        macs = tuple(open_graph(m, example_inputs)[0].totals()[0] for m in (dense, pruned))
-        return bench_modules(dense, pruned, example_inputs, macs, batches, threads, seconds, compiled, tell)
-    from .timing.files import bench_files
-
-    return bench_files(Path(dense), Path(pruned), provider, batches, threads, seconds, tell, options, memory)
-
-
-__all__ = ["Result", "bench", "export", "inspect", "kernels", "measure", "prune", "verify"]
+    found: dict[str, Any] = room_of(dense).bench(
+        dense, pruned, provider=provider, batches=batches, threads=threads, seconds=seconds, options=options, memory=memory,
+        example_inputs=example_inputs, compiled=compiled, tell=tell,
+    )  # fmt: skip
+    return found

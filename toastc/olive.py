@@ -21,17 +21,7 @@ from olive.passes import Pass
 from olive.passes.pass_config import BasePassConfig, PassConfigParam
 
 from .api import prune
-
-OPTIONS: dict[str, tuple[Any, str]] = {
-    "target": (str, "what to keep: macs=0.6, params=0.5, latency=0.7"),
-    "ratios": (dict | str | float, "or how much of every coupling to remove: a ratio file, its content, or a number"),
-    "data": (str, "what to calibrate on: a folder of images, .npy, .npz or .safetensors"),
-    "images": (int, "how many of them (all)"),
-    "tokens": (str, "tokens to merge: h4,v8"),
-    "allow": (str, "what meets a target: channels, or channels,tokens"),
-    "recipe": (str, "default, magnitude, toast, ..."),
-    "seed": (int, "of what is random"),
-}
+from .compiler.options import OLIVE, words
 
 
 class ToastcPrune(Pass):  # type: ignore[misc]
@@ -40,13 +30,13 @@ class ToastcPrune(Pass):  # type: ignore[misc]
     @classmethod
     def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
         return {
-            name: PassConfigParam(type_=kind | None, default_value=None, description=help_)
-            for name, (kind, help_) in OPTIONS.items()
+            name: PassConfigParam(type_=word.type | None, default_value=None, description=word.help)
+            for name, _, word in words(OLIVE)
         }
 
     def _run_for_config(self, model: ONNXModelHandler, config: type[BasePassConfig], output_model_path: str) -> ONNXModelHandler:
         target = resolve_onnx_path(output_model_path, Path(model.model_path).name)
-        given = {name: value for name in OPTIONS if (value := getattr(config, name)) is not None}
+        given = {name: value for name, _, _ in words(OLIVE) if (value := getattr(config, name)) is not None}
         prune(model.model_path, given.pop("ratios", None), output=target, **given)
         return ONNXModelHandler(model_path=target)
 

@@ -36,7 +36,7 @@ from train_data import Images, image_sets, sources
 from train_loop import Loop, State, Team, write_log
 
 import toastc
-from toastc.compiler.sources.module import example_inputs_of
+from toastc.graphs.fx.capture import example_inputs_of
 from toastc.plans.cost import Target
 from toastc.plans.merges import parse_merges
 from toastc.plans.plan import Plan

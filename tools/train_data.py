@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from toastc.compiler.sources.module import example_inputs_of
+from toastc.graphs.fx.capture import example_inputs_of
 from toastc.system.errors import ToastcError
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -124,7 +125,8 @@ def of_file(path: Path, out: Path, options: dict[str, Any]) -> dict[str, str]:
     except toastc_errors() as error:
         return {"error": str(error).replace(str(path), "MODEL")}
     files = [(p.name, p.read_bytes()) for p in sorted(out.iterdir())]
-    return {"bytes": digest(*files), "graph": graph_of(target) if target.exists() else "", "plan": digest(json.dumps(result.plan.to_dict())), "said": said(result.report)}
+    plan, graph = digest(json.dumps(result.plan.to_dict())), graph_of(target) if target.exists() else ""
+    return {"bytes": digest(*files), "graph": graph, "plan": plan, "said": said(result.report)}
 
 
 def graph_of(path: Path) -> str:
@@ -201,7 +203,11 @@ def main() -> int:
     parser.add_argument("paths", type=Path, nargs="+")
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--only", default="", help="look: rows whose name holds this")
+    parser.add_argument("--cpu", type=int, default=0, help="look: the one to run on")
     args = parser.parse_args()
+    if args.what == "look" and len(os.sched_getaffinity(0)) > 1:  # from the start: libraries ask when they are loaded
+        os.sched_setaffinity(0, {args.cpu})
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "OMP_NUM_THREADS": "1"})
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if args.what == "make":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from toastc.plans.sites import Coupling
 
-from ..state import State
+from ..state import State, taken
 from .losses import Loss, loss_of
 
 
@@ -16,7 +16,7 @@ from .losses import Loss, loss_of
 class AnalyseLosses:
     """Find the best choice for every width of every coupling, and what it loses."""
 
-    int8: bool = False  # what consumers take will be rounded
+    int8: bool = taken(False, "int8")  # what consumers take will be rounded
     name = "analyse-losses"
 
     def __call__(self, state: State) -> State:

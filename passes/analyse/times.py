@@ -18,16 +18,16 @@ from toastc.plans.latency import Block, Times
 from toastc.plans.sites import Member, Site
 from toastc.system.errors import ToastcError
 
-from ..state import State
+from ..state import State, taken
 
 
 @dataclass(frozen=True)
 class TimeBlocks:
     """Time every attention and FFN at several widths, where the target is a latency."""
 
-    batch: int = 1
-    fused: bool = False  # as the file will be deployed
-    int8: bool = False
+    batch: int = taken(1, "batch")
+    fused: bool = taken(False, "fused")  # as the file will be deployed
+    int8: bool = taken(False, "int8")
     name = "time-blocks"
 
     def __call__(self, state: State) -> State:

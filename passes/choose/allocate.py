@@ -18,7 +18,7 @@ from toastc.plans.ratios import NARROWEST, narrowed
 from toastc.plans.sites import Site
 from toastc.system.errors import ToastcError
 
-from ..state import State
+from ..state import State, taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +44,9 @@ class Item:
 class AllocateWidths:
     """Spread a budget over all couplings where it hurts least; or take the widths of the ratio file."""
 
-    round_to: int = 8
+    round_to: int = taken(8, "widths")
     heads: bool = True
-    equal: bool = False  # d_qk = d_v, which the fastest kernels for half floats ask for
+    equal: bool = taken(False, "equal")  # d_qk = d_v, which the fastest kernels for half floats ask for
     uniform: bool = False  # one ratio for all, as recipes do that know no losses
     name = "allocate-widths"
 

@@ -20,20 +20,27 @@ from toastc.plans.plan import Choice
 
 from ..analyse.gains import MeasureGains, first, size
 from ..analyse.simulate import residual
-from ..state import State
+from ..state import State, taken
+
+HELD_OUT = 4
 
 
 @dataclass(frozen=True)
 class SearchWidths:
     """Refine the widths by the measured output error of the pruned model, for at most so many minutes."""
 
-    minutes: float = 5.0
+    minutes: float = taken(5.0, "search")
     images: int = 128
     step: int = 8  # how much narrower a coupling is tried, in thirty-seconds of its width
     name = "search-widths"
 
+    @property
+    def held_out(self) -> int:
+        """Batches of the data that are not measured, so that the pruned model can be judged by them."""
+        return HELD_OUT if self.minutes else 0
+
     def __call__(self, state: State) -> State:
-        if state.allocate is None or state.data is None:
+        if not self.minutes or state.allocate is None or state.data is None:
             return state
         allocate = state.allocate
         end, begun = time.monotonic() + 60 * self.minutes, time.monotonic()
@@ -58,8 +65,9 @@ class SearchWidths:
                 break
             state, best, rounds = tried, error, rounds + 1
         inputs = sum(len(run[0]) for run in model.clean)
+        kind = "held-out" if state.held_out and not state.given_moments else "calibration"
         change = f"took the output error from {before:.4f} to {best:.4f} of the outputs' energy"
-        note = f"search: {rounds} rounds on {inputs} held-out inputs {change}"
+        note = f"search: {rounds} rounds on {inputs} {kind} inputs {change}"
         return replace(state, notes=(*state.notes, note))
 
     def corrected(self, state: State, model: Simulation, name: str, now: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +9,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from toastc.compiler.sources.module import with_shapes
+from toastc.graphs import Op
 from toastc.graphs.fx import CHOSEN, FxGraph
+from toastc.graphs.fx.capture import reread, shared_copy
 from toastc.graphs.protocols import Graph
 from toastc.plans.plan import Plan
 from toastc.system.errors import VerificationFailed
@@ -19,17 +19,19 @@ from toastc.system.errors import VerificationFailed
 from ..match import match
 from ..shrink.selections import hold_selections
 from ..tokens.merge import merge_tokens
-from .files import DEFAULT_TOLERANCE, TOLERANCE, Verification, difference
+from . import DEFAULT_TOLERANCE, TOLERANCE, Verification, difference
 from .padding import pad_back
 
 
-def verify_modules(dense: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, args: Sequence[Any], seed: int = 0) -> Verification:
-    """Pads into `dense` (its weights are overwritten) and runs both."""
+def verify_modules(
+    dense: FxGraph, pruned: fx.GraphModule, plan: Plan, args: Sequence[Any], seed: int = 0, again: bool = True
+) -> Verification:
+    """Pads into `dense`, which is changed by it, and runs both, on `args` and, `again`, on random inputs of the same kind."""
     types = {str(p.dtype).removeprefix("torch.") for p in pruned.parameters() if p.is_floating_point()}
     tolerance = max([TOLERANCE[t] for t in types if t in ("float16", "bfloat16")], default=DEFAULT_TOLERANCE)
+    graph: Graph = dense
     try:
-        graph: Graph = FxGraph(dense)
-        small = with_shapes(copy.deepcopy(pruned), args)
+        small = reread(shared_copy(pruned), args)
         chosen = []
         if plan.merges:
             graph, merged = merge_tokens(graph, plan.merges, held=True)
@@ -39,19 +41,32 @@ def verify_modules(dense: fx.GraphModule, pruned: fx.GraphModule, plan: Plan, ar
         chosen += hold_selections(graph, sites, plan)
         graph.finish()
     except VerificationFailed as error:
-        return Verification(False, float("inf"), tolerance, 0, 0, str(error))
-    errors = [0.0]
+        return Verification.failed(str(error), tolerance)
+    errors, blank = [0.0], float("inf")
     generator = torch.Generator().manual_seed(seed)
-    for given in (args, [fresh(a, generator) for a in args]):
+    for number, given in enumerate((args, [fresh(a, generator) for a in args]) if again else (args,)):
         try:
-            expected, got = both(dense, pruned, given, chosen)
+            expected, got = both(dense.gm, pruned, given, chosen)
         except RuntimeError as error:  # of a model that asserts something of its inputs
             why = str(error).strip().splitlines()[0]
-            return Verification(False, float("inf"), tolerance, 0, padded, f"random inputs can not be run ({why})")
+            return Verification.failed(f"random inputs can not be run ({why})", tolerance, padded.count)
         errors += [difference(as_array(a), as_array(b)) for a, b in zip(expected, got, strict=True)]
-    worst = max(errors)
-    reason = "" if worst <= tolerance else f"outputs differ by {worst:.2e} of their scale, allowed {tolerance:.0e}"
-    return Verification(worst <= tolerance, worst, tolerance, 2, padded, reason)
+        if not number:
+            blank = change(small, padded.cut, given, got)
+    return Verification.of(max(errors), tolerance, 2 if again else 1, padded.count, blank)
+
+
+@torch.no_grad()
+def change(small: FxGraph, cut: Sequence[tuple[Op, int]], given: Sequence[Any], outputs: Sequence[torch.Tensor]) -> float:
+    """How far the outputs are from those of the pruned graph without its cut weights: what the proof can see of them."""
+    if not cut:
+        return float("inf")
+    for op, slot in cut:
+        shape = small.shape(op.inputs[slot])
+        small.set_constant(op, slot, shape, lambda shape=shape: np.zeros(shape, np.float32))  # type: ignore[misc]
+    small.gm.recompile()
+    made = tensors(small.gm(*given))
+    return max((difference(as_array(a), as_array(b)) for a, b in zip(outputs, made, strict=True)), default=float("inf"))
 
 
 @torch.no_grad()

@@ -36,8 +36,16 @@ class Pairing:
 Operands = tuple[Any, Any]  # of the dense and of the pruned graph
 
 
-def pad_back(dense: Editor, dense_sites: Sequence[Site], pruned: Reader, pruned_sites: Sequence[Site], plan: Plan) -> int:
-    """Give the dense graph the pruned graph's weights, zero-filled; returns how many operands it padded."""
+@dataclass(frozen=True)
+class Padded:
+    """How many operands were padded, and those of the pruned graph that had been cut."""
+
+    count: int
+    cut: list[tuple[Op, int]]
+
+
+def pad_back(dense: Editor, dense_sites: Sequence[Site], pruned: Reader, pruned_sites: Sequence[Site], plan: Plan) -> Padded:
+    """Give the dense graph the pruned graph's weights, zero-filled."""
     by_name = {s.name: s for s in pruned_sites}
     named = {name.rpartition(".")[0] for name, choice in plan.choices.items() if not isinstance(choice, Select)}
     touched: dict[Any, dict[tuple[int, ...], list[Pairing]]] = {}
@@ -53,15 +61,18 @@ def pad_back(dense: Editor, dense_sites: Sequence[Site], pruned: Reader, pruned_
             shifted |= shifted_biases(dense, site, pruned, other, plan)
     if named:
         raise VerificationFailed(f"{sorted(named)[0]}: planned, but not found in the dense model")
+    cut: list[tuple[Op, int]] = []
     for (to, source), by_axes in touched.items():
         op, slot = to
         value = source[0].inputs[source[1]]
         pairings = [join(parts) for parts in by_axes.values()]
+        if any(len(p.new) or len(np.unique(p.kept)) < len(np.unique(p.every)) for p in pairings):
+            cut.append(source)
         free = shifted.pop(to, None) is not None
         dense.set_constant(op, slot, dense.shape(op.inputs[slot]), filler(dense, op, slot, pruned, value, pairings, free))
     for (op, slot), source in shifted.items():
         dense.set_constant(op, slot, dense.shape(op.inputs[slot]), copier(dense, op, slot, pruned, source))
-    return len(touched)
+    return Padded(len(touched), cut)
 
 
 def shifted_biases(dense: Editor, site: Site, pruned: Reader, other: Site, plan: Plan) -> dict[tuple[Op, int], tuple[Op, int]]:

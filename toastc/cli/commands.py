@@ -12,7 +12,9 @@ from rich.console import Console
 
 from .. import api
 from ..calibration import Preprocess
-from ..compiler.forms import is_named
+from ..compiler.options import COMMAND, words
+from ..compiler.sources import is_named
+from ..plans.targets import Deploy
 from ..report.data import finite
 from ..report.page import write_page
 from ..report.pareto import compared, write_comparison
@@ -36,24 +38,17 @@ def preprocess_of(args: argparse.Namespace) -> Any:
 
 
 def prune(args: argparse.Namespace) -> int:
+    said = {name: getattr(args, name) for name, _, _ in words(COMMAND)}
     if args.output is None and not args.dry_run:
         raise ToastcError("give -o OUT.onnx, or --dry-run")
-    deploy = args.runtime != "portable" or args.dtype or args.quantize
-    if not any((args.ratios, args.target, args.plan, args.tokens, deploy)):
-        more = ("dry_run", "report", "plan_out", "calibrate", "moments", "moments_out", "ratios_out", "passes", "search")
-        if is_named(args.model) and not any(getattr(args, name) for name in more):
+    asks = any(said[name] is not None for name in ("ratios", "target", "plan", "tokens"))
+    if not asks and not Deploy(args.runtime, args.dtype, args.quantize):
+        plain = {"output", "weights", "seed", "provider", "images", "batch", "recipe", "verify", "allow"}
+        if is_named(args.model) and all(said[n] == default for n, default, _ in words(COMMAND) if n not in plain):
             return export(args)
         raise ToastcError("one of the arguments --ratios --target --plan --tokens is required (see toastc --help)")
     with progress(args.quiet) as tell:
-        result = api.prune(
-            args.model, args.ratios, target=args.target, plan=args.plan, recipe=args.recipe, passes=args.passes,
-            output=args.output, plan_out=args.plan_out, report_out=args.report, seed=args.seed, verify=not args.no_verify,
-            dry_run=args.dry_run, tell=tell, data=args.calibrate, images=args.images, preprocess=preprocess_of(args),
-            moments=args.moments, moments_out=args.moments_out, ratios_out=args.ratios_out, provider=args.provider,
-            search=args.search, batch=args.batch, tokens=args.tokens, allow=args.allow, runtime=args.runtime, dtype=args.dtype,
-            quantize=args.quantize, weights=args.weights, command=args.asked,
-        )  # fmt: skip
-
+        result = api.prune(args.model, **said, preprocess=preprocess_of(args), command=args.asked, tell=tell)
     show(result.report.to_dict(), args.json, args.quiet, lambda console: print_report(result.report, console))
     return 0
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..plans.targets import DTYPES, QUANTIZED, RUNTIMES
+from ..compiler.options import COMMAND, DATA, RUNS_IN, Word, counted, number, whole, words
 
 PRUNE_HELP = """Make a Vision Transformer smaller without retraining.
 
@@ -67,23 +68,47 @@ LOOKING = {  # commands that look at files: what for, an example, the files
     "bench": ("Time two models on ONNX Runtime, taking turns.", "dense.onnx pruned.onnx --batch 1,8,64", ("dense", "pruned")),
 }
 COMMANDS = ("prune", "calibrate", "report", "compare", *LOOKING)
-DATA_HELP = "a folder of images, or .npy, .npz, .safetensors of ready inputs"
+EXCLUSIVE = ("ratios", "target", "plan")  # one of them at most
+GROUPS = {
+    RUNS_IN: "changed after the proof, and compared with what was proven",
+    DATA: "what the model does on it decides what stays, and makes up for what goes",
+}
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="or timm:NAME, hf:NAME, hf:FOLDER: exported first")
-    parser.add_argument("--weights", metavar="W.safetensors", help="of a model given by name, instead of its own; or random")
 
 
-def add_data_options(group: Any) -> None:
-    group.add_argument("--images", type=counted, metavar="N", help="use that many of them (default: all)")
+def add_words(parser: argparse.ArgumentParser, names: Sequence[str] = ()) -> None:
+    """Those of the compiler's options that the command knows, or these of them; each in its group."""
+    rooms: dict[str, Any] = {"": parser}
+    exclusive = parser.add_mutually_exclusive_group()
+    for name, default, word in words(COMMAND):
+        if names and name not in names:
+            continue
+        if word.group not in rooms:
+            rooms[word.group] = parser.add_argument_group(word.group, GROUPS.get(word.group))
+        room = exclusive if name in EXCLUSIVE and not names else rooms[word.group]
+        add_word(room, name, default, word)
+        if name == "images":
+            add_preprocessing(room)
+
+
+def add_word(room: Any, name: str, default: Any, word: Word) -> None:
+    flag = word.flag or name.replace("_", "-")
+    flags = [flag, f"--{name}"] if flag.startswith("-") else [f"--{flag}"]
+    if word.type is bool:
+        room.add_argument(*flags, dest=name, action="store_false" if default else "store_true", help=word.help)
+    else:
+        more: dict[str, Any] = {"choices": word.choices} if word.choices else {"metavar": word.metavar}
+        room.add_argument(*flags, dest=name, default=default, type=word.parse or word.type, help=word.help, **more)
+
+
+def add_preprocessing(group: Any) -> None:
     group.add_argument("--size", type=counted, help="images: pixels a side (default: the model's, else 224)")
     group.add_argument("--crop", type=share, help="images: the middle share that is kept (0.875)")
     group.add_argument("--mean", type=numbers, metavar="R,G,B", help="images: ImageNet's by default")
     group.add_argument("--std", type=numbers, metavar="R,G,B", help="images: ImageNet's by default")
-    group.add_argument(
-        "--provider", choices=("cpu", "cuda"), default="cpu", help="where the model runs while it is watched (cpu)"
-    )
 
 
 class Parser(argparse.ArgumentParser):
@@ -104,45 +129,15 @@ def parser_for(command: str) -> Parser:
         p = Parser("toastc", description=PRUNE_HELP, epilog=RATIOS_HELP, formatter_class=raw)
         p.add_argument("--version", action="version", version=f"toastc {__version__}")
         add_model(p)
-        p.add_argument("-o", "--output", type=Path, metavar="OUT.onnx", help="where to write the smaller model")
-        what = p.add_mutually_exclusive_group()
-        what.add_argument("--ratios", type=Path, metavar="R.json", help="how much of every coupling to remove")
-        what.add_argument("--target", metavar="macs=0.6", help="share of the MACs (or params, or latency) to keep")
-        what.add_argument("--plan", type=Path, metavar="P.safetensors", help="replay a plan written by --plan-out")
-        p.add_argument("--tokens", metavar="h4,v8", help="merge tokens: horizontally before block 4, vertically before block 8")
-        p.add_argument(
-            "--allow", metavar="channels,tokens", help="what meets a target in MACs (channels, and tokens nobody reads)"
-        )
-        p.add_argument("--batch", type=counted, default=1, metavar="N", help="the batch size of a latency target (1)")
-        p.add_argument("--search", type=minutes, metavar="MINUTES", help="refine the widths by measuring the pruned model")
-        deploy = p.add_argument_group("where it will run", "changed after the proof, and compared with what was proven")
-        deploy.add_argument(
-            "--for", dest="runtime", choices=RUNTIMES, default="portable", help="fused nodes for ONNX Runtime, ... (portable)"
-        )
-        deploy.add_argument("--dtype", choices=DTYPES, help="weights and arithmetic; inputs and outputs keep their type")
-        deploy.add_argument("--quantize", choices=QUANTIZED, help="linears in 8 bits, by the calibration data")
-        data = p.add_argument_group(
-            "calibration data", "what the model does on it decides what stays, and makes up for what goes"
-        )
-        data.add_argument("--calibrate", metavar="DATA", help=DATA_HELP)
-        add_data_options(data)
-        data.add_argument("--moments", type=Path, metavar="M.safetensors", help="instead of data: what --moments-out wrote")
-        data.add_argument("--moments-out", type=Path, metavar="M.safetensors", help="also save what was measured")
-        p.add_argument("--ratios-out", type=Path, metavar="R.json", help="also save the ratios that were chosen")
-        p.add_argument("--recipe", default="default", metavar="NAME", help="default, magnitude, toast, ... (README, docs)")
-        p.add_argument("--passes", metavar="P,Q", help='spell the recipe: "score-weights{by=geometric-median},plan-ratios"')
-        p.add_argument("--plan-out", type=Path, metavar="P.safetensors", help="also save the plan")
-        p.add_argument("--report", type=Path, metavar="OUT.html", help="also save the report as a page")
-        p.add_argument("--dry-run", action="store_true", help="plan and report, write no model")
-        p.add_argument("--no-verify", action="store_true", help="skip the proof")
+        add_words(p)
     elif command == "calibrate":
         p = Parser("toastc calibrate", description=CALIBRATE_HELP, formatter_class=raw)
         add_model(p)
-        p.add_argument("data", metavar="DATA", help=DATA_HELP)
+        p.add_argument("data", metavar="DATA", help="a folder of images, or .npy, .npz, .safetensors of ready inputs")
         p.add_argument(
             "-o", "--output", type=Path, metavar="M.safetensors", required=True, help="where to save what was measured"
         )
-        add_data_options(p)
+        add_words(p, ("images", "provider", "weights", "seed"))
     elif command == "report":
         p = Parser("toastc report", description=REPORT_HELP, formatter_class=raw)
         p.add_argument("source", type=Path, metavar="SOURCE", help="r.json, r.html, plan.safetensors or model.onnx")
@@ -173,7 +168,7 @@ def parser_for(command: str) -> Parser:
         p.add_argument("--batch", type=batch_sizes, default=(1, 8), metavar="1,8,64", help="the batch sizes (1,8)")
         p.add_argument("--threads", type=whole, default=0, help="0: as many as ONNX Runtime likes")
         p.add_argument("--seconds", type=duration, default=3.0, help="time spent on each batch size (3)")
-    if command in ("prune", "calibrate", "verify"):
+    if command == "verify":
         p.add_argument("--seed", type=whole, default=0, help="of whatever is drawn at random (0)")
     p.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     p.add_argument("--quiet", action="store_true", help="no progress, no tables")
@@ -187,6 +182,13 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
+def above_zero(text: str) -> float:
+    found = float(text)
+    if found == 0:
+        raise ValueError(text)
+    return found
+
+
 def option(text: str) -> tuple[str, str]:
     key, sign, value = text.partition("=")
     if not sign or not key:
@@ -194,45 +196,15 @@ def option(text: str) -> tuple[str, str]:
     return key, value
 
 
-def whole(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
-    return number
-
-
-def counted(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
-def share(text: str) -> float:
-    number = float(text)
-    if not 0 < number <= 1:
-        raise ValueError(text)
-    return number
+share = number(0, "number in (0, 1]", above_zero, 1)
+duration = number(0, "number of seconds", float)
 
 
 def numbers(text: str) -> tuple[float, ...]:
     return tuple(duration(part) for part in text.split(","))
 
 
-def duration(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise ValueError(text)
-    return number
-
-
-def minutes(text: str) -> float:
-    return duration(text)
-
-
-for kind, word in {
-    whole: "whole number", counted: "whole number from 1", share: "number in (0, 1]", numbers: "list of numbers",
-    duration: "number of seconds", minutes: "number of minutes", batch_sizes: "list of batch sizes",
-    option: "option, which is key=value:",
+for kind, name in {
+    numbers: "list of numbers", batch_sizes: "list of batch sizes", option: "option, which is key=value:",
 }.items():  # fmt: skip
-    kind.__name__ = word  # argparse says "invalid whole number value"
+    kind.__name__ = name  # argparse says "invalid list of numbers value"

@@ -13,13 +13,27 @@ from typing import Any
 
 import numpy as np
 
-from ..graphs.onnx import OnnxGraph, fuse_for_runtime, load_model, sample_inputs, sizes_for, to_half, upcast, write_model
+from ..graphs.onnx import (
+    OnnxGraph,
+    fuse_for_runtime,
+    load_model,
+    sample_inputs,
+    session,
+    sizes_for,
+    to_half,
+    upcast,
+    write_model,
+)
+from ..passes.deploy.fuse import fuse_attention
+from ..passes.deploy.quantize import Quantize
+from ..passes.prove import difference, rms_apart, some_inputs
 from ..passes.state import State, run
 from ..plans.targets import Deploy
 from ..system.errors import ToastcError, VerificationFailed
 from ..system.files import scratch
 from ..system.progress import Tell
 
+REWRITES = {"ort": fuse_for_runtime}  # what a runtime's row may name
 ALIKE = 1e-4  # of the outputs' scale: what fused nodes may differ by
 
 
@@ -42,8 +56,6 @@ class Deployed:
 
 def deploy(proven: Path, target: Path, wanted: Deploy, data: Any, external: bool | None, seed: int, tell: Tell) -> Deployed:
     """Writes the file; what it says is for `compare` to find out."""
-    from ..passes.deploy.fuse import fuse_attention
-    from ..passes.deploy.quantize import Quantize
 
     graph: Any = OnnxGraph(load_model(proven))
     notes: list[str] = []
@@ -57,11 +69,11 @@ def deploy(proven: Path, target: Path, wanted: Deploy, data: Any, external: bool
         if half := graph.float_types() & {"float16", "bfloat16"}:
             raise ToastcError(f"quantize: the model computes in {half.pop()}; give the float32 one")
         state = State(graph, data=data, seed=seed, tell=tell)
-        state, _ = run([Quantize(symmetric=wanted.runtime == "tensorrt")], state)
+        state, _ = run([Quantize(symmetric=wanted.row.symmetric)], state)
         graph, notes = state.graph, [*notes, *state.notes]
     model = graph.model
-    if wanted.runtime == "ort-cuda":  # on a CPU they make it slower
-        model, why = fuse_for_runtime(graph)
+    if wanted.row.rewrite:
+        model, why = REWRITES[wanted.row.rewrite](graph)
         notes += why
     if wanted.dtype:
         tell("dtype")
@@ -89,22 +101,18 @@ def inputs_for(model: Any, data: Any, seed: int) -> tuple[list[Mapping[str, np.n
     if data is None:
         sizes = [sizes_for(model, large) for large in sorted({False, bool(sizes_for(model))})]
         return [sample_inputs(model, s, seed) for s in sizes], "random inputs"
-    from ..passes.prove.files import some_inputs
 
     feed, of = some_inputs(OnnxGraph(model), data)
     return [feed], of
 
 
 def apart(proven: Path, made: Path, feeds: list[Mapping[str, np.ndarray]], wide: bool) -> tuple[float, float]:
-    from ..graphs.onnx import session as ort
-    from ..passes.prove.files import difference, rms_apart
 
     with scratch() as folder:
         if wide:  # kernels on the CPU know no bfloat16: its numbers, in float32 arithmetic
             model = upcast.upcast(load_model(made))
             made = folder / "wide.onnx"
             write_model(model, made)
-        pairs = [
-            pair for a, b in zip(ort.run(proven, feeds), ort.run(made, feeds), strict=True) for pair in zip(a, b, strict=True)
-        ]
+        runs = zip(session.run(proven, feeds), session.run(made, feeds), strict=True)
+        pairs = [pair for a, b in runs for pair in zip(a, b, strict=True)]
     return rms_apart(pairs), max(difference(a, b) for a, b in pairs)

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration import Moments, Preprocess, Unfinished, Workers, fingerprint, open_data
+from ..passes import MEASURE
+from ..passes.state import State, run
 from ..system.errors import NothingToPrune, ToastcError
 from ..system.files import check_targets
 from ..system.progress import Tell, silent
-from .forms import at_hand, blamed, open_graph
+from .options import stated
+from .sources import room_of
+from .sources.protocol import Source
 
 
 def measure(
@@ -35,36 +39,41 @@ def measure(
     """
     targets = [] if output is None else [Path(output), Path(f"{output}.part")]
     check_targets(targets, [Path(p) for p in (model, weights, data) if isinstance(p, str | Path)])
-    from ..graphs.onnx import external_files
-    from ..passes import MEASURE
-    from ..passes.state import State, replace, run
-
-    with Workers.started() as workers, at_hand(model, weights, tell if workers.rank == 0 else silent) as (given, own):
-        with blamed(given):
-            graph, _ = open_graph(given, example_inputs, provider)
-        preprocess = preprocess or own
-        source = open_data(data, graph.input_sizes(), seed=seed, limit=images, preprocess=preprocess)
-        state = State(graph, data=source, seed=seed, tell=tell if workers.rank == 0 else silent, workers=workers)
-        if isinstance(given, str | Path):
-            files = [Path(given), *external_files(graph.model)]
-            check_targets(targets, files)
-            if output is not None and workers.count == 1 and isinstance(data, str | Path):
-                known = fingerprint(files, Path(data), seed, images, preprocess)
-                state = replace(state, unfinished=Unfinished(Path(f"{output}.part"), known))
-        try:
-            with blamed(given):
-                state, _ = run(MEASURE[:1], state)
-                if not state.sites:
-                    raise NothingToPrune("no attention and no FFN was found that could be measured")
-                state, _ = run(MEASURE[1:], state)
-        except ToastcError:  # of the model or the data, and it would be the same another time
-            if state.unfinished is not None:
-                state.unfinished.remove()
-            raise
-        assert state.moments is not None
-        state.moments.notes = state.notes
+    said = stated({"weights": weights, "provider": provider, "example_inputs": example_inputs})
+    with Workers.started() as workers:
+        tell = tell if workers.rank == 0 else silent
+        with room_of(model).opened(model, said, tell) as (source, own):
+            graph = source.open()
+            prepare = preprocess or own
+            batches = open_data(data, graph.input_sizes(), seed=seed, limit=images, preprocess=prepare)
+            check_targets(targets, source.files())
+            alone = output is not None and workers.count == 1 and isinstance(data, str | Path)
+            kept = unfinished(source, Path(f"{output}.part"), Path(data), seed, images, prepare) if alone else None
+            moments = watched(State(graph, data=batches, seed=seed, tell=tell, workers=workers, unfinished=kept))
         if output is not None and workers.rank == 0:
-            state.moments.save(Path(output))
+            moments.save(Path(output))
+        if kept is not None:
+            kept.remove()
+        return moments
+
+
+def unfinished(source: Source, part: Path, data: Path, *options: object) -> Unfinished | None:
+    """Where sums are kept while they are made: of a model that is a file, and of data that are."""
+    files = source.files()
+    return Unfinished(part, fingerprint(files, data, *options)) if files else None
+
+
+def watched(state: State) -> Moments:
+    try:
+        state, _ = run(MEASURE[:1], state)
+        if not state.sites:
+            raise NothingToPrune("no attention and no FFN was found that could be measured")
+        state, _ = run(MEASURE[1:], state)
+    except ToastcError:  # of the model or the data, and it would be the same another time
         if state.unfinished is not None:
             state.unfinished.remove()
-        return state.moments
+        raise
+    assert state.moments is not None
+    moments: Moments = state.moments
+    moments.notes = state.notes
+    return moments

@@ -18,3 +18,4 @@ class Result:
     plan: Plan
     report: Report
     moments: Moments | None = None  # what was measured of the channels, by recipes that do
+    changed: bool = True  # else the model came back as it is: what was asked for removes nothing

@@ -1,4 +1,7 @@
-"""What a file shall become for the runtime it will live in: fused nodes, half floats, 8-bit numbers."""
+"""What a file shall become for the runtime it will live in: fused nodes, half floats, 8-bit numbers.
+
+A runtime is a row. What it says of it is all there is to say: a new one needs nothing else.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,26 @@ from dataclasses import dataclass
 
 from ..system.errors import ToastcError
 
-RUNTIMES = ("portable", "ort-cpu", "ort-cuda", "tensorrt")
+
+@dataclass(frozen=True)
+class Runtime:
+    name: str
+    about: str
+    fuses: bool = False  # attention is one node of ONNX Runtime's
+    symmetric: bool = False  # 8-bit inputs have no zero point
+    equal_widths: bool = False  # its fastest kernels for half floats want queries as wide as values
+    widths: int = 1  # widths in multiples of so many at least
+    rewrite: str = ""  # one of `compiler.deploy.REWRITES`, which makes its other nodes
+
+
+ROWS = (
+    Runtime("portable", "plain ONNX operators"),
+    Runtime("ort-cpu", "ONNX Runtime on a CPU: attention is one node", fuses=True),
+    Runtime("ort-cuda", "ONNX Runtime on CUDA: norms and biases are fused as well", fuses=True, equal_widths=True, rewrite="ort"),
+    Runtime("tensorrt", "TensorRT: it fuses plain operators itself, and its 8-bit numbers are symmetric", symmetric=True),
+    Runtime("openvino", "OpenVINO: it fuses plain operators itself"),
+)
+RUNTIMES = {row.name: row for row in ROWS}
 DTYPES = ("fp16", "bf16")
 QUANTIZED = ("int8",)
 
@@ -21,7 +43,7 @@ class Deploy:
 
     def __post_init__(self) -> None:
         for what, given, known in (
-            ("for", self.runtime, RUNTIMES),
+            ("for", self.runtime, tuple(RUNTIMES)),
             ("dtype", self.dtype, (None, *DTYPES)),
             ("quantize", self.quantize, (None, *QUANTIZED)),
         ):
@@ -34,18 +56,26 @@ class Deploy:
         return self != PORTABLE
 
     @property
-    def widths(self) -> int:
-        """Widths in multiples of so many at least: kernels for 8 bits like 16."""
-        return 16 if self.quantize else 1
+    def row(self) -> Runtime:
+        return RUNTIMES[self.runtime]
 
     @property
-    def equal(self) -> bool:
-        """Are queries and values as wide as each other? The fastest kernels for half floats ask for that."""
-        return self.runtime == "ort-cuda" and self.dtype is not None
+    def int8(self) -> bool:
+        return self.quantize is not None
 
     @property
     def fused(self) -> bool:
-        return self.runtime.startswith("ort")
+        return self.row.fuses
+
+    @property
+    def widths(self) -> int:
+        """Widths in multiples of so many at least: kernels for 8 bits like 16."""
+        return max(self.row.widths, 16 if self.int8 else 1)
+
+    @property
+    def equal(self) -> bool:
+        """Are queries and values to be as wide as each other?"""
+        return self.row.equal_widths and self.dtype is not None
 
 
 PORTABLE = Deploy()

@@ -6,7 +6,7 @@ import base64
 import io
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
@@ -15,8 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from ..graphs.protocols import Reader
+from ..passes.deploy.attentions import attentions
 from ..passes.state import State
+from ..plans.plan import Plan
+from ..plans.sites import Site
 from ..system.errors import ToastcError
+from ..timing.kernels import table
 from .data import Curve
 
 POINTS = 33  # of a curve
@@ -48,6 +53,11 @@ def sampled(name: str, kind: str, values: np.ndarray, kept: int) -> Curve:
     last = len(values) - 1
     at = sorted({*np.linspace(0, last, POINTS).round().astype(int).tolist(), min(kept, last)})
     return Curve(name, kind, tuple(at), tuple(float(f"{values[i]:.5g}") for i in at), kept)
+
+
+def kernel_rows(graph: Reader, sites: Sequence[Site], plan: Plan) -> tuple[dict[str, object], ...]:
+    """Which kernels the attentions get, before and after."""
+    return tuple(table(attentions(graph, sites), attentions(graph, sites, plan), graph.totals()[0]))
 
 
 def photo(data: Any) -> str | None:

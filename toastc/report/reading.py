@@ -9,8 +9,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..graphs.onnx import (
+    OnnxGraph,
+    carries_plan,
+    external_files,
+    file_bytes,
+    is_quantised,
+    load_model,
+    macs_of,
+    plan_of,
+    read_model,
+)  # fmt: skip
+from ..graphs.protocols import Reader
+from ..passes.match import match
 from ..plans.plan import Plan
 from ..system.errors import ToastcError
+from .data import reject_dicts, site_dict
 
 DATA = re.compile(r'<script type="application/json" id="report">(.*?)</script>', re.DOTALL)
 EIGHT_BITS = "the weights are 8-bit numbers: what was cut is listed, and what was left whole is not"
@@ -30,7 +44,6 @@ def as_written(*sources: Path | None) -> Iterator[None]:
 
 def read_from(path: Path) -> list[Path]:
     """The file, and those a model's weights are in."""
-    from ..graphs.onnx import external_files, read_model
 
     return [path, *external_files(read_model(path))] if path.suffix == ".onnx" else [path]
 
@@ -91,17 +104,23 @@ def planned(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
+def inspected(graph: Reader, name: str) -> dict[str, Any]:
+    """What can be shrunk and what not, as `toastc inspect --json` has it."""
+    _, sites, rejects = match(graph)
+    macs, params = graph.totals()
+    rows, refused = [site_dict(s) for s in sites], reject_dicts(sites, rejects)
+    return {"model": name, "sites": rows, "rejects": refused, "macs": macs, "params": params}
+
+
 def of_model(path: Path) -> dict[str, Any]:
     """A model as it is, with what was cut before if it carries a plan. Of 8-bit weights the plan is all that can be read."""
-    from ..api import inspect
-    from ..graphs.onnx import carries_plan, file_bytes, is_quantised, macs_of, plan_of, read_model
 
     model = read_model(path)
     plan = plan_of(model, str(path)) if carries_plan(model) else Plan()
     if is_quantised(model):
         size = {"macs": macs_of(path), "params": None, "bytes": file_bytes(model, path)}
         return {"model": str(path), "after": size, "couplings": planned(plan), "notes": [EIGHT_BITS]}
-    data = inspect(path)
+    data = inspected(OnnxGraph(load_model(path)), str(path))
     cut = {(row["site"], row["coupling"]): row for row in planned(plan)}
     rows = []
     for site in data["sites"]:

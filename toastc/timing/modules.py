@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..compiler.sources.module import example_inputs_of
+from ..graphs.fx.capture import example_inputs_of
 from ..system.interleave import turns
 from ..system.progress import Tell
 from .files import compared, finished

@@ -28,8 +28,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..compiler.sources.module import example_inputs_of, export
 from ..graphs.fx import FxGraph
+from ..graphs.fx.capture import capture, example_inputs_of
 from ..passes import ScoreWeights
 from ..passes.match import match
 from ..passes.state import State
@@ -82,7 +82,7 @@ def compact(
     if begin not in ("alike", "magnitude"):
         raise ToastcError(f"compact: begin is alike or magnitude, not {begin}")
     modes = {module: module.training for module in model.modules()}
-    gm, _ = export(model.eval(), example_inputs if example_inputs is not None else example_inputs_of(model))
+    gm, _ = capture(model.eval(), example_inputs if example_inputs is not None else example_inputs_of(model))
     for module, training in modes.items():
         module.training = training
     graph = FxGraph(gm)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..api import prune
-from ..compiler.sources.module import example_inputs_of, with_shapes
 from ..graphs import Kind
 from ..graphs.fx import FxGraph
+from ..graphs.fx.capture import example_inputs_of, reread
 from ..graphs.fx.classify import meta, op_name
 from ..graphs.protocols import bias_of
 from ..plans.plan import Plan, from_dict
@@ -52,7 +52,7 @@ def trainable(
     for node in gm.graph.nodes:  # they would forbid mixed precision
         if "_assert_tensor_metadata" in str(node.target):
             gm.graph.erase_node(node)
-    graph = with_shapes(gm, args)
+    graph = reread(gm, args)
     learn_computed(graph, {name for name, _ in model.named_buffers()})
     drop_branches(gm, drop_path)
     gm.graph.lint()

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..compiler.sources.module import export
 from ..graphs import Kind, Op
 from ..graphs.fx import FxGraph
 from ..graphs.fx.calls import Call
+from ..graphs.fx.capture import capture
 from ..passes.match import match
 from ..passes.prove.padding import blanked, kept_positions
 from ..plans.plan import Keep, Plan, check_plan
@@ -32,7 +32,7 @@ class Masks:
         for name, choice in plan.choices.items():
             if not isinstance(choice, Keep) or choice.fold is not None or choice.shift is not None:
                 raise ToastcError(f"plan: {name} mixes channels; only plans that keep and drop whole ones can be trained masked")
-        gm, _ = export(model, example_inputs)
+        gm, _ = capture(model, example_inputs)
         graph = FxGraph(gm.requires_grad_(True))
         sites = match(graph)[1]
         check_plan(plan, sites)

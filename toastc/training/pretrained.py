@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from .. import __version__
-from ..compiler.sources.module import example_inputs_of
+from ..graphs.fx.capture import example_inputs_of
 from ..system.errors import ToastcError
 from ..system.files import write_beside
 from .finetune import load, save

@@ -1,1 +1,50 @@
-"""The forms a model comes in."""
+"""The forms a model comes in, and the room of each. A framework is a room and a row.
+
+A room has `opened(model, options, tell)`, a context that gives a `Source` and how images are prepared for it; and, for those who
+do not compile, `read`, `bench` and `prove`. Rooms are loaded when they are needed: torch is not for a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ...graphs.onnx import session
+from ...system.errors import ToastcError
+
+SCHEMES = ("timm:", "hf:")
+
+
+def is_named(model: Any) -> bool:
+    """Is it the name of a model that timm or transformers build?"""
+    return isinstance(model, str | Path) and str(model).startswith(SCHEMES)
+
+
+def is_torch(model: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and (isinstance(model, torch.nn.Module) or type(model).__name__ == "ExportedProgram")
+
+
+ROOMS = (("named", is_named), ("module", is_torch), ("onnx", lambda model: True))
+
+
+def room_of(model: Any) -> ModuleType:
+    return import_module(f".{next(name for name, fits in ROOMS if fits(model))}", __package__)
+
+
+@contextlib.contextmanager
+def blame_file(*models: Any) -> Iterator[None]:
+    """An error that nobody foresaw may be the file's fault. If the runtime can not load it either, that is the error."""
+    try:
+        yield
+    except (ToastcError, MemoryError, OSError):
+        raise
+    except Exception:
+        for path in (m for m in models if isinstance(m, str | Path) and not is_named(m)):
+            session.session(Path(path), frugal=True)
+        raise

@@ -1,19 +1,18 @@
-"""`torch.compile(model, backend="toastc")`: shrink the graph Dynamo captured, and hand it on.
+"""`torch.compile(model, backend="toastc")`: shrink the graph Dynamo captured, prove it, and hand it on.
 
-    options={"ratios": {...} | "r.json", "plan": "plan.safetensors", "recipe": "magnitude", "then": "inductor" | "eager",
-             "mode": "max-autotune", "fuse": True}
+    options={"ratios": {...} | "r.json", "target": "macs=0.6", "plan": "plan.safetensors", "recipe": "magnitude", "verify": False,
+             "then": "inductor" | "eager", "mode": "max-autotune", "fuse": True}
 
-Without options every width loses an eighth (`DEFAULT_RATIOS`). Weights are read when the graph is compiled and are
-frozen from then on: if they change later the graph is compiled again. Inference only: asking the output for a
-gradient is an error that says so.
+The options are those of `toastc.prune` that make sense here (`compiler.options`). Without ratios, a target or a plan every width
+loses an eighth (`DEFAULT_RATIOS`). Weights are read when the graph is compiled and are frozen from then on: if they change later
+the graph is compiled again. Inference only: asking the output for a gradient is an error that says so.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -21,35 +20,26 @@ from torch import fx
 from torch._dynamo.exc import exceptions_allowed_to_be_fallback
 
 from ...graphs.fx import FxGraph
-from ...graphs.fx.unpack import unpacked
-from ...passes import Shrink, recipe
+from ...graphs.fx.capture import frozen, is_weight, shared_copy
 from ...passes.deploy.fuse import fuse_attention
-from ...passes.state import State, run
-from ...passes.tokens.merge import merge_tokens
-from ...plans import ratios as ratio_file
-from ...plans.plan import Plan, check_plan
-from ...system.errors import ToastcError
+from ...system.errors import NothingToPrune, ToastcError
+from ..compile import compile
+from ..options import BACKEND, Options, stated, words
+from ..request import Request
+from .module import ModuleSource
 
 log = logging.getLogger("toastc")
 DEFAULT_RATIOS = {"attention": 0.125, "ffn": 0.125}
-OPTIONS = ("ratios", "plan", "recipe", "then", "mode", "fuse")
-THEN = ("inductor", "eager")
+BY_DEFAULT = {"recipe": "magnitude"}  # of options that other doors have another default for
 
-Runner = Callable[..., Any]
+Callee = Callable[..., Any]
 
 
 def backend(
     gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None, mode: str | None = None
-) -> Runner:
+) -> Callee:
     """One stable callable: Dynamo guards on a backend's identity. `mode` is inductor's, as torch.compile hands it on."""
-    chosen = ({} if mode is None else {"mode": mode}) | (options or {})
-    unknown = [k for k in chosen if k not in OPTIONS]
-    if unknown or chosen.get("then", "inductor") not in THEN:
-        raise ToastcError(
-            f"toastc backend: unknown option {unknown or chosen['then']}; known: {', '.join(OPTIONS)}; then: {', '.join(THEN)}"
-        )
-    if "mode" in chosen and chosen["mode"] not in (known := list(torch._inductor.list_mode_options())):
-        raise ToastcError(f"toastc backend: mode is one of {', '.join(known)}; got {chosen['mode']}")
+    chosen = stated(BY_DEFAULT | checked(({} if mode is None else {"mode": mode}) | (options or {})))
     try:
         return Compiled(gm, example_inputs, chosen)
     except exceptions_allowed_to_be_fallback as error:  # after which Dynamo would run the dense model and not say so
@@ -60,10 +50,24 @@ def backend(
         ) from error
 
 
+def checked(given: dict[str, Any]) -> dict[str, Any]:
+    """The options, with a ratio file where nothing says how much is to go."""
+    known = {name: word for name, _, word in words(BACKEND)}
+    unknown = [k for k in given if k not in known]
+    then = given.get("then", "inductor")
+    if unknown or then not in known["then"].choices:
+        listed = f"known: {', '.join(known)}; then: {', '.join(known['then'].choices)}"
+        raise ToastcError(f"toastc backend: unknown option {unknown or then}; {listed}")
+    if given.get("mode") is not None and given["mode"] not in (modes := list(torch._inductor.list_mode_options())):
+        raise ToastcError(f"toastc backend: mode is one of {', '.join(modes)}; got {given['mode']}")
+    asks = any(given.get(name) is not None for name in ("ratios", "target", "plan", "tokens"))
+    return given if asks else {"ratios": DEFAULT_RATIOS, **given}
+
+
 class Compiled:
     """The smaller graph behind the signature of the captured one."""
 
-    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], options: dict[str, Any]) -> None:
+    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> None:
         self.gm, self.options = gm, options
         self.weights = [i for i, v in enumerate(example_inputs) if is_weight(v)]
         self.needs_grad = any(isinstance(v, torch.Tensor) and v.requires_grad for v in example_inputs)
@@ -100,61 +104,36 @@ class NoGradient(torch.autograd.Function):
         raise RuntimeError("toastc compiles for inference: its graphs have no gradient; train toastc.prune(model).model instead")
 
 
-def is_weight(value: Any) -> bool:
-    """Parameters, and buffers that Dynamo marked as static."""
-    return isinstance(value, torch.nn.Parameter) or getattr(value, "_dynamo_static_input_type", None) is not None
-
-
 def is_float(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def shrunken(gm: fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any]) -> tuple[Runner, list[int]]:
+@dataclass
+class DynamoSource(ModuleSource):
+    """A graph whose weights are its own by now. The one that is cut shares them with the dense one."""
+
+    fuse: bool = True
+
+    def open(self) -> FxGraph:
+        graph = FxGraph(shared_copy(self.captured))
+        return fuse_attention(graph)[0] if self.fuse else graph
+
+
+def shrunken(gm: fx.GraphModule, inputs: Sequence[Any], options: Options) -> tuple[Callee, list[int]]:
     """The smaller graph handed on to what comes next, and which of the inputs it still takes."""
-    gm = unpacked(gm)
-    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
-    bound = {n: v for n, v in zip(placeholders, inputs, strict=True) if is_weight(v)}
-    graph = FxGraph(gm, bound)
-    if options.get("fuse", True):
-        graph = fuse_attention(graph)[0]
-    plan = cut(graph, options)
-    if plan is not None:
-        log.info("toastc: %d couplings made narrower", len(plan.choices))
-    used = [i for i, n in enumerate(placeholders) if n.users or n not in bound]
-    for n in placeholders:
-        if n in bound and not n.users:
-            gm.graph.erase_node(n)
-    gm.recompile()
+    own, used = frozen(gm, inputs)
     kept = [inputs[i] for i in used]
-    if options.get("then", "inductor") == "eager":
-        return gm.forward, used
-    from torch._inductor import list_mode_options
+    source = DynamoSource(own, kept, "this graph", options.fuse)
+    try:
+        result = compile(source, Request.of(options))
+        small, cut = result.model, len(result.plan.choices)
+        log.info("toastc: %d couplings made narrower", cut)
+    except NothingToPrune as nothing:
+        log.warning("toastc: %s; a graph break may have cut a block in two", nothing)
+        small = source.open().gm
+    if options.then == "eager":
+        return small.forward, used
+    from torch._inductor import list_mode_options  # heavy, and not for those who want eager
     from torch._inductor.compile_fx import compile_fx
 
-    return cast(Runner, compile_fx(gm, kept, config_patches=list_mode_options(options.get("mode", "default")))), used
-
-
-def cut(graph: FxGraph, options: dict[str, Any]) -> Plan | None:
-    """Carry out the ratios or the plan on this graph; None if nothing in it can be cut."""
-    first, *rest = recipe(options.get("recipe", "magnitude"))
-    given = options.get("ratios", DEFAULT_RATIOS)
-    ratios = ratio_file.read(Path(given)) if isinstance(given, str | Path) else ratio_file.parse(given)
-    plan = options.get("plan")
-    if plan is not None and not isinstance(plan, Plan):
-        plan = Plan.load(Path(plan))
-    merges = ratios.tokens if plan is None else plan.merges
-    if merges:
-        graph = merge_tokens(graph, merges)[0]
-    state, _ = run([first], State(graph, ratios))
-    if not state.sites:
-        why = f" ({state.rejects[0].node}: {state.rejects[0].reason})" if state.rejects else ""
-        log.warning("toastc: no attention or FFN in this graph%s; a graph break may have cut a block in two", why)
-        return None
-    if plan is not None:
-        check_plan(plan, state.sites)
-        state = replace(state, plan=plan)
-    else:
-        state, _ = run(rest, state)
-    if state.plan:
-        run([Shrink()], state)
-    return replace(state.plan, merges=merges) if state.plan or merges else None
+    return cast(Callee, compile_fx(small, kept, config_patches=list_mode_options(options.mode or "default"))), used

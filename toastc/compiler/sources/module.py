@@ -1,90 +1,87 @@
-"""The whole path for torch modules: export -> match -> score -> plan -> shrink -> verify."""
+"""torch modules, captured by torch.export."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from ...graphs.fx import FxGraph, drop_unused
-from ...graphs.fx.reopen import Reopening
-from ...graphs.fx.unpack import is_packed, unpacked, without_empty_parts
-from ...passes.state import run
-from ...report import Size
-from ...system.errors import ToastcError, VerificationFailed
+from ...calibration import Preprocess
+from ...graphs.fx import FxGraph
+from ...graphs.fx.capture import capture, reread, shared_copy
+from ...passes.prove import Verification
+from ...passes.prove.modules import verify_modules
+from ...passes.state import State
+from ...plans.plan import Plan
+from ...plans.sites import Site
+from ...report.data import Size
+from ...system.errors import ToastcError
 from ...system.progress import Tell
-from ..driver import Request, begun, choose, planned
-from ..result import Result
+from ...timing.modules import bench_modules
+from ..options import Options
+from ..request import Request
+from .protocol import Deployed
 
 
-def example_inputs_of(model: torch.nn.Module) -> tuple[Any, ...]:
-    """Two images of the size a model of timm, transformers or torchvision says it takes."""
-    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
-    size = config.get("input_size") if isinstance(config, dict) else None
-    embed = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if isinstance(embed, tuple | list) and size is not None:
-        size = (size[0], *embed)
-    elif size is None:
-        size = image_size_of(getattr(model, "config", None)) or image_size_of(model)
-    if size is None:
-        raise ToastcError(
-            f"{type(model).__name__}: can not guess its inputs; give example_inputs=(tensor, ...), with a batch of 2"
-        )
-    channels = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "in_channels", size[0])
-    like = next(model.parameters())
-    return (torch.randn(2, channels, *size[1:], dtype=like.dtype, device=like.device),)
+@dataclass
+class ModuleSource:
+    """`captured` stays as it is: every graph is a copy."""
+
+    captured: fx.GraphModule
+    args: Sequence[Any]
+    name: str
+    opening = "export"
+    consequence = ""
+
+    def files(self) -> list[Path]:
+        return []
+
+    def open(self) -> FxGraph:
+        return FxGraph(copy.deepcopy(self.captured))
+
+    def size(self, graph: Any) -> Size:
+        return size_of(graph.gm, graph.totals()[0])
+
+    def single_nodes(self, sites: Sequence[Site]) -> Sequence[Site]:
+        return [s for s in sites if s.kind == "attention" and s.wiring.mix.attention is not None]
+
+    def unchanged(self) -> fx.GraphModule:
+        return self.captured
+
+    def unfinished(self, state: State) -> fx.GraphModule:
+        gm: fx.GraphModule = state.graph.gm
+        return gm
+
+    @contextlib.contextmanager
+    def written(self, state: State, request: Request, seconds: dict[str, float], tell: Tell) -> Iterator[MadeModule]:
+        made = MadeModule(self, state.graph.gm)
+        yield made
+        for part in made.model.modules():
+            part.training = False  # as it was exported
+        made.model.toastc_plan = state.plan
 
 
-def image_size_of(config: Any) -> tuple[int, int, int] | None:
-    """As configurations of transformers and models of torchvision say it; what takes any size was mostly made for 224."""
-    size = getattr(config, "image_size", None)
-    if size is None and getattr(config, "num_channels", None) is not None:
-        size = 224
-    if not isinstance(size, int | list | tuple):
-        return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return getattr(config, "num_channels", 3), height, width
+@dataclass
+class MadeModule:
+    source: ModuleSource
+    model: fx.GraphModule
 
+    def prove(self, plan: Plan, seed: int) -> Verification:
+        return verify_modules(FxGraph(shared_copy(self.source.captured)), self.model, plan, self.source.args, seed)
 
-def export(model: Any, example_inputs: Sequence[Any] | None) -> tuple[fx.GraphModule, tuple[Any, ...]]:
-    """A graph with parameters of its own; the batch stays free where the model allows it."""
-    if type(model).__name__ == "ExportedProgram":
-        program, args = model, model.example_inputs[0] if example_inputs is None else example_inputs
-    else:
-        args = example_inputs if example_inputs is not None else example_inputs_of(model)
-        program = captured(model, tuple(args))
-    return alive(copy.deepcopy(program.module(check_guards=False))), tuple(args)
+    def graph(self) -> FxGraph:
+        return reread(copy.deepcopy(self.model), self.source.args)
 
+    def deploy(self, request: Request, data: Any, tell: Tell) -> Deployed:
+        raise ToastcError("for, dtype and quantize are of ONNX files; a module is for torch.compile")
 
-def captured(model: Any, args: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    if model.training:
-        raise ToastcError(f"{type(model).__name__}: is in training mode; call model.eval() first")
-    free = tuple({0: torch.export.Dim.AUTO} if isinstance(a, torch.Tensor) and a.ndim and a.shape[0] > 1 else None for a in args)
-    with torch.no_grad():
-        return torch.export.export(model, args, dynamic_shapes=free, strict=False)
-
-
-def alive(gm: fx.GraphModule) -> fx.GraphModule:
-    """Without what no output needs, so that it is not counted before the cut and missing after."""
-    if is_packed(gm):
-        gm = unpacked(gm)
-    without_empty_parts(gm.graph)
-    gm.graph.eliminate_dead_code()
-    drop_unused(gm)
-    gm.recompile()
-    return gm
-
-
-def open_module(model: Any, example_inputs: Sequence[Any] | None = None) -> FxGraph:
-    return FxGraph(export(model, example_inputs)[0])
+    def size(self, macs: int) -> Size:
+        return size_of(self.model, macs)
 
 
 def size_of(gm: fx.GraphModule, macs: int) -> Size:
@@ -93,54 +90,27 @@ def size_of(gm: fx.GraphModule, macs: int) -> Size:
     return Size(macs, params, sum(t.numel() * t.element_size() for t in tensors))
 
 
-def compile_module(model: Any, example_inputs: Sequence[Any] | None, request: Request, tell: Tell) -> Result:
+@contextlib.contextmanager
+def opened(model: Any, options: Options, tell: Tell) -> Iterator[tuple[ModuleSource, Preprocess | None]]:
+    if options.weights is not None:
+        raise ToastcError("weights: are for a model given by name (timm:..., hf:...)")
     tell("export")
-    clock = time.perf_counter()
-    gm, args = export(model, example_inputs)
-    dense = copy.deepcopy(gm) if request.verify or request.target is not None else None
-    graph = FxGraph(gm)
-    exporting = time.perf_counter() - clock
-    macs = graph.totals()[0]
-    before = size_of(gm, macs)
-    state, request = begun(graph, request, macs, lambda: FxGraph(copy.deepcopy(dense or gm)), tell)
-    gm = state.graph.gm  # type: ignore[attr-defined]
-    state, seconds = choose(state, request, macs, tell)
-    seconds = {"export": exporting} | seconds
-    plan, name = state.plan, type(model).__name__
-    called = [s for s in state.sites if s.kind == "attention" and s.wiring.mix.attention is not None]
-    report = planned(name, request, state, before, seconds, called)
-    if request.dry_run or not plan:
-        return Result(gm, plan, report if plan else replace(report, after=before), state.moments)
-    from ...passes import Shrink
-
-    state, took = run([Shrink()], state)
-    verified = measured = None
-    if request.verify and dense is not None:
-        from ...passes.prove.files import output_error
-        from ...passes.prove.modules import verify_modules
-
-        tell("verify")
-        clock = time.perf_counter()
-        if state.data is not None:
-            measured = output_error(FxGraph(dense), with_shapes(copy.deepcopy(gm), args), state.data)
-        result = verify_modules(dense, gm, plan, args, request.seed)
-        took["verify"] = time.perf_counter() - clock
-        verified = result.to_dict()
-        if not result.ok:
-            raise VerificationFailed(f"{name}: verification failed: {result.reason}")
-    for part in gm.modules():
-        part.training = False  # as it was exported
-    gm.toastc_plan = plan
-    size = size_of(gm, report.after.macs)
-    report = replace(report, after=size, seconds=seconds | took, verified=verified, notes=state.notes, measured=measured)
-    return Result(gm, plan, report, state.moments)
+    gm, args = capture(model, options.example_inputs)
+    yield ModuleSource(gm, args, type(model).__name__), Preprocess.of(getattr(model, "pretrained_cfg", None))
 
 
-def with_shapes(gm: fx.GraphModule, args: Sequence[Any]) -> FxGraph:
-    """Look at an edited graph afresh: shapes are found by running it on fake tensors."""
-    for node in gm.graph.nodes:
-        node.meta.pop("unbacked_bindings", None)
-    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)  # sizes may hang on numbers
-    with enable_python_dispatcher():
-        Reopening(gm, mode).propagate(*args)
-    return FxGraph(gm)
+def read(model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu") -> tuple[FxGraph, str]:
+    """The graph as the compiler sees it, and what to call it."""
+    return FxGraph(capture(model, example_inputs)[0]), type(model).__name__
+
+
+def bench(dense: Any, pruned: Any, *, example_inputs: Sequence[Any] | None = None, **more: Any) -> dict[str, Any]:
+    macs = read(dense, example_inputs)[0].totals()[0], read(pruned, example_inputs)[0].totals()[0]
+    words = ("batches", "threads", "seconds", "compiled", "tell")
+    return bench_modules(dense, pruned, example_inputs, macs, *(more[name] for name in words))
+
+
+def prove(dense: Any, pruned: Any, plan: Plan | None, example_inputs: Sequence[Any] | None) -> Verification:
+    """A pruned module has its plan as `toastc_plan`, or it is given."""
+    gm, args = capture(dense, example_inputs)
+    return verify_modules(FxGraph(gm), pruned, plan if plan is not None else pruned.toastc_plan, args)

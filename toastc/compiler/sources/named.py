@@ -9,8 +9,8 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,10 +19,14 @@ import torch
 from torch import nn
 
 from ...calibration import Preprocess
+from ...graphs.fx import FxGraph
+from ...graphs.fx.capture import example_inputs_of
 from ...system.errors import ToastcError
 from ...system.files import scratch
-from ...system.progress import quiet_libraries
-from .module import example_inputs_of
+from ...system.progress import Tell, quiet_libraries
+from ..options import Options
+from . import module
+from . import onnx as files
 
 RANDOM = "random"
 OPSET = 20
@@ -30,12 +34,28 @@ INLINE_LIMIT = 1 << 30  # bytes of weights; more of them get a file of their own
 
 
 @dataclass(frozen=True)
-class Source:
+class Named:
     """A model, what to export it with, and how its images are prepared."""
 
     module: nn.Module
     input_name: str
     preprocess: Preprocess | None
+
+
+@contextlib.contextmanager
+def opened(model: Any, options: Options, tell: Tell) -> Iterator[tuple[files.OnnxSource, Preprocess | None]]:
+    """The model as the file that it is exported to, under the name that it was given by."""
+    tell("export")
+    with contextlib.ExitStack() as kept:
+        path, preprocess = kept.enter_context(as_file(str(model), options.weights))
+        source, _ = kept.enter_context(files.opened(path, replace(options, weights=None), tell))
+        source.name = str(model)
+        yield source, preprocess
+
+
+def read(model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu") -> tuple[FxGraph, str]:
+    """The graph as the compiler sees it, with random weights."""
+    return module.read(built(str(model), RANDOM).module, example_inputs)[0], str(model)
 
 
 @contextlib.contextmanager
@@ -51,7 +71,7 @@ def as_file(name: str, weights: str | None = None) -> Iterator[tuple[Path, Prepr
         yield path, source.preprocess
 
 
-def export(source: Source, path: Path) -> None:
+def export(source: Named, path: Path) -> None:
     """The batch stays free."""
     inputs = example_inputs_of(source.module)
     size = sum(p.numel() * p.element_size() for p in source.module.parameters())
@@ -69,7 +89,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def built(name: str, weights: str | None = None) -> Source:
+def built(name: str, weights: str | None = None) -> Named:
     """`weights`: a file, or "random"; else those that belong to the name."""
     scheme, _, what = name.partition(":")
     what, _, query = what.partition("?")
@@ -94,16 +114,16 @@ def literal(text: str) -> Any:
         return text
 
 
-def of_timm(what: str, weights: str | None, options: dict[str, Any]) -> Source:
+def of_timm(what: str, weights: str | None, options: dict[str, Any]) -> Named:
     import timm
 
     module = timm.create_model(what, pretrained=weights is None, **options)
     if weights not in (None, RANDOM):
         timm.models.load_checkpoint(module, str(weights), use_ema=False, weights_only=True)
-    return Source(module, "image", Preprocess.of(module.pretrained_cfg))
+    return Named(module, "image", Preprocess.of(module.pretrained_cfg))
 
 
-def of_transformers(what: str, weights: str | None, options: dict[str, Any]) -> Source:
+def of_transformers(what: str, weights: str | None, options: dict[str, Any]) -> Named:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(what, trust_remote_code=False, **options)
@@ -119,7 +139,7 @@ def of_transformers(what: str, weights: str | None, options: dict[str, Any]) -> 
     if module.main_input_name != "pixel_values":
         raise ToastcError(f"hf:{what}: takes {module.main_input_name}; models of images alone are exported, give an ONNX file")
     config.return_dict = True
-    return Source(module, "pixel_values", preprocessing(transformers, what))
+    return Named(module, "pixel_values", preprocessing(transformers, what))
 
 
 def preprocessing(transformers: Any, what: str) -> Preprocess | None:

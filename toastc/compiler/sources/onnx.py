@@ -1,15 +1,19 @@
-"""The whole path for ONNX: merge -> match -> score -> plan -> shrink -> write -> verify."""
+"""ONNX files, and ONNX models in memory, which become files for the while."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 
+from ...calibration import Preprocess
 from ...graphs.onnx import (
     OnnxGraph,
     embed_plan,
@@ -21,110 +25,175 @@ from ...graphs.onnx import (
     staged,
     write_model,
 )
-from ...passes.state import run
+from ...passes.prove import Verification
+from ...passes.prove.files import verify_files
+from ...passes.state import State
+from ...plans.cost import saved_macs
 from ...plans.plan import Plan
-from ...report import Size
-from ...system.errors import NoChange, VerificationFailed
+from ...plans.sites import Site
+from ...report.data import Size
+from ...system.errors import ToastcError
 from ...system.files import check_targets, scratch
 from ...system.progress import Tell
-from ..deploy import compare, deploy
-from ..driver import Request, begun, choose, planned
-from ..forms import as_ir, from_ir
-from ..result import Result
+from ...timing.files import bench_files
+from ..deploy import Deployed, compare, deploy
+from ..options import Options
+from ..request import Request
+from . import blame_file
 
 
-def compile_onnx(model: ir.Model, dense: Path, output: Path | None, request: Request, name: str, tell: Tell) -> Result:
-    """Shrinks `model` in place and writes it to `output`. `dense` is the file it came from, for verification."""
-    start = time.perf_counter()
-    graph = OnnxGraph(model, request.provider)
-    macs, params = graph.totals()
-    external = is_external(model) or None  # the output takes the form of the input
-    reading = time.perf_counter() - start
-    state, request = begun(graph, request, macs, lambda: OnnxGraph(load_model(dense), request.provider), tell)
-    model = state.graph.model  # type: ignore[attr-defined]
-    state, seconds = choose(state, request, macs, tell)
-    plan, seconds = state.plan, {"read": reading} | seconds
-    before = Size(macs, params, file_bytes(model, dense))
-    report = planned(name, request, state, before, seconds, state.sites)
-    if not plan and not request.deploy:
-        raise NoChange(replace(report, after=before))
-    if request.dry_run:
-        report = replace(report, notes=(*report.notes, "dry run: no model was written"))
-        return Result(model, plan, report, state.moments)
-    from ...passes import Shrink
+@dataclass
+class OnnxSource:
+    """`given` is what the caller had: a path, or a model in memory that was written to `file` for the while."""
 
-    state, took = run([Shrink()], state)
-    seconds |= took
-    embed_plan(model, plan, report.after.macs)
-    after_params = OnnxGraph.count_parameters(model)
-    verified: dict[str, Any] | None = None
-    deployed, measured, notes = None, None, state.notes
-    with scratch() as folder:
-        target = output if output is not None else folder / "pruned.onnx"
-        with staged(target) as file:
-            tell("write")
-            clock = time.perf_counter()
-            proven = folder / "proven.onnx" if request.deploy else file
-            write_model(model, proven, external)
-            seconds["write"] = time.perf_counter() - clock
-            if request.verify:
-                from ...passes.prove.files import output_error, verify_files
+    given: Any
+    file: Path
+    name: str
+    output: Path | None
+    provider: str
+    opening = "read"
+    consequence = "; nothing was written"
 
-                tell("verify")
-                clock = time.perf_counter()
-                result = verify_files(dense, proven, request.seed)
-                seconds["verify"] = time.perf_counter() - clock
-                verified = result.to_dict()
-                if not result.ok:
-                    raise VerificationFailed(f"{name}: verification failed: {result.reason}; nothing was written")
-                if state.data is not None:
-                    graphs = (OnnxGraph(load_model(path), request.provider) for path in (dense, proven))
-                    measured = output_error(*graphs, state.data)
-            if request.deploy:
-                clock = time.perf_counter()
-                made = deploy(proven, file, request.deploy, state.data, external, request.seed, tell)
-                if request.verify:
-                    tell("compare")
-                    made = compare(proven, file, made, state.data, request.seed)
-                seconds["deploy"] = time.perf_counter() - clock
-                deployed, notes = made.to_dict(), (*notes, *made.notes)
-            size = sum(part.stat().st_size for part in file.parent.iterdir())
-        if output is None:
-            model = load_model(target)
-            for value in model.graph.initializers.values():
-                if isinstance(value.const_value, ir.ExternalTensor):
-                    value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
-    report = replace(
-        report, after=Size(report.after.macs, after_params, size), seconds=seconds, verified=verified, notes=notes,
-        deployed=deployed, measured=measured,
-    )  # fmt: skip
-    return Result(model, plan, report, state.moments)
+    def files(self) -> list[Path]:
+        return [self.file, *external_files(load_model(self.file))] if isinstance(self.given, str | Path) else []
+
+    def open(self) -> OnnxGraph:
+        return OnnxGraph(load_model(self.file), self.provider)
+
+    def size(self, graph: Any) -> Size:
+        self.external = is_external(graph.model) or None  # the output takes the form of the input
+        macs, params = graph.totals()
+        return Size(macs, params, file_bytes(graph.model, self.file))
+
+    def single_nodes(self, sites: Sequence[Site]) -> Sequence[Site]:
+        return sites
+
+    def unchanged(self) -> Any:
+        if self.output is not None:
+            return None
+        return onnx.load(self.given) if isinstance(self.given, str | Path) else self.given
+
+    def unfinished(self, state: State) -> Any:
+        return None if isinstance(self.given, str | Path) else in_form_of(self.given, state.graph.model)
+
+    @contextlib.contextmanager
+    def written(self, state: State, request: Request, seconds: dict[str, float], tell: Tell) -> Iterator[MadeFile]:
+        """A file beside the output, which takes its place at the end; without one, a model in memory."""
+        model: ir.Model = state.graph.model
+        embed_plan(model, state.plan, state.graph.totals()[0] - saved_macs(state.sites, state.plan))
+        with scratch() as folder:
+            target = self.output if self.output is not None else folder / "pruned.onnx"
+            with staged(target) as file:
+                tell("write")
+                start = time.perf_counter()
+                proven = folder / "proven.onnx" if request.deploy else file
+                write_model(model, proven, self.external)
+                seconds["write"] = time.perf_counter() - start
+                made = MadeFile(self, proven, file, OnnxGraph.count_parameters(model))
+                yield made
+            made.model = self.delivered(target)
+
+    def delivered(self, target: Path) -> Any:
+        """What the caller gets: nothing but the file, where there is to be one and a path was given."""
+        if self.output is not None and isinstance(self.given, str | Path):
+            return None
+        model = load_model(target)
+        for value in model.graph.initializers.values() if self.output is None else ():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
+        return in_form_of(self.given, model)
 
 
-def compile_any(model: Any, output: Path | None, targets: Sequence[Path], request: Request, tell: Tell) -> Result:
-    """A file, or a model in memory, which becomes a file for the while. `targets` are what the caller will write."""
+@dataclass
+class MadeFile:
+    source: OnnxSource
+    proven: Path
+    file: Path
+    params: int
+    model: Any = None
+
+    def prove(self, plan: Plan, seed: int) -> Verification:
+        return verify_files(self.source.file, self.proven, seed)
+
+    def graph(self) -> OnnxGraph:
+        return OnnxGraph(load_model(self.proven), self.source.provider)
+
+    def deploy(self, request: Request, data: Any, tell: Tell) -> Deployed:
+        seed = request.options.seed
+        made = deploy(self.proven, self.file, request.deploy, data, self.source.external, seed, tell)
+        if not request.options.verify:
+            return made
+        tell("compare")
+        return compare(self.proven, self.file, made, data, seed)
+
+    def size(self, macs: int) -> Size:
+        return Size(macs, self.params, sum(part.stat().st_size for part in self.file.parent.iterdir()))
+
+
+@contextlib.contextmanager
+def opened(model: Any, options: Options, tell: Tell) -> Iterator[tuple[OnnxSource, Preprocess | None]]:
+    if options.weights is not None:
+        raise ToastcError("weights: are for a model given by name (timm:..., hf:...)")
+    output = None if options.output is None else Path(options.output)
     if isinstance(model, str | Path):
-        path = Path(model)
         tell("read")
-        loaded = load_model(path)
-        check_targets(targets, external_files(loaded))
-        try:
-            made = compile_onnx(loaded, path, output, request, str(path), tell)
-        except NoChange as same:
-            if output is not None:
-                raise
-            import onnx
-
-            return Result(onnx.load(path), Plan(), same.report)
-        return replace(made, model=None if output is not None or request.dry_run else ir.to_proto(made.model))
-    kind, source = as_ir(model)
+        with blame_file(model):
+            check_targets(options.targets, external_files(load_model(Path(model))))
+            yield OnnxSource(model, Path(model), str(model), output, options.provider), None
+        return
+    source = as_ir(model)
     with scratch() as folder:
-        dense = folder / "dense.onnx"
-        write_model(prepare(source, "model"), dense)
-        try:
-            made = compile_onnx(load_model(dense), dense, output, request, source.graph.name or "model", tell)
-        except NoChange as same:
-            if output is not None:
-                raise
-            return Result(model, Plan(), same.report)
-        return replace(made, model=from_ir(kind, made.model))
+        file = folder / "dense.onnx"
+        write_model(prepare(source, "model"), file)
+        yield OnnxSource(model, file, source.graph.name or "model", output, options.provider), None
+
+
+def read(model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu") -> tuple[OnnxGraph, str]:
+    """The graph as the compiler sees it, and what to call it."""
+    if isinstance(model, str | Path):
+        return OnnxGraph(load_model(Path(model)), provider), str(model)
+    return OnnxGraph(prepare(as_ir(model), "model"), provider), "model"
+
+
+def bench(dense: Any, pruned: Any, *, options: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
+    words = ("provider", "batches", "threads", "seconds", "tell", "memory")
+    return bench_files(Path(dense), Path(pruned), options=options, **{name: more[name] for name in words})
+
+
+def prove(dense: Any, pruned: Any, plan: Plan | None, example_inputs: Sequence[Any] | None) -> Verification:
+    """Two models of any form; the pruned one carries its plan, or it is given."""
+    with scratch() as folder:
+        paths = []
+        for name, model in (("dense", dense), ("pruned", pruned)):
+            if isinstance(model, str | Path):
+                paths.append(Path(model))
+                continue
+            loaded = as_ir(model)
+            if plan is not None and name == "pruned":
+                embed_plan(loaded, plan)
+            paths.append(folder / f"{name}.onnx")
+            write_model(loaded, paths[-1])
+        return verify_files(*paths)
+
+
+def as_ir(model: Any) -> ir.Model:
+    """A fresh copy of an in-memory model."""
+    surgeon = sys.modules.get("onnx_graphsurgeon")
+    if surgeon is not None and isinstance(model, surgeon.Graph):
+        exported: ir.Model = ir.from_proto(surgeon.export_onnx(model))
+        return exported
+    if isinstance(model, onnx.ModelProto):
+        return ir.from_proto(model)
+    if isinstance(model, ir.Model):
+        copy: ir.Model = model.clone()
+        return copy
+    raise ToastcError(f"can not prune a {type(model).__name__}; give a path, an ONNX model, a gs.Graph or a torch module")
+
+
+def in_form_of(given: Any, model: ir.Model) -> Any:
+    """A model of the kind that was given; a path stands for a ModelProto."""
+    if isinstance(given, ir.Model):
+        return model
+    proto = ir.to_proto(model)
+    surgeon = sys.modules.get("onnx_graphsurgeon")
+    return surgeon.import_onnx(proto) if surgeon is not None and isinstance(given, surgeon.Graph) else proto

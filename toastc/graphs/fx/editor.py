@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -24,8 +24,8 @@ aten = torch.ops.aten
 
 
 class FxEditor(FxReader):
-    def __init__(self, gm: fx.GraphModule, bound: Mapping[fx.Node, torch.Tensor] | None = None) -> None:
-        super().__init__(gm, bound)
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
         self.nodes = Nodes(gm)
         self.biases: dict[Op, tuple[Op, int]] = {}  # those that were inserted
 
@@ -186,11 +186,11 @@ class FxEditor(FxReader):
             return self
         self.gm.graph.eliminate_dead_code(has_effect)
         self.gm.recompile()
-        return type(self)(self.gm, self.bound)
+        return type(self)(self.gm)
 
     def reopened(self) -> Self:
         propagate(self.gm, self.as_read)
-        return type(self)(self.gm, self.bound)
+        return type(self)(self.gm)
 
     def finish(self) -> None:
         for node in self.gm.graph.nodes:  # a view asks for strides that a permuted tensor does not have

@@ -15,11 +15,9 @@ from .. import Tensors, Value
 class FxProbe(fx.Interpreter):
     """`probe(feed)`: the model's outputs and the watched tensors, which stay on their device."""
 
-    def __init__(
-        self, gm: fx.GraphModule, bound: Mapping[fx.Node, torch.Tensor], inputs: Sequence[fx.Node], watch: Sequence[Value]
-    ) -> None:
+    def __init__(self, gm: fx.GraphModule, inputs: Sequence[fx.Node], watch: Sequence[Value]) -> None:
         super().__init__(gm)
-        self.bound, self.inputs, self.watch = bound, list(inputs), list(watch)
+        self.inputs, self.watch = list(inputs), list(watch)
         self.nudges: Mapping[Any, np.ndarray] = {}
         self.seen: dict[Any, torch.Tensor] = {}
 
@@ -32,20 +30,18 @@ class FxProbe(fx.Interpreter):
         return made
 
     def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Any, np.ndarray] | None = None) -> Tensors:
-        given = placed(self.module, self.bound, self.inputs, feed)
+        given = placed(self.module, self.inputs, feed)
         self.nudges, self.seen = nudges or {}, {}
-        args = [self.bound.get(n, given.get(n)) for n in self.graph.nodes if n.op == "placeholder"]
+        args = [given.get(n) for n in self.graph.nodes if n.op == "placeholder"]
         with torch.no_grad():
             made = self.run(*args)
         leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor)]
         return leaves, [self.seen[n] for n in self.watch]
 
 
-def placed(
-    gm: torch.nn.Module, bound: Mapping[fx.Node, torch.Tensor], inputs: Sequence[fx.Node], feed: Mapping[str, np.ndarray]
-) -> dict[Any, Any]:
+def placed(gm: torch.nn.Module, inputs: Sequence[fx.Node], feed: Mapping[str, np.ndarray]) -> dict[Any, Any]:
     """The inputs where the weights are, and of their type."""
-    like = next((t for t in (*gm.parameters(), *bound.values()) if t.is_floating_point()), torch.zeros(()))
+    like = next((t for t in gm.parameters() if t.is_floating_point()), torch.zeros(()))
     given = {n: torch.from_numpy(np.ascontiguousarray(feed[str(n.name)])).to(like.device) for n in inputs}
     return {n: t.to(like.dtype) if t.is_floating_point() else t for n, t in given.items()}
 
@@ -61,10 +57,10 @@ class FxSlopes(FxProbe):
 
     def slopes(self, feed: Mapping[str, np.ndarray], seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         self.seen = {}
-        given = placed(self.module, self.bound, self.inputs, feed)
+        given = placed(self.module, self.inputs, feed)
         given = {n: t.requires_grad_() if t.is_floating_point() else t for n, t in given.items()}
         with torch.enable_grad():
-            made = self.run(*[self.bound.get(n, given.get(n)) for n in self.graph.nodes if n.op == "placeholder"])
+            made = self.run(*[given.get(n) for n in self.graph.nodes if n.op == "placeholder"])
             leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor)]
             noise = torch.Generator(leaves[0].device).manual_seed(seed)
             total = torch.zeros((), device=leaves[0].device)

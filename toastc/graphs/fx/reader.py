@@ -33,17 +33,16 @@ from .reopen import reading
 
 
 class FxReader:
-    """Owns `gm`. `bound` gives the tensors of placeholders that stand for parameters (Dynamo's graphs)."""
+    """Owns `gm`."""
 
-    def __init__(self, gm: fx.GraphModule, bound: Mapping[fx.Node, torch.Tensor] | None = None) -> None:
+    def __init__(self, gm: fx.GraphModule) -> None:
         self.gm = gm
-        self.bound = dict(bound or {})
         self.constants: dict[Value, Any] = {}  # tensor, or the node to compute it from
         nodes = list(gm.graph.nodes)
         self.as_read = {node: said for node in nodes if (said := reading(node)) is not None}
         for node in nodes:
             self._note_constant(node)
-        self.inputs = [n for n in nodes if n.op == "placeholder" and n not in self.bound and self.has_shape(n)]
+        self.inputs = [n for n in nodes if n.op == "placeholder" and self.has_shape(n)]
         self.batch = self._batch()
         self.ops = [op for node in nodes if (op := self._op(node)) is not None]
         self.calls = {op: Call.of(op.node) for op in self.ops}  # as they were before any edit
@@ -142,7 +141,7 @@ class FxReader:
         return sum(op.macs for op in self.ops), self.count_parameters()
 
     def count_parameters(self) -> int:
-        tensors = {id(t): t for t in (*self.gm.parameters(), *self.bound.values()) if t.is_floating_point()}
+        tensors = {id(t): t for t in self.gm.parameters() if t.is_floating_point()}
         return sum(t.numel() for t in tensors.values())
 
     # ---- building the view -------------------------------------------------------------------------------
@@ -155,8 +154,6 @@ class FxReader:
             if isinstance(found, torch.Tensor):
                 self.constants[node] = found
                 node.meta.setdefault("val", found)
-        elif node in self.bound:
-            self.constants[node] = self.bound[node]
         elif node.op in ("call_function", "call_method") and (self.has_shape(node) or isinstance(meta(node), tuple | list)):
             name, above = op_name(node), node.all_input_nodes
             computed = above and all(n in self.constants for n in above)

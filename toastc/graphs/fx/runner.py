@@ -18,17 +18,17 @@ from .stages import stages
 
 class FxRunner(FxReader):
     def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> FxProbe:
-        return FxProbe(self.gm, self.bound, self.inputs, watch)
+        return FxProbe(self.gm, self.inputs, watch)
 
     def slopes(self, watch: Sequence[Value]) -> Any:
-        return FxSlopes(self.gm, self.bound, self.inputs, watch).slopes
+        return FxSlopes(self.gm, self.inputs, watch).slopes
 
     def stopwatch(self, block: Block) -> float:
-        like = next((t for t in (*self.gm.parameters(), *self.bound.values()) if t.is_floating_point()), torch.zeros(()))
+        like = next((t for t in self.gm.parameters() if t.is_floating_point()), torch.zeros(()))
         return milliseconds(block_function(block, like), like)
 
     def begin(self, feed: Mapping[str, np.ndarray]) -> Live:
-        return placed(self.gm, self.bound, self.inputs, feed) | dict(self.bound)
+        return placed(self.gm, self.inputs, feed)
 
     def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]:
         return stages(self.gm, cuts)

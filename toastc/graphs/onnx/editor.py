@@ -62,6 +62,15 @@ class OnnxEditor(OnnxReader):
         self.graph.register_initializer(value)
         op.node.replace_input_with(slot, value)
 
+    def blank(self, op: Op, slot: int) -> None:
+        """Zeros for one operand, that take no room in a file."""
+        old: Any = op.inputs[slot]
+        sizes = self.nodes.positions(self.shape(old), "shape")
+        dtype = ir.DataType(self.facts.dtypes[old])
+        zero = ir.tensor(np.zeros(1, dtype.numpy()), dtype=dtype)
+        made = self.nodes.insert("ConstantOfShape", [sizes], op, of=dtype, value=zero)
+        op.node.replace_input_with(slot, made[0])
+
     def insert_bias(self, op: Op) -> tuple[Op, int]:
         if op not in self.biases:
             self.biases[op] = self._new_bias(op)
