@@ -23,7 +23,7 @@ from .match import MatchSites
 from .recover.biases import FoldBiases
 from .recover.consumers import FoldConsumers
 from .recover.refit import RefitConsumers
-from .registry import parse_passes
+from .registry import parse_passes, print_passes, with_matching
 from .score.moments import ScoreMoments
 from .score.share import ShareScores
 from .score.taylor import ScoreTaylor
@@ -115,34 +115,8 @@ def recipe(name: str, data: bool = False, images: bool = False) -> tuple[Pass, .
 
 
 __all__ = [
-    "MEASURE",
-    "RECIPES",
-    "AllocateWidths",
-    "AnalyseLosses",
-    "AssumeWhite",
-    "CollectMoments",
-    "FoldBiases",
-    "FoldConsumers",
-    "MatchSites",
-    "MeasureGains",
-    "Pass",
-    "PlanLosses",
-    "PlanRatios",
-    "PlanSelections",
-    "RefitConsumers",
-    "ScoreMoments",
-    "ScoreTaylor",
-    "ScoreTokens",
-    "ScoreWeights",
-    "SearchWidths",
-    "ShareScores",
-    "Shrink",
-    "State",
-    "TimeBlocks",
-    "merge_tokens",
-    "parse_passes",
-    "plan_tokens",
-    "recipe",
-    "run",
-    "taken",
+    "MEASURE", "RECIPES", "AllocateWidths", "AnalyseLosses", "AssumeWhite", "CollectMoments", "FoldBiases", "FoldConsumers",
+    "MatchSites", "MeasureGains", "Pass", "PlanLosses", "PlanRatios", "PlanSelections", "RefitConsumers", "ScoreMoments",
+    "ScoreTaylor", "ScoreTokens", "ScoreWeights", "SearchWidths", "ShareScores", "Shrink", "State", "TimeBlocks",
+    "merge_tokens", "parse_passes", "plan_tokens", "print_passes", "recipe", "run", "taken", "with_matching",
 ]  # fmt: skip

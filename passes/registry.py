@@ -1,4 +1,4 @@
-"""Passes as text: `score-weights{by=l1},plan-ratios`.
+"""The passes there are, and passes as text, both ways: `score-weights{by=l1},plan-ratios`.
 
 Names are those of the built-in passes and of the entry-point group `toastc.passes`; options are the fields of the
 pass's dataclass. Matching always runs first and need not be spelled.
@@ -62,9 +62,25 @@ def parse_passes(text: str) -> tuple[Pass, ...]:
             raise ToastcError(f'passes: no pass is called "{name}"; there are {", ".join(sorted(known))}')
         made.append(build(known[name], name, options or ""))
         at = found.end()
-    if not made or not isinstance(made[0], MatchSites):
-        made.insert(0, MatchSites())
-    return tuple(made)
+    return with_matching(tuple(made))
+
+
+def with_matching(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    """The others speak of sites: matching runs first."""
+    return passes if passes and isinstance(passes[0], MatchSites) else (MatchSites(), *passes)
+
+
+def print_passes(passes: tuple[Pass, ...]) -> str:
+    """The text that spells these passes: options that are as by default, and plain matching, are left out."""
+    return ",".join(map(spelled, passes[1:] if passes[:1] == (MatchSites(),) else passes))
+
+
+def spelled(step: Any) -> str:
+    own = [(f.name, getattr(step, f.name), f.default) for f in fields(step)]
+    options = ",".join(
+        f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value, usual in own if value != usual
+    )
+    return f"{step.name}{{{options}}}" if options else str(step.name)
 
 
 def build(cls: type, name: str, options: str) -> Any:

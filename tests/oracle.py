@@ -15,13 +15,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from toastc.compiler.driver import Request
-from toastc.compiler.sources.onnx import compile_onnx
+import toastc
 from toastc.graphs.onnx import OnnxGraph, load_model
-from toastc.passes import MatchSites, recipe
 from toastc.passes.match import match
 from toastc.plans.plan import Basis, Choice, Keep, Plan
-from toastc.plans.ratios import parse
 from toastc.plans.sites import Site
 
 TOLERANCE = 1e-4
@@ -71,12 +68,10 @@ def check_onnx(
 ) -> tuple[Path, Any]:
     """Shrink `dense`; returns the pruned file and the report."""
     before = dense.read_bytes()
-    model = load_model(dense)
     if plan is None and ratios is None:
         plan = random_plan(match(OnnxGraph(load_model(dense)))[1], seed, basis=basis)
-    request = Request(None if ratios is None else parse(ratios), plan=plan, passes=(MatchSites(),) if plan else recipe("default"))
     pruned = folder / f"pruned-{basis}-{seed}.onnx"
-    result = compile_onnx(model, dense, pruned, request, dense.name, lambda stage: None)
+    result = toastc.prune(dense, ratios, plan=plan, recipe="magnitude", output=pruned)
     made, report = result.plan, result.report
     assert dense.read_bytes() == before, "the input file was touched"
     assert report.verified is not None
@@ -99,8 +94,9 @@ def check_module(model: Any, args: Sequence[Any], *, basis: bool = False, seed: 
     """The same for a torch module, through torch.export, or for a graph that came of it."""
     from torch.fx import GraphModule
 
-    from toastc.graphs.fx.capture import capture as export
     from toastc.graphs.fx import FxGraph
+    from toastc.graphs.fx.capture import capture as export
+    from toastc.graphs.fx.capture import reread, shared_copy
     from toastc.passes.prove.modules import verify_modules
     from toastc.passes.shrink import shrink
 
@@ -110,7 +106,7 @@ def check_module(model: Any, args: Sequence[Any], *, basis: bool = False, seed: 
     plan = random_plan(sites, seed, basis=basis)
     parameters = sum(p.numel() for p in gm.parameters())
     shrink(graph, ledger, sites, plan)
-    result = verify_modules(dense, gm, plan, args)
+    result = verify_modules(FxGraph(dense), reread(shared_copy(gm), args), plan, args)
     assert result.ok, result.reason
     assert sum(p.numel() for p in gm.parameters()) < parameters
     return result.error

@@ -18,7 +18,7 @@ from zoo_models import FAMILIES
 
 import toastc
 from toastc.graphs.onnx import OnnxGraph
-from toastc.passes.prove.files import rms_apart
+from toastc.passes.prove import rms_apart
 from toastc.testing import assert_equivalent
 
 torch.set_num_threads(1)

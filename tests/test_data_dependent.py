@@ -12,8 +12,8 @@ from torch.fx import GraphModule
 from zoo_exports import quiet
 
 import toastc
-from toastc.graphs.fx.capture import capture as export
 from toastc.graphs.fx import FxGraph
+from toastc.graphs.fx.capture import capture as export
 from toastc.system.errors import CannotShrink, VerificationFailed
 
 HALF = {"attention": 0.5, "ffn": 0.5}

@@ -20,6 +20,7 @@ import toastc
 from toastc import api
 from toastc.calibration import Synthetic
 from toastc.graphs.onnx import OnnxGraph, load_model
+from toastc.graphs.onnx.builder import OnnxBuilder
 from toastc.graphs.onnx.precision import finite
 from toastc.passes import AllocateWidths, AnalyseLosses, CollectMoments, MatchSites, TimeBlocks
 from toastc.passes.deploy.fuse import fuse_attention
@@ -82,10 +83,8 @@ def test_what_is_fused_is_read_again(deit: Path, tmp_path: Path) -> None:
 
 
 def test_a_wrong_fusion_is_found_and_nothing_is_written(deit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = OnnxGraph.attend
-    monkeypatch.setattr(
-        OnnxGraph, "attend", lambda self, qkv, bias, heads, scale, like: right(self, qkv, bias, heads, 2 * scale, like)
-    )
+    right = OnnxBuilder.attend
+    monkeypatch.setattr(OnnxBuilder, "attend", lambda self, qkv, bias, heads, scale: right(self, qkv, bias, heads, 2 * scale))
     with pytest.raises(VerificationFailed, match="nothing was written"):
         toastc.prune(deit, runtime="ort-cpu", output=tmp_path / "o.onnx")
     assert not (tmp_path / "o.onnx").exists()

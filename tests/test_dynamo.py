@@ -16,9 +16,9 @@ from zoo_exports import quiet, unfused
 from zoo_models import FAMILIES, ToyAttention
 
 import toastc
-from toastc.compiler.sources.dynamo import is_weight
 from toastc.graphs.fx import FxGraph
-from toastc.graphs.fx.unpack import encoder_layer, unpacked
+from toastc.graphs.fx.capture import frozen
+from toastc.graphs.fx.unpack import encoder_layer
 from toastc.passes.deploy.fuse import fuse_attention
 
 torch.set_num_threads(1)
@@ -245,10 +245,8 @@ def test_attention_that_is_spelt_out_becomes_one_call(name: str) -> None:
         seen: list[int] = []
 
         def count(gm: torch.fx.GraphModule, inputs: Any) -> Any:
-            right, gm = gm.forward, unpacked(gm)
-            given = [n for n in gm.graph.nodes if n.op == "placeholder"]
-            bound = {n: v for n, v in zip(given, inputs, strict=True) if is_weight(v)}
-            graph, fused = fuse_attention(FxGraph(gm, bound))
+            right, (gm, _) = gm.forward, frozen(gm, inputs)
+            graph, fused = fuse_attention(FxGraph(gm))
             names = [str(n.target) for n in graph.gm.graph.nodes]  # type: ignore[attr-defined]
             assert not [n for n in names if "softmax" in n], fused.left
             seen.append(sum("scaled_dot_product_attention" in n for n in names))

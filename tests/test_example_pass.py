@@ -13,7 +13,7 @@ import models
 import numpy as np
 import pytest
 
-from toastc.compiler.forms import open_graph
+from toastc import open_graph
 from toastc.passes import MatchSites
 from toastc.passes.state import State, run
 
@@ -62,7 +62,7 @@ def test_a_channel_that_says_what_another_says_goes_first(tmp_path: Path, monkey
     for name, axis in (("fc1.weight", 1), ("fc1.bias", 0), ("fc2.weight", 0)):
         array = np.moveaxis(dense[f"blocks.0.mlp.{name}"], axis, 0)
         array[7] = array[40]
-    graph, _ = open_graph(models.save(models.vit(dense=dense), tmp_path / "twins.onnx"), None)
+    graph = open_graph(models.save(models.vit(dense=dense), tmp_path / "twins.onnx"))
     scores = run([MatchSites(), ScoreDuplicates()], State(graph))[0].scores
     assert set(scores) == {f"blocks.{i}.{c}" for i in (0, 1) for c in ("attn.qk", "attn.vo", "mlp.hidden")}
     assert set(np.argsort(scores["blocks.0.mlp.hidden"][0])[:2]) == {7, 40}

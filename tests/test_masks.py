@@ -12,8 +12,8 @@ from small import model_and_inputs, numbers
 from torch import nn
 
 import toastc
-from toastc.graphs.fx.capture import capture as export
 from toastc.graphs.fx import FxGraph
+from toastc.graphs.fx.capture import capture as export
 from toastc.passes.match import match
 from toastc.plans.plan import Basis, Keep, Plan
 from toastc.system.errors import ToastcError

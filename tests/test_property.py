@@ -19,10 +19,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from oracle import random_plan
 
-from toastc.compiler.driver import Request
-from toastc.compiler.sources.onnx import compile_onnx
+import toastc
 from toastc.graphs.onnx import OnnxGraph, load_model
-from toastc.passes import MatchSites
 from toastc.passes.match import match
 from toastc.plans.plan import Basis, Plan
 
@@ -165,7 +163,7 @@ def test_pruned_graph_equals_numpy_on_the_kept_channels(spec: Spec) -> None:
             ("attention", spec.heads, spec.width, spec.width)
         ]
         plan = random_plan(sites, spec.seed)
-        compile_onnx(load_model(dense), dense, small, Request(plan=plan, passes=(MatchSites(),)), "m", lambda stage: None)
+        toastc.prune(dense, plan=plan, output=small)
         x = np.random.default_rng(1).standard_normal((3 if spec.free_batch else 2, spec.tokens, spec.model)).astype(np.float32)
         got = ort.InferenceSession(small).run(None, {"x": x})[0]
     masks = {name: np.zeros((spec.heads, spec.width)) for name in ("qk", "vo")}
@@ -204,7 +202,7 @@ def test_a_basis_does_to_each_side_what_it_says(spec: Spec) -> None:
         site = match(OnnxGraph(load_model(dense)))[1][0]
         qk, vo = basis(), basis()
         plan = Plan({f"{site.name}.qk": qk, f"{site.name}.vo": vo})
-        compile_onnx(load_model(dense), dense, small, Request(plan=plan, passes=(MatchSites(),)), "m", lambda stage: None)
+        toastc.prune(dense, plan=plan, output=small)
         x = rng.standard_normal((2, spec.tokens, spec.model)).astype(np.float32)
         got = ort.InferenceSession(small).run(None, {"x": x})[0]
     expected = rotated(spec, x, w, qk, vo)

@@ -23,8 +23,6 @@ from zoo_exports import quiet
 import toastc
 from toastc.calibration.resume import fingerprint
 from toastc.compiler.deploy import Deployed, compare
-from toastc.compiler.driver import Request
-from toastc.compiler.sources.module import compile_module
 from toastc.graphs import Kind
 from toastc.graphs.fx import FxGraph
 from toastc.graphs.onnx import OnnxGraph, load_model, write_model
@@ -35,7 +33,6 @@ from toastc.passes.prove.padding import copier, pad_back
 from toastc.passes.state import PassFailed, State, run
 from toastc.plans.choices import Keep
 from toastc.plans.plan import Plan
-from toastc.plans.ratios import parse
 from toastc.system.errors import CannotShrink, ToastcError, VerificationFailed
 
 
@@ -142,12 +139,11 @@ class Louder:
 
 def test_a_pass_that_damages_a_module() -> None:
     passes = (MatchSites(), ScoreWeights(), Louder(), PlanRatios())
-    request = Request(parse({"ffn": {"hidden": 0.5}}), passes=passes)
     with (
         quiet(),
         pytest.raises(VerificationFailed, match=r"Ffn: verification failed: outputs differ by"),
     ):
-        compile_module(Ffn().eval(), (X,), request, lambda *told: None)
+        toastc.prune(Ffn().eval(), {"ffn": {"hidden": 0.5}}, passes=passes, example_inputs=(X,))
 
 
 def test_a_plan_with_a_shift_that_the_file_has_not(tmp_path: Path) -> None:
@@ -158,7 +154,7 @@ def test_a_plan_with_a_shift_that_the_file_has_not(tmp_path: Path) -> None:
     shifted = dataclasses.replace(kept, shift=np.ones((1, 32)))
     graph, small = (OnnxGraph(load_model(path)) for path in (dense, tmp_path / "o.onnx"))
     sites = match(graph)[1], match(small)[1]
-    assert pad_back(graph, sites[0], small, sites[1], made.plan) == 2
+    assert pad_back(graph, sites[0], small, sites[1], made.plan).count == 2
     with pytest.raises(VerificationFailed, match=f"{name}: the plan shifts a bias, the pruned model has none"):
         pad_back(graph, sites[0], small, sites[1], Plan({name: shifted}))
 

@@ -12,7 +12,7 @@ from zoo_exports import quiet
 from zoo_models import FAMILIES
 
 from toastc.calibration.data import as_array
-from toastc.compiler.sources.module import read
+from toastc.compiler.sources import open_graph
 from toastc.graphs.onnx import OnnxGraph, load_model, sample_inputs, sizes_for
 
 torch.set_num_threads(1)
@@ -49,5 +49,5 @@ def test_torch_in_stages(name: str) -> None:
     family = FAMILIES[name]
     with quiet():
         args = tuple(family.inputs(False, 2).values())
-        graph = read(family.small().eval(), args)
+        graph = open_graph(family.small().eval(), args)
         check(graph, {node.name: a.numpy() for node, a in zip(graph.inputs, args, strict=True)}, 3)

@@ -17,7 +17,7 @@ import torch
 from models import run_file
 
 import toastc
-from toastc.compiler.sources.module import read
+from toastc.compiler.sources import open_graph
 from toastc.passes import FoldBiases, MatchSites, PlanRatios, ScoreTokens, ScoreWeights, ShareScores, parse_passes
 from toastc.passes.choose.selections import sampled
 from toastc.passes.match import match
@@ -225,7 +225,7 @@ def test_static_scores_are_the_papers_sums(model: Any, file: Path) -> None:
     with torch.no_grad():
         copied(x)
     data = {"image": x.numpy()}
-    for graph in (open_file(file), read(model, (images(2),))):
+    for graph in (open_file(file), open_graph(model, (images(2),))):
         name = next(iter(graph.input_sizes()))
         from toastc.calibration import open_data
 
@@ -265,14 +265,14 @@ def test_samples_are_drawn_once_without_repeats_and_grow() -> None:
 def test_class_tokens_are_found_where_they_are(name: str, options: dict[str, Any], count: int) -> None:
     sizes = {"img_size": SIDE, "patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
     made = timm.create_model(name, **sizes, **options).eval()
-    assert leading_tokens(read(made, (images(2),))) == count
+    assert leading_tokens(open_graph(made, (images(2),))) == count
 
 
 # ---- attention -----------------------------------------------------------------------------------------------
 
 
 def scored(model: Any, *passes: Any) -> State:
-    graph = read(model, (images(2),))
+    graph = open_graph(model, (images(2),))
     return run([MatchSites(), *passes], State(graph, parse({"attention": 0.5, "round_to": 1})))[0]
 
 
@@ -330,7 +330,7 @@ def test_biases_of_removed_values_are_not_lost(model: Any) -> None:
                 block.attn.qkv.bias[rows] = 1 + torch.rand(len(rows))
     ratios = {"attention": {"vo": 0.5}, "round_to": 1}
     keeps = {f"blocks.{i}.attn.vo": Keep(loud(block.attn.qkv.weight)) for i, block in enumerate(model.blocks)}
-    state, _ = run([MatchSites()], State(read(model, (images(2),)), parse(ratios)))
+    state, _ = run([MatchSites()], State(open_graph(model, (images(2),)), parse(ratios)))
     folded = FoldBiases()(State(state.graph, sites=state.sites, plan=Plan(keeps))).plan
     x = images(4, seed=9)
     with torch.no_grad():
@@ -346,7 +346,7 @@ def test_the_first_block_of_the_model_or_of_every_stage_stays_whole() -> None:
     swin = timm.create_model(
         "swin_tiny_patch4_window7_224", img_size=56, depths=(2, 2), embed_dim=16, num_heads=(2, 4), window_size=7
     ).eval()
-    graph = read(swin, (torch.randn(2, 3, 56, 56),))
+    graph = open_graph(swin, (torch.randn(2, 3, 56, 56),))
     whole = {}
     for which in ("first", "stages"):
         state = MatchSites(spare=which)(State(graph))
@@ -376,7 +376,7 @@ def test_schedules_cost_what_was_recounted(name: str) -> None:
 
 
 def test_kept_widths_are_the_papers_floor() -> None:
-    sites = match(read(timm.create_model("deit_tiny_patch16_224").eval()))[1]
+    sites = match(open_graph(timm.create_model("deit_tiny_patch16_224").eval()))[1]
     from toastc.plans.ratios import narrowed
 
     counts = {name: count for name, _, count in narrowed(parse(schedule("deit_tiny_patch16_224", "0.76").ratios()), sites)}

@@ -17,7 +17,7 @@ from zoo_exports import quiet
 from zoo_family import Positional
 
 import toastc
-from toastc.compiler.sources.module import read
+from toastc.compiler.sources import open_graph
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.passes.tokens.layout import leading_tokens
 from toastc.system.errors import ToastcError
@@ -156,7 +156,7 @@ def test_registers_that_join_behind_the_class_token(tmp_path: Path) -> None:
         model = Positional(transformers.Dinov2WithRegistersModel(config), "pixel_values", "last_hidden_state").eval()
         dense = exported(model, image, tmp_path / "dense.onnx")
         made = toastc.prune(model, tokens="h1", example_inputs=(image,)).model(image)
-    for graph in (read(model, (image,)), OnnxGraph(load_model(dense))):
+    for graph in (open_graph(model, (image,)), OnnxGraph(load_model(dense))):
         assert leading_tokens(graph) == 5
     toastc.prune(dense, tokens="h1", output=tmp_path / "small.onnx")
     assert alike(outputs(tmp_path / "small.onnx", image), (made,) if isinstance(made, Tensor) else tuple(made))

@@ -14,14 +14,14 @@ from typing import Any as _Any
 
 __version__ = "0.1.0"
 _HOMES = {  # every public name, and the module it is taken from when somebody asks for it
-    "Plan": "plans.plan", "Result": "compiler.result", "ToastcError": "system.errors", "backend": "compiler.sources.dynamo",
-    "bench": "api", "compact": "training.compactors", "export": "api", "finetune": "training.finetune",
-    "from_pretrained": "training.pretrained", "inspect": "api", "measure": "api", "prune": "api",
-    "save_pretrained": "training.pretrained", "verify": "api",
+    "Plan": "plans.plan", "Result": "compiler.result", "ToastcError": "system.errors",
+    "backend": "compiler.sources.dynamo", "bench": "api", "compact": "training.compactors", "export": "api",
+    "finetune": "training.finetune", "from_pretrained": "training.pretrained", "inspect": "api", "measure": "api",
+    "open_graph": "compiler.sources", "prune": "api", "save_pretrained": "training.pretrained", "verify": "api",
 }  # fmt: skip
 __all__ = [
-    "Plan", "Result", "ToastcError", "backend", "bench", "compact", "export", "finetune", "from_pretrained", "inspect", "measure",
-    "prune", "save_pretrained", "verify",
+    "Plan", "Result", "ToastcError", "backend", "bench", "compact", "export", "finetune", "from_pretrained", "inspect",
+    "measure", "open_graph", "prune", "save_pretrained", "verify",
 ]  # fmt: skip
 
 

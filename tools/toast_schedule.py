@@ -57,10 +57,10 @@ def planned(sites: Any, ratios: dict[str, Any], static: bool) -> Plan:
 
 def counted(name: str) -> Iterator[dict[str, Any]]:
     """Every point of a model: what it costs, dense, chosen at run time, and static."""
-    from toastc.compiler.sources.module import read
+    from toastc.compiler.sources import open_graph
     from toastc.passes.match import match
 
-    graph = read(build(name))
+    graph = open_graph(build(name))
     sites, (macs, params) = match(graph)[1], graph.totals()
     for point, own in schedules()[name].items():
         row: dict[str, Any] = {"model": name, "point": point, "dense": macs / 1e9, "reported dense": own.dense["gmacs"]}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toastc.passes.state import State
+from toastc.passes import State
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,9 @@ class Options:
     quantize: str | None = word(None, "linears in 8 bits, by the calibration data", FILES, choices=QUANTIZED, group=RUNS_IN)
     provider: str = word("cpu", "where the model runs while it is watched (cpu)", FILES, choices=("cpu", "cuda"), group=DATA)
     recipe: str = word("default", "default, magnitude, toast, ... (README, docs)", metavar="NAME")
-    passes: str | None = word(None, 'spell the recipe: "score-weights{by=geometric-median},plan-ratios"', metavar="P,Q")
+    passes: str | tuple[Any, ...] | None = word(
+        None, 'spell the recipe: "score-weights{by=geometric-median},plan-ratios"', metavar="P,Q"
+    )
     output: str | Path | None = word(None, "where to write the smaller model", COMMAND | PYTHON, flag="-o", metavar="OUT.onnx",
                                      parse=Path)  # fmt: skip
     plan_out: str | Path | None = word(None, "also save the plan", FILES, metavar="P.safetensors", parse=Path)

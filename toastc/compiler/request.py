@@ -10,7 +10,7 @@ from typing import Any
 
 from ..calibration import Moments, Preprocess, Synthetic
 from ..graphs.protocols import Reader
-from ..passes import parse_passes, recipe
+from ..passes import parse_passes, print_passes, recipe, with_matching
 from ..passes.state import Pass, tuned
 from ..plans import ratios as ratio_file
 from ..plans.cost import Target
@@ -59,12 +59,14 @@ class Request:
 
     @cached_property
     def spelled(self) -> tuple[Pass, ...] | None:
-        """Passes instead of a recipe's."""
-        return parse_passes(self.options.passes) if self.options.passes else None
+        """Passes instead of a recipe's, as text or as they are."""
+        given = self.options.passes
+        return with_matching(given) if isinstance(given, tuple) else parse_passes(given) if given else None
 
     @property
     def recipe(self) -> str:
-        return self.options.passes or self.options.recipe
+        given = self.options.passes
+        return print_passes(given) if isinstance(given, tuple) else given or self.options.recipe
 
     @property
     def merges(self) -> tuple[Merge, ...]:

@@ -37,6 +37,7 @@ class Reader(Protocol):
     def sizes_from(self, op: Op) -> Collection[Value]: ...  # of which tensors a reshape reads sizes at run time
     def size_at_runtime(self, value: Value, axis: int) -> Dim | None: ...  # an input's axis that is as long
     def position(self, value: Value) -> int: ...  # of the node that makes it
+    def float_types(self) -> set[str]: ...  # of the values at run time: float32, float16, ...
     def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]: ...  # None where free
     def totals(self) -> tuple[int, int]: ...  # MACs of one sample, parameters
 
@@ -118,7 +119,6 @@ class Editor(Reader, Protocol):
 
 @runtime_checkable
 class Quantizer(Protocol):
-    def float_types(self) -> set[str]: ...
     def quantize(self, op: Op, read: tuple[float, int, int], weight: np.ndarray, scales: np.ndarray) -> None: ...  # a linear
 
 

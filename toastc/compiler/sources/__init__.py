@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from ...graphs.onnx import session
+from ...graphs.protocols import Graph
 from ...system.errors import ToastcError
 
 SCHEMES = ("timm:", "hf:")
@@ -35,6 +36,12 @@ ROOMS = (("named", is_named), ("module", is_torch), ("onnx", lambda model: True)
 
 def room_of(model: Any) -> ModuleType:
     return import_module(f".{next(name for name, fits in ROOMS if fits(model))}", __package__)
+
+
+def open_graph(model: Any, example_inputs: Any = None, provider: str = "cpu") -> Graph:
+    """A model of any form as the compiler sees it. One that is given by name gets random weights."""
+    graph: Graph = room_of(model).read(model, example_inputs, provider)[0]
+    return graph
 
 
 @contextlib.contextmanager

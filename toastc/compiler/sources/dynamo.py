@@ -10,8 +10,9 @@ the graph is compiled again. Inference only: asking the output for a gradient is
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,11 +23,16 @@ from torch._dynamo.exc import exceptions_allowed_to_be_fallback
 from ...graphs.fx import FxGraph
 from ...graphs.fx.capture import frozen, is_weight, shared_copy
 from ...passes.deploy.fuse import fuse_attention
+from ...passes.prove import Verification
+from ...passes.prove.modules import verify_modules
+from ...passes.state import State
+from ...plans.plan import Plan
 from ...system.errors import NothingToPrune, ToastcError
+from ...system.progress import Tell
 from ..compile import compile
 from ..options import BACKEND, Options, stated, words
 from ..request import Request
-from .module import ModuleSource
+from .module import MadeModule, ModuleSource
 
 log = logging.getLogger("toastc")
 DEFAULT_RATIOS = {"attention": 0.125, "ffn": 0.125}
@@ -118,6 +124,23 @@ class DynamoSource(ModuleSource):
         graph = FxGraph(shared_copy(self.captured))
         return fuse_attention(graph)[0] if self.fuse else graph
 
+    @contextlib.contextmanager
+    def written(self, state: State, request: Request, seconds: dict[str, float], tell: Tell) -> Iterator[MadeModule]:
+        yield MadeGraph(self, state.graph)
+
+
+@dataclass
+class MadeGraph(MadeModule):
+    """Sizes that hang on numbers are those that Dynamo left in it: on fake tensors they could not be read again."""
+
+    def graph(self) -> FxGraph:
+        return self.edited.reopened()
+
+    def prove(self, plan: Plan, seed: int) -> Verification:
+        """On the example inputs: what else a graph takes is Dynamo's to know."""
+        dense = FxGraph(shared_copy(self.source.captured))
+        return verify_modules(dense, self.graph(), plan, self.source.args, seed, again=False)
+
 
 def shrunken(gm: fx.GraphModule, inputs: Sequence[Any], options: Options) -> tuple[Callee, list[int]]:
     """The smaller graph handed on to what comes next, and which of the inputs it still takes."""
@@ -129,7 +152,7 @@ def shrunken(gm: fx.GraphModule, inputs: Sequence[Any], options: Options) -> tup
         small, cut = result.model, len(result.plan.choices)
         log.info("toastc: %d couplings made narrower", cut)
     except NothingToPrune as nothing:
-        log.warning("toastc: %s; a graph break may have cut a block in two", nothing)
+        log.warning("toastc: no attention or FFN in this graph (%s); a graph break may have cut a block in two", nothing)
         small = source.open().gm
     if options.then == "eager":
         return small.forward, used

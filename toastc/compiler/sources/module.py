@@ -59,7 +59,7 @@ class ModuleSource:
 
     @contextlib.contextmanager
     def written(self, state: State, request: Request, seconds: dict[str, float], tell: Tell) -> Iterator[MadeModule]:
-        made = MadeModule(self, state.graph.gm)
+        made = MadeModule(self, state.graph)
         yield made
         for part in made.model.modules():
             part.training = False  # as it was exported
@@ -69,10 +69,14 @@ class ModuleSource:
 @dataclass
 class MadeModule:
     source: ModuleSource
-    model: fx.GraphModule
+    edited: FxGraph
+
+    @property
+    def model(self) -> fx.GraphModule:
+        return self.edited.gm
 
     def prove(self, plan: Plan, seed: int) -> Verification:
-        return verify_modules(FxGraph(shared_copy(self.source.captured)), self.model, plan, self.source.args, seed)
+        return verify_modules(FxGraph(shared_copy(self.source.captured)), self.graph(), plan, self.source.args, seed)
 
     def graph(self) -> FxGraph:
         return reread(copy.deepcopy(self.model), self.source.args)
@@ -113,4 +117,5 @@ def bench(dense: Any, pruned: Any, *, example_inputs: Sequence[Any] | None = Non
 def prove(dense: Any, pruned: Any, plan: Plan | None, example_inputs: Sequence[Any] | None) -> Verification:
     """A pruned module has its plan as `toastc_plan`, or it is given."""
     gm, args = capture(dense, example_inputs)
-    return verify_modules(FxGraph(gm), pruned, plan if plan is not None else pruned.toastc_plan, args)
+    small = reread(shared_copy(pruned), args)
+    return verify_modules(FxGraph(gm), small, plan if plan is not None else pruned.toastc_plan, args)

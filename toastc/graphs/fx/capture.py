@@ -17,7 +17,7 @@ from .editor import drop_unused
 from .graph import FxGraph
 from .names import owner_of
 from .reopen import Reopening
-from .unpack import copied, is_packed, unpacked, without_empty_parts
+from .unpack import is_packed, unpacked, without_empty_parts
 
 
 def example_inputs_of(model: torch.nn.Module) -> tuple[Any, ...]:
@@ -125,7 +125,9 @@ def is_weight(value: Any) -> bool:
 
 def shared_copy(gm: fx.GraphModule) -> fx.GraphModule:
     """A graph to edit, which shares weights and fake values with this one."""
-    made = fx.GraphModule(gm, copied(gm.graph))
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    made = fx.GraphModule(gm, graph)
     made.graph.set_codegen(gm.graph._codegen)
     made.recompile()
     return made

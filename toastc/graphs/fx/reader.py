@@ -130,6 +130,11 @@ class FxReader:
         parts = made if isinstance(made, tuple | list) else [made]
         return [p.numpy() for p in parts]
 
+    def float_types(self) -> set[str]:
+        """Names of the types that the values at run time have: float32, float16, ..."""
+        types = {meta(v).dtype for op in self.ops for v in op.outputs if v is not None}
+        return {str(t).removeprefix("torch.") for t in types if t.is_floating_point}
+
     def position(self, value: Value) -> int:
         return list(self.gm.graph.nodes).index(value)
 

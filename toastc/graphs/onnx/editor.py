@@ -67,9 +67,8 @@ class OnnxEditor(OnnxReader):
         old: Any = op.inputs[slot]
         sizes = self.nodes.positions(self.shape(old), "shape")
         dtype = ir.DataType(self.facts.dtypes[old])
-        zero = ir.tensor(np.zeros(1, dtype.numpy()), dtype=dtype)
-        made = self.nodes.insert("ConstantOfShape", [sizes], op, of=dtype, value=zero)
-        op.node.replace_input_with(slot, made[0])
+        zero = self.nodes.hold(np.zeros((), np.float32), "zero", dtype)
+        op.node.replace_input_with(slot, self.nodes.insert("Expand", [zero, sizes], op, of=dtype)[0])
 
     def insert_bias(self, op: Op) -> tuple[Op, int]:
         if op not in self.biases:
