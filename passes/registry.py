@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from toastc.system.errors import ToastcError
+from toastc.system.vocabulary import Json
 
 from .analyse.analyse import AnalyseLosses
 from .analyse.collect import CollectMoments
@@ -85,7 +86,7 @@ def spelled(step: Any) -> str:
 
 def build(cls: type, name: str, options: str) -> Any:
     types = {f.name: f.type if isinstance(f.type, str) else getattr(f.type, "__name__", "") for f in fields(cls)}
-    given: dict[str, Any] = {}
+    given: Json = {}
     for part in filter(None, (p.strip() for p in options.split(","))):
         key, equals, value = part.partition("=")
         if not equals or key.strip() not in types:

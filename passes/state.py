@@ -26,6 +26,7 @@ from toastc.plans.ratios import Ratios
 from toastc.plans.sites import Coupling, Reject, Site
 from toastc.system.errors import ToastcError
 from toastc.system.progress import Tell, silent
+from toastc.system.vocabulary import Read
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class State:
     rejects: tuple[Reject, ...] = ()
     taps: Mapping[str, Tap] = field(default_factory=dict)
     moments: Moments | None = None
-    losses: Mapping[str, Any] = field(default_factory=dict)
+    losses: Read = field(default_factory=dict)
     gains: Mapping[str, float] = field(default_factory=dict)
     scores: dict[str, np.ndarray] = field(default_factory=dict)
     widths: Mapping[str, int] = field(default_factory=dict)

@@ -19,8 +19,8 @@ from models import run_file
 import toastc
 from toastc.compiler.sources import open_graph
 from toastc.passes import FoldBiases, MatchSites, PlanRatios, ScoreTokens, ScoreWeights, ShareScores, parse_passes
-from toastc.passes.choose.selections import sampled
 from toastc.passes.match import match
+from toastc.passes.score.sampling import sampled
 from toastc.passes.score.weights import distance_to_median
 from toastc.passes.state import State, run
 from toastc.passes.tokens.layout import leading_tokens

@@ -24,9 +24,9 @@ from toastc.calibration.moments import Moments, opened
 SLOWLY = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what runs in the background without
-from toastc.calibration import data, unfinished
+from toastc.calibration import data, resume
 from toastc.cli import main
-unfinished.EVERY, unfinished.SHARE = 0.0, 1.0
+resume.EVERY, resume.SHARE = 0.0, 1.0
 checked = data.Batches._checked
 data.Batches._checked = lambda self, batches: (time.sleep(0.05) or batch for batch in checked(self, batches))
 sys.exit(main(sys.argv[1:]))

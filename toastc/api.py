@@ -26,11 +26,12 @@ from .report.reading import inspected
 from .system.errors import NothingToPrune, ToastcError
 from .system.files import check_targets, write_beside
 from .system.progress import Tell, silent
+from .system.vocabulary import Inputs, Json, Model
 
 __all__ = ["Result", "bench", "export", "inspect", "kernels", "measure", "prune", "verify"]
 
 
-def prune(model: Any, ratios: Any = None, **words: Any) -> Result:
+def prune(model: Model, ratios: Any = None, **words: Any) -> Result:
     """Make a model smaller: `ratios` (a dict, a number, a path) say how much of every coupling is removed.
 
     `model` is a path to an ONNX file, an onnx ModelProto, an onnx_ir Model, an onnx_graphsurgeon Graph, or a
@@ -81,7 +82,7 @@ def write_by_products(result: Result, options: Options) -> None:
         write_page(result.report.to_dict(), Path(options.report_out))
 
 
-def export(name: str, output: str | Path, weights: str | None = None) -> dict[str, Any]:
+def export(name: str, output: str | Path, weights: str | None = None) -> Json:
     """A model that timm or transformers build, as an ONNX file: `timm:NAME` or `hf:NAME`."""
     check_targets([Path(output), Path(f"{output}.data")], [] if weights is None else [Path(weights)])
     with room_of(name).as_file(name, weights) as (path, _), staged(Path(output)) as file:
@@ -91,29 +92,29 @@ def export(name: str, output: str | Path, weights: str | None = None) -> dict[st
     return {"model": name, "output": str(output), "macs": macs, "params": params}
 
 
-def inspect(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[str, Any]:
+def inspect(model: Model, *, example_inputs: Inputs | None = None) -> Json:
     """What can be shrunk and what not, as the data of `toastc inspect --json`."""
     with blame_file(model):
         return inspected(*room_of(model).read(model, example_inputs))
 
 
-def kernels(model: Any, *, example_inputs: Sequence[Any] | None = None) -> dict[str, Any]:
+def kernels(model: Model, *, example_inputs: Inputs | None = None) -> Json:
     """Which kernel every attention gets on a GPU, as the data of `toastc kernels --json`."""
     with blame_file(model):
         graph, name = room_of(model).read(model, example_inputs)
         return {"model": name, "kernels": list(kernel_rows(graph, match(graph)[1], Plan()))}
 
 
-def verify(dense: str | Path, pruned: str | Path, *, seed: int = 0) -> dict[str, Any]:
+def verify(dense: str | Path, pruned: str | Path, *, seed: int = 0) -> Json:
     """Pad `pruned` back into `dense` and compare: the data of `toastc verify --json`."""
     with blame_file(dense, pruned):
-        found: dict[str, Any] = verify_files(Path(dense), Path(pruned), seed).to_dict()
+        found: Json = verify_files(Path(dense), Path(pruned), seed).to_dict()
     return found
 
 
 def bench(
-    dense: Any,
-    pruned: Any,
+    dense: Model,
+    pruned: Model,
     *,
     provider: str = "cpu",
     batches: Sequence[int] = (1, 8),
@@ -121,16 +122,16 @@ def bench(
     seconds: float = 3.0,
     options: Mapping[str, str] | None = None,
     memory: bool = True,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Inputs | None = None,
     compiled: bool = False,
     tell: Tell = silent,
-) -> dict[str, Any]:
+) -> Json:
     """Time both models in turns: medians, spread, throughput, peak memory, and the gain against what the MACs promise.
 
     Two ONNX files, on ONNX Runtime (`provider` cpu, cuda or tensorrt, with the provider's own `options`); or two torch modules,
     where they are, on `example_inputs`, eagerly or, `compiled`, through inductor.
     """
-    found: dict[str, Any] = room_of(dense).bench(
+    found: Json = room_of(dense).bench(
         dense, pruned, provider=provider, batches=batches, threads=threads, seconds=seconds, options=options, memory=memory,
         example_inputs=example_inputs, compiled=compiled, tell=tell,
     )  # fmt: skip

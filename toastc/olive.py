@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from olive.hardware.accelerator import AcceleratorSpec
 from olive.model import ONNXModelHandler
@@ -22,6 +21,7 @@ from olive.passes.pass_config import BasePassConfig, PassConfigParam
 
 from .api import prune
 from .compiler.options import OLIVE, words
+from .system.vocabulary import Json
 
 
 class ToastcPrune(Pass):  # type: ignore[misc]
@@ -41,10 +41,10 @@ class ToastcPrune(Pass):  # type: ignore[misc]
         return ONNXModelHandler(model_path=target)
 
 
-def package() -> dict[str, Any]:
+def package() -> Json:
     """Olive's package configuration with this pass in it."""
     config = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text())
-    own: dict[str, Any] = {key: ["*"] for key in ("supported_providers", "supported_accelerators", "supported_precisions")}
+    own: Json = {key: ["*"] for key in ("supported_providers", "supported_accelerators", "supported_precisions")}
     config["passes"]["ToastcPrune"] = {"module_path": f"toastc.olive.{ToastcPrune.__name__}", **own}
     return config  # type: ignore[no-any-return]
 

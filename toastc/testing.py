@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from .compiler.sources import room_of
 from .plans.plan import Plan
+from .system.vocabulary import Inputs, Model
 
 
-def assert_equivalent(dense: Any, pruned: Any, plan: Plan | None = None, *, example_inputs: Sequence[Any] | None = None) -> float:
+def assert_equivalent(dense: Model, pruned: Model, plan: Plan | None = None, *, example_inputs: Inputs | None = None) -> float:
     """Pad `pruned` back into `dense` and compare outputs; returns the error, raises AssertionError if it is too large.
 
     Takes what `toastc.prune` takes: paths, ModelProtos, gs.Graphs, or torch modules. An ONNX model carries its plan;

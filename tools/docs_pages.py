@@ -35,9 +35,9 @@ PYTHON = {
     "For tests": ["testing.assert_equivalent"],
     "Training": [
         "finetune.trainable", "finetune.Distillation", "finetune.save", "finetune.load", "finetune.Masks", "compact",
-        "compactors.Controller",
+        "training.compactors.Controller",
     ],
-    "Errors": ["errors.ToastcError", "errors.NothingToPrune", "errors.VerificationFailed"],
+    "Errors": ["ToastcError", "system.errors.NothingToPrune", "system.errors.VerificationFailed"],
 }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def fenced(text: str, language: str) -> list[str]:
 def python_page() -> Iterator[str]:
     yield "# Python\n"
     yield f"`import toastc` costs nothing: names are looked up on first use. There are {', '.join(map(code, toastc.__all__))},"
-    yield "and the modules `toastc.testing`, `toastc.training.finetune` and `toastc.passes`. `toastc.backend` is what"
+    yield "and the modules `toastc.testing` and `toastc.passes`. `toastc.finetune` is a module, too. `toastc.backend` is what"
     yield '`torch.compile(model, backend="toastc")` finds.'
     for title, names in PYTHON.items():
         yield f"\n## {title}\n"

@@ -20,6 +20,7 @@ from toastc.calibration.moments import Moments, Sums
 from toastc.calibration.synthetic import Synthetic
 from toastc.calibration.taps import Tap
 from toastc.system.errors import ToastcError
+from toastc.system.vocabulary import Array
 
 from ..match.taps import taps_of
 from ..state import State
@@ -123,9 +124,9 @@ class Look:
     part: float  # of the tokens
     pieces: int  # inputs at a time
 
-    def at(self, batch: Batch, rng: np.random.Generator) -> Iterator[dict[str, list[Any]]]:
+    def at(self, batch: Batch, rng: np.random.Generator) -> Iterator[dict[str, list[Array]]]:
         count = len(next(iter(batch.values())))
-        rows: dict[str, list[Any]] = {key: [] for key in self.taps}
+        rows: dict[str, list[Array]] = {key: [] for key in self.taps}
         for start in range(0, count, self.pieces):
             _, arrays = self.probe({name: array[start : start + self.pieces] for name, array in batch.items()})
             for (key, tap), array in zip(self.taps.items(), arrays, strict=True):
@@ -134,7 +135,7 @@ class Look:
                 yield rows
 
 
-def note_together(moments: Moments, rows: dict[str, list[Any]]) -> None:
+def note_together(moments: Moments, rows: dict[str, list[Array]]) -> None:
     """One sum for several pieces, which are dropped: adding wide sums costs as much as making them."""
     for key, pieces in rows.items():
         with np.errstate(over="ignore", invalid="ignore"):  # which is said below

@@ -15,6 +15,7 @@ import numpy as np
 from toastc.calibration.data import as_array, fixed_batch
 from toastc.calibration.taps import Tap
 from toastc.system.errors import ToastcError
+from toastc.system.vocabulary import Array
 
 from ..state import State
 from .simulate import residual
@@ -100,5 +101,5 @@ def first(data: Any, count: int) -> list[dict[str, np.ndarray]]:
     return found
 
 
-def size(array: Any) -> float:
+def size(array: Array) -> float:
     return float(np.square(as_array(array).astype(np.float64)).sum())

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
 
 from toastc.calibration.taps import Tap
 from toastc.plans.plan import Basis, Choice, Select
+from toastc.system.vocabulary import Array
 
 
-def survivors(rows: Any, choice: Choice, groups: Sequence[int]) -> Any:
+def survivors(rows: Array, choice: Choice, groups: Sequence[int]) -> Array:
     """[samples, groups, width] -> [samples, kept channels]: what the pruned model computes of them."""
     xp = array_namespace(rows)
     where = device(rows)
@@ -25,7 +25,7 @@ def survivors(rows: Any, choice: Choice, groups: Sequence[int]) -> Any:
     return xp.take(xp.reshape(rows, (rows.shape[0], -1)), xp.asarray(flat.ravel(), device=where), axis=1)
 
 
-def remade(rows: Any, choice: Choice, groups: Sequence[int] | None = None) -> Any:
+def remade(rows: Array, choice: Choice, groups: Sequence[int] | None = None) -> Array:
     """[samples, groups, width] as the consumer of a pruned model would see them. `groups`: those that stay."""
     xp = array_namespace(rows)
     where, count = device(rows), rows.shape[1]
@@ -48,7 +48,7 @@ def remade(rows: Any, choice: Choice, groups: Sequence[int] | None = None) -> An
     return made if choice.shift is None else made + xp.asarray(choice.shift, dtype=rows.dtype, device=where)
 
 
-def residual(tap: Tap, array: Any, choice: Choice, groups: Sequence[int] | None = None) -> Any:
+def residual(tap: Tap, array: Array, choice: Choice, groups: Sequence[int] | None = None) -> Array:
     """What the choice would make of these channels, less what they are, in a tensor like `array`."""
     rows = tap.rows(array)
     if tap.copies == 1:

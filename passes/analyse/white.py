@@ -13,8 +13,8 @@ import numpy as np
 from toastc.calibration.moments import Moments, Sums
 from toastc.plans.sites import Coupling
 
-from ..score.weights import Weights
 from ..state import State
+from .members import Weights
 
 
 @dataclass(frozen=True)

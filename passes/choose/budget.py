@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from toastc.graphs.protocols import Graph
 from toastc.plans.cost import Target
 from toastc.plans.merges import UNREAD, Merge
 from toastc.system.errors import ToastcError
+from toastc.system.vocabulary import Array
 
 from ..analyse.gains import few, size
 from ..state import State
@@ -115,7 +115,7 @@ class Trial:
 
     def error(self, graph: Graph) -> float:
         made = self.outputs(graph)
-        columns: list[Any] = [list(zip(*runs, strict=True)) for runs in (self.dense, made)]
+        columns: list[Array] = [list(zip(*runs, strict=True)) for runs in (self.dense, made)]
         return sum(
             sum(size(a - b) for a, b in zip(dense, own, strict=True)) / (sum(map(size, dense)) + 1e-30)
             for dense, own in zip(*columns, strict=True)

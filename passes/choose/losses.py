@@ -12,7 +12,8 @@ import numpy as np
 from toastc.plans.plan import Choice, Keep, Plan
 from toastc.system.errors import ToastcError
 
-from ..score.weights import ScoreWeights, Weights
+from ..analyse.members import Weights
+from ..score.weights import ScoreWeights
 from ..state import State
 from .ratios import best
 

@@ -19,6 +19,7 @@ from toastc.calibration.synthetic import Synthetic
 from toastc.graphs import Kind, Op, Role, Value
 from toastc.graphs.protocols import Graph, Quantizer, Reader, bias_of
 from toastc.system.errors import CannotShrink, NothingToPrune
+from toastc.system.vocabulary import Array
 
 from ..analyse.gains import first, size
 from ..state import State
@@ -88,7 +89,7 @@ class Quantize:
             raise NothingToPrune("no linear was found that could be quantised")
         if state.data is None:
             state = replace(state, data=Synthetic(graph.input_sizes(), self.images, state.seed))
-        values: list[Any] = list(dict.fromkeys(op.inputs[0] for op in linears))
+        values: list[Array] = list(dict.fromkeys(op.inputs[0] for op in linears))
         rows = self.sampled(state, values)
         made: list[Quantized] = []
         for value in values:
@@ -96,7 +97,7 @@ class Quantize:
         notes = self.sensitive(state, made, total)
         return replace(state, graph=graph, notes=(*state.notes, *notes))
 
-    def sampled(self, state: State, values: list[Any]) -> dict[Any, np.ndarray]:
+    def sampled(self, state: State, values: list[Array]) -> dict[Any, np.ndarray]:
         """So many rows of each tensor, at random."""
         probe, rng = state.graph.probe(values), np.random.default_rng(state.seed)
         parts: dict[Any, list[np.ndarray]] = {v: [] for v in values}
@@ -127,8 +128,8 @@ class Quantize:
         images = int(np.clip(SPENT / (len(made) * total), 1, 8))
         images = fixed_batch(graph.input_sizes()) or images
         batches = [{k: a[:images] for k, a in batch.items()} for batch in first(state.data, 1)[:1]]
-        reads: list[Any] = list(dict.fromkeys(one.op.inputs[0] for one in made))
-        outs: list[Any] = [one.op.outputs[0] for one in made]
+        reads: list[Array] = list(dict.fromkeys(one.op.inputs[0] for one in made))
+        outs: list[Array] = [one.op.outputs[0] for one in made]
         probe = graph.probe(reads, nudge=outs)
         for batch in batches:
             clean, watched = probe(batch)
@@ -173,7 +174,7 @@ def loudness(graph: Reader, value: Value, ops: list[Op], rows: np.ndarray, weigh
     return np.asarray(smooth / np.exp(np.log(smooth).mean()), np.float32)
 
 
-def best_grid(rows: np.ndarray, weigh: Any, symmetric: bool) -> Grid:
+def best_grid(rows: np.ndarray, weigh: Array, symmetric: bool) -> Grid:
     low, high = float(rows.min()), float(rows.max())
     best, least = None, np.inf
     for shrink in SHRINKS:

@@ -15,6 +15,7 @@ from toastc.graphs.fx.names import hint
 from toastc.graphs.protocols import Graph
 from toastc.plans.plan import Plan
 from toastc.system.errors import VerificationFailed
+from toastc.system.vocabulary import Array, Inputs
 
 from ..match import match
 from ..shrink.selections import hold_selections
@@ -23,9 +24,7 @@ from . import DEFAULT_TOLERANCE, TOLERANCE, Verification, difference
 from .padding import pad_back
 
 
-def verify_modules(
-    dense: FxGraph, pruned: FxGraph, plan: Plan, args: Sequence[Any], seed: int = 0, again: bool = True
-) -> Verification:
+def verify_modules(dense: FxGraph, pruned: FxGraph, plan: Plan, args: Inputs, seed: int = 0, again: bool = True) -> Verification:
     """Pads into `dense`, which is changed by it, and runs both, on `args` and, `again`, on random inputs of the same kind."""
     tolerance = max((TOLERANCE.get(name, DEFAULT_TOLERANCE) for name in dense.float_types()), default=DEFAULT_TOLERANCE)
     graph: Graph = dense
@@ -55,7 +54,7 @@ def verify_modules(
 
 
 @torch.no_grad()
-def change(pruned: FxGraph, cut: Sequence[tuple[Op, int]], given: Sequence[Any], outputs: Sequence[torch.Tensor]) -> float:
+def change(pruned: FxGraph, cut: Sequence[tuple[Op, int]], given: Inputs, outputs: Sequence[torch.Tensor]) -> float:
     """How far the outputs are from those of the pruned graph without its cut weights: what the proof can see of them."""
     blank = {op.inputs[slot] for op, slot in cut}
     if not blank:
@@ -78,7 +77,7 @@ class Without(fx.Interpreter):
 
 @torch.no_grad()
 def both(
-    dense: fx.GraphModule, pruned: fx.GraphModule, given: Sequence[Any], chosen: Sequence[str]
+    dense: fx.GraphModule, pruned: fx.GraphModule, given: Inputs, chosen: Sequence[str]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The outputs of both. What was `chosen` at run time is handed on to the dense graph, so that both choose the same."""
     if not chosen:
@@ -103,18 +102,18 @@ class Watching(fx.Interpreter):
         return super().run(*args, **options)
 
 
-def leaves(value: Any) -> list[Any]:
+def leaves(value: Array) -> list[Array]:
     return list(torch.utils._pytree.tree_leaves(value))
 
 
-def fresh(value: Any, generator: torch.Generator) -> Any:
+def fresh(value: Array, generator: torch.Generator) -> Any:
     """Random numbers of the same kind; token ids and masks stay as they are."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return value
     return torch.randn(value.shape, generator=generator).to(value)
 
 
-def tensors(value: Any) -> list[torch.Tensor]:
+def tensors(value: Array) -> list[torch.Tensor]:
     leaves = torch.utils._pytree.tree_leaves(value)
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 

@@ -243,5 +243,5 @@ def single(member: Member, graph: Reader) -> Member | None:
     """Of a lone head nothing carries labels any more: its constant is the same operand of the node of the same name."""
     operand: Any = member.operand
     op, slot = operand
-    twin = next((o for o in graph.ops if o.name == op.name and o.type == op.type), None)
+    twin = next((o for o in graph.ops if o.name == op.name and o.kind is op.kind), None)
     return None if twin is None else replace(member, index=np.zeros((1, 1), np.int64), operand=(twin, slot))

@@ -24,6 +24,7 @@ from toastc.calibration.taps import Tap
 from toastc.graphs import Kind, Live, Op, Value
 from toastc.graphs.protocols import Reader
 from toastc.plans.plan import Basis, Choice, Keep, Plan
+from toastc.system.vocabulary import Array
 
 from ..analyse.gains import first
 from ..analyse.losses import columns, fitted, shrunken
@@ -123,12 +124,12 @@ def stream_behind(graph: Reader, op: Op) -> Value | None:
             return op.outputs[0]
 
 
-def flat(array: Any) -> np.ndarray:
+def flat(array: Array) -> np.ndarray:
     rows = as_array(array)
     return rows.reshape(-1, rows.shape[-1])
 
 
-def like(array: np.ndarray, tensor: Any) -> Any:
+def like(array: np.ndarray, tensor: Array) -> Any:
     """The numbers as the other tensor has them: numpy or torch, its type, its device."""
     return array.astype(tensor.dtype, copy=False) if isinstance(tensor, np.ndarray) else tensor.new_tensor(array)
 

@@ -22,8 +22,9 @@ from toastc.plans.sites import Coupling, Site
 from toastc.system.errors import ToastcError
 
 from ..analyse.losses import columns, of_products
+from ..analyse.members import Weights
 from ..state import State
-from .weights import ScoreWeights, Weights
+from .weights import ScoreWeights
 
 MEASURES: dict[str, Callable[[Sums], np.ndarray]] = {
     "energy": lambda sums: sums.squares / sums.count,

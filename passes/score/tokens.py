@@ -26,12 +26,13 @@ from toastc.graphs.protocols import Reader
 from toastc.plans.ratios import narrowed
 from toastc.plans.sites import Coupling
 from toastc.system.errors import ToastcError
+from toastc.system.vocabulary import Array
 
 from ..analyse.collect import WATCHED
-from ..choose.selections import balanced, check_sample, guided_by, sampled, tokens_of
 from ..shrink.selections import readers
 from ..state import State
 from ..tokens.layout import leading_tokens
+from .sampling import balanced, check_sample, guided_by, sampled, tokens_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +132,7 @@ def read_by(guide: Guide | None) -> list[Value]:
     return [guide.op.inputs[guide.slot]] if guide.slot >= 0 else list(guide.op.inputs[:2])
 
 
-def attention_of(guide: Guide, watched: Mapping[Value, Any]) -> Any:
+def attention_of(guide: Guide, watched: Mapping[Value, Any]) -> Array:
     """[images, tokens], the mean over heads."""
     values = [watched[v] for v in read_by(guide)]
     xp = array_namespace(values[0])
@@ -145,7 +146,7 @@ def attention_of(guide: Guide, watched: Mapping[Value, Any]) -> Any:
     return xp.mean((weights / xp.sum(weights, axis=-1, keepdims=True))[:, :, 0], axis=1)
 
 
-def by_head(xp: Any, array: Any, layout: str, heads: int) -> Any:
+def by_head(xp: Any, array: Array, layout: str, heads: int) -> Array:
     """[images, heads, tokens, width]"""
     if layout == "bn(hd)":
         array = xp.reshape(array, (*array.shape[:2], heads, -1))

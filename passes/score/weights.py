@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -25,6 +25,7 @@ from toastc.plans.ratios import narrowed
 from toastc.plans.sites import Coupling, Member, Site
 from toastc.system.errors import ToastcError
 
+from ..analyse.members import Weights
 from ..state import State
 
 WAYS = ("l1", "l2", "geometric-median", "random")
@@ -96,38 +97,6 @@ class ScoreWeights:
             joined = np.concatenate([weights.vectors(m) for m in members], axis=2)
             scores = np.stack([distance_to_median(group, self.median) for group in joined])
         return np.where(product == 0, DEAD, scores)
-
-
-class Weights:
-    """The weights of one site, member by member. A fused one is read once for q, k and v."""
-
-    def __init__(self, graph: Reader) -> None:
-        self.graph = graph
-        self.known: dict[Hashable, np.ndarray] = {}
-
-    def flattened(self, member: Member) -> np.ndarray:
-        """[positions, rest]: the weight with the member's axes in front."""
-        op, slot = member.operand
-        array = self.graph.constant(op.inputs[slot])
-        front = np.moveaxis(array, member.axes, range(len(member.axes)))
-        return front.reshape(int(np.prod(front.shape[: len(member.axes)])), -1)
-
-    def sizes(self, member: Member, power: int) -> np.ndarray:
-        """[groups, width]: the sum of |w| or of w^2 over the member's slice for each channel."""
-        key = member.operand, member.axes
-        if key not in self.known:
-            rows = self.flattened(member)
-            if rows.dtype.kind != "f" or rows.dtype.itemsize < 4:
-                rows = rows.astype(np.float32)
-            if power == 1:
-                self.known[key] = np.abs(rows).sum(axis=1, dtype=np.float64)
-            else:
-                self.known[key] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-        return np.asarray(self.known[key][member.index])
-
-    def vectors(self, member: Member) -> np.ndarray:
-        """[groups, width, rest]: the member's slice for each channel."""
-        return np.asarray(self.flattened(member)[member.index]).astype(np.float32, copy=False)
 
 
 def distance_to_median(rows: np.ndarray, how: str, steps: int = 50, tolerance: float = 1e-6) -> np.ndarray:

@@ -10,12 +10,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from ..system.errors import ToastcError
+from ..system.files import write_beside
+from ..system.vocabulary import Array, Json, Read
 from .workers import Workers
 
 FORMAT = 3
@@ -33,7 +34,7 @@ class Sums:
     energy2: float = 0.0
 
     @staticmethod
-    def of(rows: Any, together: bool) -> Sums:
+    def of(rows: Array, together: bool) -> Sums:
         """`rows` [samples, groups, width], of numpy or torch. The products run where the rows live."""
         xp = array_namespace(rows)
         samples, groups, width = rows.shape
@@ -88,7 +89,7 @@ class Sums:
         return Sums(count, arrays["total"], arrays["outer"], arrays["absolute"], energy, energy2)
 
 
-def to_float64(array: Any) -> np.ndarray:
+def to_float64(array: Array) -> np.ndarray:
     return np.asarray(array.detach().cpu().numpy() if hasattr(array, "detach") else array, np.float64)
 
 
@@ -132,11 +133,9 @@ class Moments:
         sums = {k: Sums.from_arrays({n: workers.add(a) for n, a in own.arrays().items()}) for k, own in self.sums.items()}
         return Moments(sums, images, self.source, self.gains)
 
-    def save(self, path: Path, more: Mapping[str, Any] | None = None) -> None:
+    def save(self, path: Path, more: Read | None = None) -> None:
         """What is said beside the numbers is one JSON text: several would stand in another order every time."""
         from safetensors.numpy import save_file
-
-        from ..system.files import write_beside
 
         tensors = {f"{k}/{n}": np.ascontiguousarray(a) for k, sums in self.sums.items() for n, a in sums.arrays().items()}
         with write_beside(path) as temporary:
@@ -148,7 +147,7 @@ class Moments:
         return opened(path)[0]
 
 
-def opened(path: Path) -> tuple[Moments, dict[str, Any]]:
+def opened(path: Path) -> tuple[Moments, Json]:
     """The moments of a file, and what it says beside its numbers."""
     from safetensors import SafetensorError, safe_open
 

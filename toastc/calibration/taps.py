@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
+
+from ..system.vocabulary import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class Tap:
     def copies(self) -> int:
         return int(self.index.shape[2])
 
-    def rows(self, array: Any, part: float = 1.0, rng: np.random.Generator | None = None) -> Any:
+    def rows(self, array: Array, part: float = 1.0, rng: np.random.Generator | None = None) -> Array:
         """[samples, groups, width * copies], keys less their mean; of a random part of the tokens, if that is wanted."""
         xp = array_namespace(array)
         others = [i for i in range(array.ndim) if i not in self.axes]
@@ -49,7 +50,7 @@ class Tap:
             flat = xp.take(flat, xp.asarray(where, device=device(flat)), axis=1)
         return xp.reshape(flat, (-1, len(self.index), self.index.shape[1] * self.copies))
 
-    def put(self, rows: Any, like: Any) -> Any:
+    def put(self, rows: Array, like: Array) -> Array:
         """The inverse of `rows`, in a tensor of zeros shaped like `like`."""
         xp = array_namespace(rows)
         others = [i for i in range(like.ndim) if i not in self.axes]
@@ -61,7 +62,7 @@ class Tap:
         return xp.permute_dims(xp.reshape(flat, shape), tuple(int(i) for i in np.argsort(order)))
 
 
-def widened(array: Any) -> Any:
+def widened(array: Array) -> Array:
     """In float32 at least: squares of half floats overflow."""
     xp = array_namespace(array)
     return array if array.dtype in (xp.float32, xp.float64) else xp.astype(array, xp.float32)

@@ -22,10 +22,11 @@ from ..report.reading import as_written, read_from, read_json, read_report
 from ..system.errors import ToastcError
 from ..system.files import check_targets
 from ..system.progress import progress
+from ..system.vocabulary import Json
 from .terminal import print_bench, print_kernels, print_report, print_sites
 
 
-def show(data: dict[str, Any], as_json: bool, quiet: bool, table: Callable[[Any], None]) -> None:
+def show(data: Json, as_json: bool, quiet: bool, table: Callable[[Any], None]) -> None:
     if as_json:
         print(json.dumps(finite(data), indent=1, allow_nan=False))
     elif not quiet:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..compiler.options import COMMAND, DATA, RUNS_IN, Word, counted, number, whole, words
+from ..system.vocabulary import Json
 
 PRUNE_HELP = """Make a Vision Transformer smaller without retraining.
 
@@ -81,7 +82,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_words(parser: argparse.ArgumentParser, names: Sequence[str] = ()) -> None:
     """Those of the compiler's options that the command knows, or these of them; each in its group."""
-    rooms: dict[str, Any] = {"": parser}
+    rooms: Json = {"": parser}
     exclusive = parser.add_mutually_exclusive_group()
     for name, default, word in words(COMMAND):
         if names and name not in names:
@@ -100,7 +101,7 @@ def add_word(room: Any, name: str, default: Any, word: Word) -> None:
     if word.type is bool:
         room.add_argument(*flags, dest=name, action="store_false" if default else "store_true", help=word.help)
     else:
-        more: dict[str, Any] = {"choices": word.choices} if word.choices else {"metavar": word.metavar}
+        more: Json = {"choices": word.choices} if word.choices else {"metavar": word.metavar}
         room.add_argument(*flags, dest=name, default=default, type=word.parse or word.type, help=word.help, **more)
 
 

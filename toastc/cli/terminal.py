@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from ..report.data import Report
-
-
-def human(number: float | None, unit: str = "") -> str:
-    if number is None:
-        return "?"
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.2f} {letter}{unit}"
-    return f"{number:.0f} {unit}".rstrip()
-
-
-def change(before: float, after: float | None) -> str:
-    return f"{100 * (after - before) / before:+.1f} %" if before and after is not None else ""
+from ..report.words import change, human
+from ..system.vocabulary import Read
 
 
 def print_report(report: Report, console: Console) -> None:
     table = Table(title=f"{report.model}, recipe {report.recipe}", title_justify="left")
-    for heading in ("site", "heads", "qk", "vo", "hidden"):
-        table.add_column(heading, justify="left" if heading == "site" else "right")
+    table.add_column("site", overflow="fold")  # a long name takes several lines, and no figure is cut
+    for heading in ("heads", "qk", "vo", "hidden"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for site, cells in by_site(report).items():
         table.add_row(site, *[cells.get(name, "") for name in ("heads", "qk", "vo", "hidden")])
     console.print(table)
@@ -57,7 +46,7 @@ def print_report(report: Report, console: Console) -> None:
     console.print("seconds: " + ", ".join(f"{k} {s:.2f}" for k, s in report.seconds.items()), highlight=False)
 
 
-def print_kernels(rows: Sequence[Mapping[str, Any]], console: Console, every: bool = False) -> None:
+def print_kernels(rows: Sequence[Read], console: Console, every: bool = False) -> None:
     """Of half floats: how many attentions get which kernel, and what would help those that lost theirs, or `every` one."""
     for setting in dict.fromkeys(r["setting"] for r in rows if r["setting"].endswith("fp16")):
         own = [r for r in rows if r["setting"] == setting]
@@ -78,9 +67,9 @@ def by_site(report: Report) -> dict[str, dict[str, str]]:
     return sites
 
 
-def print_sites(data: Mapping[str, Any], console: Console) -> None:
+def print_sites(data: Read, console: Console) -> None:
     table = Table(title=str(data["model"]), title_justify="left")
-    table.add_column("site", no_wrap=True)
+    table.add_column("site", overflow="fold")  # a long name takes several lines, and no figure is cut
     for heading in ("heads", "qk", "vo", "hidden", "MACs", "params"):
         table.add_column(heading, justify="right", no_wrap=True)
     stuck = {r["node"] for r in data["rejects"]}
@@ -96,7 +85,7 @@ def print_sites(data: Mapping[str, Any], console: Console) -> None:
     console.print(f"model: {human(data['macs'])} MACs, {human(data['params'])} params; (n) can not be cut", highlight=False)
 
 
-def print_bench(data: Mapping[str, Any], console: Console) -> None:
+def print_bench(data: Read, console: Console) -> None:
     table = Table()
     for heading in ("", "dense ms", "pruned ms", "speed-up", "inputs/s", "peak MB"):
         table.add_column(heading, justify="right", no_wrap=True)

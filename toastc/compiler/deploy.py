@@ -32,6 +32,7 @@ from ..plans.targets import Deploy
 from ..system.errors import ToastcError, VerificationFailed
 from ..system.files import scratch
 from ..system.progress import Tell
+from ..system.vocabulary import Model
 
 REWRITES = {"ort": fuse_for_runtime}  # what a runtime's row may name
 ALIKE = 1e-4  # of the outputs' scale: what fused nodes may differ by
@@ -96,7 +97,7 @@ def compare(proven: Path, made: Path, what: Deployed, data: Any, seed: int) -> D
     return replace(what, error=error, worst=worst, inputs=inputs, of=of)
 
 
-def inputs_for(model: Any, data: Any, seed: int) -> tuple[list[Mapping[str, np.ndarray]], str]:
+def inputs_for(model: Model, data: Any, seed: int) -> tuple[list[Mapping[str, np.ndarray]], str]:
     """Calibration inputs, or random ones of two sizes."""
     if data is None:
         sizes = [sizes_for(model, large) for large in sorted({False, bool(sizes_for(model))})]

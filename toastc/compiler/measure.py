@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,21 @@ from ..passes.state import State, run
 from ..system.errors import NothingToPrune, ToastcError
 from ..system.files import check_targets
 from ..system.progress import Tell, silent
+from ..system.vocabulary import Inputs, Model
 from .options import stated
 from .sources import room_of
 from .sources.protocol import Source
 
 
 def measure(
-    model: Any,
+    model: Model,
     data: Any,
     *,
     images: int | None = None,
     preprocess: Preprocess | None = None,
     weights: str | None = None,
     provider: str = "cpu",
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Inputs | None = None,
     seed: int = 0,
     output: str | Path | None = None,
     tell: Tell = silent,

@@ -7,7 +7,7 @@ are all made from `Options`. A new option is one field here; a pass that wants i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Flag, auto
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..plans.targets import DTYPES, QUANTIZED, RUNTIMES
 from ..system.progress import Tell, silent
+from ..system.vocabulary import Inputs, Read
 
 if TYPE_CHECKING:
     from ..calibration import Moments, Preprocess
@@ -108,7 +109,7 @@ class Options:
     moments_out: str | Path | None = word(None, "also save what was measured", FILES, metavar="M.safetensors", parse=Path,
                                           group=DATA)  # fmt: skip
     ratios_out: str | Path | None = word(None, "also save the ratios that were chosen", FILES, metavar="R.json", parse=Path)
-    example_inputs: Sequence[Any] | None = word(None, "what a module is captured and proven with", PYTHON)
+    example_inputs: Inputs | None = word(None, "what a module is captured and proven with", PYTHON)
     seed: int = word(0, "of whatever is drawn at random (0)", type=int, parse=whole)
     verify: bool = word(True, "skip the proof", type=bool, flag="no-verify")
     dry_run: bool = word(False, "plan and report, write no model", COMMAND | PYTHON, type=bool)
@@ -147,6 +148,6 @@ def signature(door: Door, *first: str) -> inspect.Signature:
     return inspect.Signature(given, return_annotation="Result")
 
 
-def stated(given: Mapping[str, Any]) -> Options:
+def stated(given: Read) -> Options:
     """The options with these words said, all others left out."""
     return Options(**given)

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import Enum, Flag, auto
-from typing import Any
+
+from ..system.vocabulary import Operand
 
 Value = Hashable  # the framework's own handle of a tensor
-Tensors = tuple[list[Any], list[Any]]  # outputs, and what was watched
-Live = dict[Any, Any]  # the tensors alive between two ops, by their value
+Tensors = tuple[list[Operand], list[Operand]]  # outputs, and what was watched
+Live = dict[Operand, Operand]  # the tensors alive between two ops, by their value
 Stage = Callable[[Live], Live]  # a stretch of the graph: what is alive behind it, from what is alive before it
 
 
@@ -60,7 +61,7 @@ class AttentionSpec:
     heads: int
     kv_heads: int
     layouts: tuple[str, str, str, str]  # of q, k, v and the output
-    scale: Any  # a number; under torch.compile perhaps the node of one that is only known at run time
+    scale: Operand  # a number; under torch.compile perhaps the node of one that is only known at run time
     masks: tuple[int, ...] = ()
     bias: int = -1
     more: str = ""  # what it does besides a scale and a mask that is added
@@ -82,7 +83,7 @@ class Op:
     path: str  # module path if the graph tells, else ""
     inputs: list[Value | None]
     outputs: list[Value | None]
-    node: Any
+    node: Operand
     role: Role = Role.NONE
     factor: float | None = None  # multiplies by this number, which is no operand; an ELEMENTWISE does nothing else
     effect: str = "nonlinear"  # ELEMENTWISE: "linear", "affine" or "nonlinear"

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from ..system.vocabulary import Operand
 from . import Kind, Role
 
 
@@ -27,6 +27,6 @@ class Operator:
     sizes: bool = False  # SHAPE: it is given sizes, which may be read from tensors at run time
 
 
-def rows(kind: Kind, names: str, **of_all: Any) -> dict[str, Operator]:
+def rows(kind: Kind, names: str, **of_all: Operand) -> dict[str, Operator]:
     """Operators that are alike in all but their name."""
     return {name: Operator(kind, **of_all) for name in names.split()}

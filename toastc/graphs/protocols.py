@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from ..plans.latency import Block
+from ..system.vocabulary import Operand
 from . import Dim, Live, Op, Role, Stage, Tensors, Value
 
 
 class Reader(Protocol):
     ops: list[Op]
-    outputs: frozenset[Any]
+    outputs: frozenset[Operand]
     batch: int  # of the shapes
 
     def shape(self, value: Value) -> tuple[int, ...]: ...
@@ -42,6 +43,9 @@ class Reader(Protocol):
     def totals(self) -> tuple[int, int]: ...  # MACs of one sample, parameters
 
 
+Slopes = Callable[[Mapping[str, np.ndarray], int], Tensors]  # (feed, seed) -> (watched, gradients)
+
+
 class Probe(Protocol):
     """Runs the graph as it was before any edit: (outputs, watched tensors). `nudges` are added to tensors before use."""
 
@@ -57,15 +61,13 @@ class Runner(Reader, Protocol):
 
 @runtime_checkable
 class Gradients(Protocol):
-    def slopes(
-        self, watch: Sequence[Value]
-    ) -> Callable[[Mapping[str, np.ndarray], int], tuple[list[Any], list[Any]]]: ...  # (feed, seed) -> (watched, gradients)
+    def slopes(self, watch: Sequence[Value]) -> Slopes: ...
 
 
 class Builder(Protocol):
     """Draws new nodes before an op, the same in both frameworks. Arrays that are not whole numbers take the stream's type."""
 
-    drawn: list[Any]
+    drawn: list[Operand]
 
     def constant(self, numbers: np.ndarray) -> Value: ...
     def add(self, a: Value, b: Value | np.ndarray) -> Value: ...
@@ -105,10 +107,10 @@ class Editor(Reader, Protocol):
     def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None: ...
     def replace(self, old: Value, new: Value) -> None: ...
     def redirect(self, op: Op, slot: int, value: Value) -> None: ...
-    def rewire(self, value: Value, made: Value, but: Sequence[Any]) -> None: ...  # all other nodes see `made` instead
+    def rewire(self, value: Value, made: Value, but: Sequence[Operand]) -> None: ...  # all other nodes see `made` instead
     def resize(self, op: Op, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> None: ...
     def insert_bias(self, op: Op) -> tuple[Op, int]: ...  # a bias of zeros behind a linear that has none
-    def set_attention(self, op: Op, heads: int, kv_heads: int, scale: Any) -> None: ...
+    def set_attention(self, op: Op, heads: int, kv_heads: int, scale: Operand) -> None: ...
     def add_to_scores(self, op: Op, plus: Value) -> None: ...  # [.., queries, keys]
     def add_input(self, name: str, count: int, like: Value | None = None) -> Value: ...  # positions [images of `like`, count]
     def pick_output(self, value: Value, axis: int, index: np.ndarray | Value) -> None: ...  # these positions, behind the last op

@@ -13,12 +13,11 @@ average: the consumer's bias becomes `b + W . shift`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ..system.vocabulary import Read
 from .sites import Coupling
 
 CONSUMERS = ("k", "out")  # roles of the members that meet what the others produce
@@ -158,7 +157,7 @@ class Select:
         return own | {"weights": list(self.weights), "masks": self.masks}
 
     @staticmethod
-    def from_dict(row: Mapping[str, Any]) -> Select:
+    def from_dict(row: Read) -> Select:
         own, rest = row["weights"]
         tokens = np.array(row["tokens"], np.int32)
         return Select(int(row["width"]), int(row["of"]), row["per"], tokens, bool(row["guided"]), (own, rest), bool(row["masks"]))

@@ -18,11 +18,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from ..system.errors import ToastcError
+from ..system.vocabulary import Json
 
 AXES = {"h": "horizontal", "v": "vertical", "t": "bipartite"}
 RULES = ("mean", "weighted")
@@ -38,7 +38,7 @@ class Merge:
     proportional: bool = True
     pairs: int | None = None  # only so many, chosen at run time
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         return {k: v for k, v in asdict(self).items() if v is not None}
 
 

@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..system.errors import ToastcError
+from ..system.files import write_beside
+from ..system.vocabulary import Read
 from .choices import CONSUMERS, Basis, Choice, Keep, Select
 from .merges import Merge, parse_merges
 from .sites import Coupling, Site
@@ -56,8 +57,6 @@ class Plan:
     def save(self, path: Path) -> None:
         """safetensors, with the JSON form in its metadata."""
         from safetensors.numpy import save_file
-
-        from ..system.files import write_beside
 
         tensors = {
             f"{name}/{key}": np.ascontiguousarray(array)
@@ -108,7 +107,7 @@ def choice_of(name: str, part: Mapping[str, np.ndarray]) -> Choice:
     raise ValueError(f"{name} has neither {', '.join(kinds)}")
 
 
-def from_dict(data: Mapping[str, Any]) -> Plan:
+def from_dict(data: Read) -> Plan:
     """The JSON form, back to a plan: index sets exactly; of folds, bases and shifts only that they are there."""
     choices: dict[str, Choice] = {}
     for name, row in data["choices"].items():

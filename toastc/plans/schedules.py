@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
 from ..system.errors import ToastcError
+from ..system.vocabulary import Json, Read
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Schedule:
     depths: tuple[int, ...]
     width: int
     heads: int
-    given: Mapping[str, Any]
+    given: Read
     dense: Mapping[str, float]
 
-    def ratios(self) -> dict[str, Any]:
+    def ratios(self) -> Json:
         """A ratio file: exactly these widths in every block."""
         widths = [self.width * 2**stage for stage, depth in enumerate(self.depths) for _ in range(depth)]
         head = self.width // self.heads

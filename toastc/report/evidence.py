@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from .. import __version__
 from ..graphs.protocols import Reader
 from ..passes.deploy.attentions import attentions
 from ..passes.state import State
 from ..plans.plan import Plan
 from ..plans.sites import Site
 from ..system.errors import ToastcError
+from ..system.vocabulary import Read
 from ..timing.kernels import table
 from .data import Curve
 
@@ -80,7 +82,7 @@ def photo(data: Any) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def as_called(function: Callable[..., Any], given: Mapping[str, Any]) -> str:
+def as_called(function: Callable[..., Any], given: Read) -> str:
     """A call as Python text: arguments that were left out are left out; models and data are named by what they are."""
 
     def spelt(value: Any) -> str:
@@ -97,8 +99,6 @@ def as_called(function: Callable[..., Any], given: Mapping[str, Any]) -> str:
 
 def surroundings() -> dict[str, object]:
     """Versions and machine: what it takes to repeat a run."""
-    from .. import __version__
-
     versions = {"toastc": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -7,9 +7,11 @@ Colours that must follow the page's light or dark are left to the page.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ..system.vocabulary import Json, Read
 
 BEFORE, AFTER = "#9aa7b4", "#e8743b"
 SCALE = [[0.0, "#fbe3d4"], [0.5, "#f0a46f"], [1.0, "#b8410f"]]
@@ -19,7 +21,6 @@ KINDS = {
     "score": ("Scores", "channel, the best first", "score (mean over heads)"),
 }
 ROW = 22  # pixels of one block in a figure
-Data = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Figure:
     key: str
     title: str
     caption: str
-    drawn: dict[str, Any]
+    drawn: Json
 
 
 def shown(text: object) -> str:
@@ -42,7 +43,7 @@ def label(text: object) -> str:
     return shown(text).replace("&quot;", '"').replace("&#x27;", "'")
 
 
-def figures(report: Data) -> Iterator[Figure]:
+def figures(report: Read) -> Iterator[Figure]:
     couplings = [row for row in report.get("couplings") or () if not row["reason"]]
     if couplings:
         yield widths(couplings)
@@ -59,15 +60,15 @@ def figures(report: Data) -> Iterator[Figure]:
         yield bench(report["bench"])
 
 
-def layout(height: int, **more: Any) -> dict[str, Any]:
+def layout(height: int, **more: Any) -> Json:
     return {"height": height, "margin": {"l": 8, "r": 8, "t": 34, "b": 8}, "hovermode": "closest", **more}
 
 
-def axis(title: str = "", **more: Any) -> dict[str, Any]:
+def axis(title: str = "", **more: Any) -> Json:
     return {"title": {"text": title}, "automargin": True, **more}
 
 
-def widths(rows: Sequence[Data]) -> Figure:
+def widths(rows: Sequence[Read]) -> Figure:
     """A row for each block, a column for each kind of coupling; the colour is the share kept."""
     kinds = [k for k in ("heads", "qk", "vo", "hidden", "inputs") if any(row["coupling"] == k for row in rows)]
     at = {(row["site"].rpartition(".")[0] or row["site"], row["coupling"]): row for row in rows}
@@ -85,7 +86,7 @@ def widths(rows: Sequence[Data]) -> Figure:
     return Figure("widths", "What stayed", "Channels of a head, heads and FFN channels kept, of those there were.", drawn)
 
 
-def costs(report: Data, what: str, word: str) -> Figure:
+def costs(report: Read, what: str, word: str) -> Figure:
     """Before and after, site by site; what is no site (embedding, head, norms) is the last row."""
     rows = report["sites"]
     names = [label(row["site"]) for row in rows]
@@ -109,7 +110,7 @@ def costs(report: Data, what: str, word: str) -> Figure:
     return Figure(what, f"Where the {word} went", "Of one input, block by block.", drawn)
 
 
-def kept_heads(rows: Sequence[Data]) -> Figure:
+def kept_heads(rows: Sequence[Read]) -> Figure:
     most = max(row["original"] for row in rows)
     grid = [[(h in row["which"]) * 1.0 if h < row["original"] else None for h in range(most)] for row in rows]
     words = [["kept" if h in row["which"] else "gone" for h in range(most)] for row in rows]
@@ -122,11 +123,11 @@ def kept_heads(rows: Sequence[Data]) -> Figure:
     return Figure("heads", "Heads that stayed", "Where whole heads went; blocks that kept all of theirs are not shown.", drawn)
 
 
-def lines(curves: Sequence[Data], kind: str, name: str) -> Figure:
+def lines(curves: Sequence[Read], kind: str, name: str) -> Figure:
     """One line for each block, from the first (pale) to the last, and the width that was chosen on it."""
     title, across, up = KINDS[kind]
     own = [c for c in curves if c["kind"] == kind and c["coupling"].rpartition(".")[2] == name]
-    traces: list[dict[str, Any]] = []
+    traces: list[Json] = []
     for number, curve in enumerate(own):
         site, at, values = label(curve["coupling"].rpartition(".")[0]), list(curve["at"]), list(curve["values"])
         depth = number / max(len(own) - 1, 1)
@@ -144,7 +145,7 @@ def lines(curves: Sequence[Data], kind: str, name: str) -> Figure:
     return Figure(f"{kind}-{name}", f"{title}: {name}", "A line for each block; the circle is what was chosen.", drawn)
 
 
-def bench(found: Data) -> Figure:
+def bench(found: Read) -> Figure:
     rows = found["rows"]
     low_high = [row["speedup_iqr"] for row in rows]
     speeds = [row["speedup"] for row in rows]
@@ -155,7 +156,7 @@ def bench(found: Data) -> Figure:
                     "arrayminus": [s - low for s, (low, _) in zip(speeds, low_high, strict=True)]},
         "hovertemplate": "%{x}: %{y:.2f} times as fast<extra></extra>",
     }  # fmt: skip
-    traces: list[dict[str, Any]] = [bars]
+    traces: list[Json] = [bars]
     if found.get("ideal"):
         traces.append({"type": "scatter", "mode": "lines", "x": names, "y": [found["ideal"]] * len(rows), "name": "MACs promise",
                        "line": {"color": BEFORE, "dash": "dash"}})  # fmt: skip

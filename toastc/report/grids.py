@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
+from ..system.vocabulary import Read
 from .figures import shown
 
 CELL = 16  # of the drawing's own units
-Data = Mapping[str, Any]
 
 
-def token_grids(rows: Sequence[Data], photo: str | None) -> str:
+def token_grids(rows: Sequence[Read], photo: str | None) -> str:
     high, wide = rows[0]["patches"]
     made = [picture(f"before: {rows[0]['tokens'][0]} tokens, {high} x {wide}", high, wide, range(high * wide), photo)]
     for row in rows:

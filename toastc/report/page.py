@@ -8,30 +8,30 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from ..cli.terminal import change, human
 from ..system.files import write_beside
+from ..system.vocabulary import Read
 from .data import finite
 from .figures import Figure, figures, shown
 from .grids import token_grids
+from .words import change, human
 
-Data = Mapping[str, Any]
 Section = tuple[str, str, str]  # its place, its heading, its HTML
 
 
-def write_page(report: Data, target: Path) -> None:
+def write_page(report: Read, target: Path) -> None:
     drawn = list(figures(report))
     body = [cards(report), *sections(report, drawn)]
     lead = f"toastc, recipe {report['recipe']}" if report.get("recipe") else "toastc"
     write(target, str(report.get("model") or "toastc"), lead, body, drawn, report)
 
 
-def write(target: Path, title: str, lead: str, body: Sequence[Section], drawn: Sequence[Figure], data: Data) -> None:
+def write(target: Path, title: str, lead: str, body: Sequence[Section], drawn: Sequence[Figure], data: Read) -> None:
     page = Template(asset("page.html")).substitute(
         title=shown(title), heading=shown(title), lead=shown(lead), style=asset("page.css"), script=asset("page.js"),
         nav=" ".join(f'<a href="#{shown(key)}">{shown(heading)}</a>' for key, heading, _ in body if heading),
@@ -83,7 +83,7 @@ def cell(value: object) -> str:
     return f'<td data-v="{value!r}">{text}</td>'
 
 
-def cards(report: Data) -> Section:
+def cards(report: Read) -> Section:
     made = []
     for name, unit in (("macs", ""), ("params", ""), ("bytes", "B")):
         a, b = ((report.get(when) or {}).get(name) for when in ("before", "after"))
@@ -109,7 +109,7 @@ def card(name: str, value: str, more: str, good: bool | None = None) -> str:
     return f'<div class="card"><span>{shown(name)}</span><b{tone}>{shown(value)}</b><span>{shown(more)}</span></div>'
 
 
-def sections(report: Data, drawn: Sequence[Figure]) -> Iterable[Section]:
+def sections(report: Read, drawn: Sequence[Figure]) -> Iterable[Section]:
     for figure in drawn:
         yield plot(figure)
     if report.get("tokens"):
@@ -137,7 +137,7 @@ def sections(report: Data, drawn: Sequence[Figure]) -> Iterable[Section]:
         yield "again", "Do it again", again(report)
 
 
-def bench_table(found: Data) -> str:
+def bench_table(found: Read) -> str:
     headings = ("batch", "dense ms", "pruned ms", "speed-up", "quartiles", "inputs/s", "peak MB", "where")
     rows = []
     for r in found["rows"]:
@@ -148,13 +148,13 @@ def bench_table(found: Data) -> str:
     return table(headings, rows) + notes
 
 
-def accuracy_table(found: Data) -> str:
+def accuracy_table(found: Read) -> str:
     """What tools/eval_imagenet.py writes."""
     rows = [(name, 100 * r["top1"], 100 * r["top5"] if "top5" in r else None) for name, r in found["models"].items()]
     return f"<p class='caption'>{shown(found['images'])} images</p>" + table(("model", "top-1 %", "top-5 %"), rows)
 
 
-def again(report: Data) -> str:
+def again(report: Read) -> str:
     settings = dict(report["settings"])
     command, versions, machine = (settings.pop(k, None) for k in ("command", "versions", "machine"))
     rows = [*settings.items(), *(f for group in (versions, machine) for f in (group or {}).items())]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..system.errors import ToastcError
+from ..system.vocabulary import Json, Read
 from .figures import AFTER, BEFORE, Figure, axis, label, layout
 from .page import plot, table, write
 
 COSTS = {"macs": "MACs kept", "params": "parameters kept", "latency": "time, of dense"}
 LOSSES = {"error": "rms error of the outputs", "wrong": "top-1 error, %"}
-Data = Mapping[str, Any]
 
 
-def compared(reports: Sequence[tuple[str, Data]]) -> list[dict[str, Any]]:
+def compared(reports: Sequence[tuple[str, Read]]) -> list[Json]:
     """A row for each report: shares of what dense costs, and what was lost, where it was measured."""
     rows = [row_of(name, report) for name, report in reports]
     for row in rows:
@@ -24,8 +23,8 @@ def compared(reports: Sequence[tuple[str, Data]]) -> list[dict[str, Any]]:
     return rows
 
 
-def row_of(name: str, report: Data) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name, "model": report.get("model"), "recipe": report.get("recipe")}
+def row_of(name: str, report: Read) -> Json:
+    row: Json = {"name": name, "model": report.get("model"), "recipe": report.get("recipe")}
     before, after = report.get("before") or {}, report.get("after") or {}
     for what in ("macs", "params"):
         known = before.get(what) and after.get(what) is not None
@@ -38,13 +37,13 @@ def row_of(name: str, report: Data) -> dict[str, Any]:
     return row
 
 
-def best(row: Data, rows: Sequence[Data], x: str, y: str) -> bool:
+def best(row: Read, rows: Sequence[Read], x: str, y: str) -> bool:
     """Is no other at once cheaper and better?"""
     others = [r for r in rows if r is not row and r[x] is not None and r[y] is not None]
     return not any(r[x] <= row[x] and r[y] <= row[y] and (r[x], r[y]) != (row[x], row[y]) for r in others)
 
 
-def write_comparison(rows: Sequence[Data], target: Path) -> None:
+def write_comparison(rows: Sequence[Read], target: Path) -> None:
     drawn = [scatter(rows, x, y) for y in LOSSES for x in COSTS if sum(r[x] is not None and r[y] is not None for r in rows) > 1]
     if not drawn:
         raise ToastcError("compare: no two reports have both a cost and a loss; calibrate on data, or add --accuracy with report")
@@ -54,7 +53,7 @@ def write_comparison(rows: Sequence[Data], target: Path) -> None:
     write(target, "Comparison", f"{len(rows)} reports", body, drawn, {"reports": list(rows)})
 
 
-def scatter(rows: Sequence[Data], x: str, y: str) -> Figure:
+def scatter(rows: Sequence[Read], x: str, y: str) -> Figure:
     known = sorted((r for r in rows if r[x] is not None and r[y] is not None), key=lambda r: (r[x], r[y]))
     front = [r for r in known if f"{x}/{y}" in r["best"]]
     points = {

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from ..graphs.onnx import (
     OnnxGraph,
@@ -24,6 +23,7 @@ from ..graphs.protocols import Reader
 from ..passes.match import match
 from ..plans.plan import Plan
 from ..system.errors import ToastcError
+from ..system.vocabulary import Json
 from .data import reject_dicts, site_dict
 
 DATA = re.compile(r'<script type="application/json" id="report">(.*?)</script>', re.DOTALL)
@@ -48,7 +48,7 @@ def read_from(path: Path) -> list[Path]:
     return [path, *external_files(read_model(path))] if path.suffix == ".onnx" else [path]
 
 
-def read_report(path: Path) -> dict[str, Any]:
+def read_report(path: Path) -> Json:
     """What `--json` printed, a page that `--report` wrote, a plan, or a model."""
     if path.suffix == ".safetensors":
         return {"model": str(path), "couplings": [*planned(Plan.load(path))]}
@@ -67,7 +67,7 @@ def read_report(path: Path) -> dict[str, Any]:
     return data
 
 
-def read_json(path: Path, keys: set[str], what: str) -> dict[str, Any]:
+def read_json(path: Path, keys: set[str], what: str) -> Json:
     """Figures that another command wrote."""
     data = parsed(path, read_text(path))
     if not keys <= set(data):
@@ -84,7 +84,7 @@ def read_text(path: Path) -> str:
         raise ToastcError(f"{path}: can not be read ({error})") from None
 
 
-def parsed(path: Path, text: str) -> dict[str, Any]:
+def parsed(path: Path, text: str) -> Json:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -94,7 +94,7 @@ def parsed(path: Path, text: str) -> dict[str, Any]:
     return dict(data)
 
 
-def planned(plan: Plan) -> list[dict[str, Any]]:
+def planned(plan: Plan) -> list[Json]:
     rows = []
     for name, choice in plan.choices.items():
         site, _, coupling = name.rpartition(".")
@@ -104,7 +104,7 @@ def planned(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def inspected(graph: Reader, name: str) -> dict[str, Any]:
+def inspected(graph: Reader, name: str) -> Json:
     """What can be shrunk and what not, as `toastc inspect --json` has it."""
     _, sites, rejects = match(graph)
     macs, params = graph.totals()
@@ -112,7 +112,7 @@ def inspected(graph: Reader, name: str) -> dict[str, Any]:
     return {"model": name, "sites": rows, "rejects": refused, "macs": macs, "params": params}
 
 
-def of_model(path: Path) -> dict[str, Any]:
+def of_model(path: Path) -> Json:
     """A model as it is, with what was cut before if it carries a plan. Of 8-bit weights the plan is all that can be read."""
 
     model = read_model(path)

@@ -9,15 +9,16 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..graphs.onnx import macs_of, read_model, sample_inputs, sizes_for
+from ..graphs.onnx import session as ort
 from ..graphs.onnx.inputs import batch_symbol
 from ..system.errors import ToastcError
 from ..system.files import scratch
 from ..system.progress import Tell
+from ..system.vocabulary import Json
 
 GAIN = 1.02  # less is none
 MEMORY = r"""
@@ -46,14 +47,13 @@ print(peak() - before)
 def bench_files(
     dense: Path, pruned: Path, provider: str, batches: Sequence[int], threads: int, seconds: float, tell: Tell,
     options: Mapping[str, str] | None = None, memory: bool = True,
-) -> dict[str, Any]:  # fmt: skip
+) -> Json:  # fmt: skip
     """`options` are the provider's own. Peak memory is that of a process of its own, beyond what it holds before it loads."""
-    from ..graphs.onnx import session as ort
 
     model = read_model(dense)
     macs = macs_of(dense), macs_of(pruned)
     free = batch_symbol(model)
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for batch in batches if free else batches[:1]:
         tell(f"batch {batch}")
         sizes = sizes_for(model)
@@ -73,7 +73,7 @@ def bench_files(
     return finished(str(dense), str(pruned), macs, rows, notes) | {"threads": threads, "options": dict(options or {})}
 
 
-def compared(times: Sequence[Sequence[float]], batch: int) -> dict[str, Any]:
+def compared(times: Sequence[Sequence[float]], batch: int) -> Json:
     """Of two models that took turns: each by itself, and the ratios of neighbouring runs, in which noise mostly cancels."""
     a, b = (summary(t, batch) for t in times)
     ratios = [x / y for x, y in zip(*times, strict=False)]
@@ -81,14 +81,12 @@ def compared(times: Sequence[Sequence[float]], batch: int) -> dict[str, Any]:
     return {"batch": batch, "dense": a, "pruned": b, "speedup": middle, "speedup_iqr": [low, high]}
 
 
-def summary(times: Sequence[float], batch: int) -> dict[str, Any]:
+def summary(times: Sequence[float], batch: int) -> Json:
     low, middle, high = statistics.quantiles(times, n=4)
     return {"median_ms": middle, "iqr_ms": high - low, "runs": len(times), "per_second": 1e3 * batch / middle}
 
 
-def finished(
-    dense: str, pruned: str, macs: tuple[int | None, int | None], rows: list[dict[str, Any]], notes: list[str]
-) -> dict[str, Any]:
+def finished(dense: str, pruned: str, macs: tuple[int | None, int | None], rows: list[Json], notes: list[str]) -> Json:
     """With what the MACs promise, and a sentence where that is not what came."""
     ideal = macs[0] / macs[1] if macs[0] and macs[1] else None
     best = max(r["speedup"] for r in rows)

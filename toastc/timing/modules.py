@@ -11,13 +11,14 @@ import torch
 from ..graphs.fx.capture import example_inputs_of
 from ..system.interleave import turns
 from ..system.progress import Tell
+from ..system.vocabulary import Inputs, Json
 from .files import compared, finished
 
 
 def bench_modules(
-    dense: torch.nn.Module, pruned: torch.nn.Module, inputs: Sequence[Any] | None, macs: tuple[int, int], batches: Sequence[int],
+    dense: torch.nn.Module, pruned: torch.nn.Module, inputs: Inputs | None, macs: tuple[int, int], batches: Sequence[int],
     threads: int, seconds: float, compiled: bool, tell: Tell,
-) -> dict[str, Any]:  # fmt: skip
+) -> Json:  # fmt: skip
     """On the device and in the type of the dense module; peak memory is torch's own count, on CUDA."""
     inputs = example_inputs_of(dense) if inputs is None else inputs
     device = next(dense.parameters()).device

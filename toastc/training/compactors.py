@@ -18,9 +18,9 @@ it is. Every coupling has its compactors: Q and K one for each head and one set 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from ..plans.cost import Target, counted
 from ..plans.plan import Keep, Plan
 from ..plans.ratios import NARROWEST
 from ..system.errors import NothingToPrune, ToastcError
+from ..system.vocabulary import Inputs, Json
 from .gates import Gate, install
 
 __all__ = ["Compacted", "Controller", "compact"]
@@ -44,7 +45,7 @@ __all__ = ["Compacted", "Controller", "compact"]
 
 class Compacted(NamedTuple):
     model: nn.Module
-    groups: list[dict[str, Any]]  # for an optimizer: the model's own parameters, and the compactors
+    groups: list[Json]  # for an optimizer: the model's own parameters, and the compactors
     control: Controller
 
 
@@ -52,7 +53,7 @@ def compact(
     model: nn.Module,
     target: str | float | Target,
     *,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Inputs | None = None,
     every: int = 50,
     warmup: int = 100,
     ramp: int = 1,
@@ -98,7 +99,7 @@ def compact(
             score = np.maximum(scores[gate.name], 0.0)
             gate.weight = torch.from_numpy(score / max(score.mean(), 1e-30))
     own = [matrix for gate in gates for matrix in gate.matrices]
-    groups: list[dict[str, Any]] = [{"params": weights}, {"params": own, "weight_decay": 0.0, "momentum": momentum}]
+    groups: list[Json] = [{"params": weights}, {"params": own, "weight_decay": 0.0, "momentum": momentum}]
     if lr is not None:
         groups[1]["lr"] = lr
     total = graph.totals()[0 if goal.what == "macs" else 1]
@@ -229,7 +230,7 @@ class Controller:
                 parametrize.remove_parametrizations(module, leaf)
         return Plan(choices)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """Steps and masks; the compactors themselves are in the model's state."""
         masks = {f"alive.{gate.name}": gate.alive.clone() for gate in self.gates}
         return {"step": torch.tensor(self.step), "drawn": torch.tensor(self.drawn), **masks}

@@ -10,7 +10,6 @@ finetune.Masks(dense, plan).apply()                              # instead: the 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from ..graphs.protocols import bias_of
 from ..plans.plan import Plan, from_dict
 from ..system.errors import ToastcError
 from ..system.files import write_beside
+from ..system.vocabulary import Inputs
 from .masks import Masks
 
 __all__ = ["Distillation", "DropPath", "Masks", "load", "save", "trainable"]
@@ -36,7 +36,7 @@ LINEARS = ("linear", "addmm", "matmul", "mm", "bmm")
 
 
 def trainable(
-    model: nn.Module, ratios: Any = None, *, example_inputs: Sequence[Any] | None = None, drop_path: float = 0.0, **options: Any
+    model: nn.Module, ratios: Any = None, *, example_inputs: Inputs | None = None, drop_path: float = 0.0, **options: Any
 ) -> fx.GraphModule:
     """The smaller module, to train: pruned as `toastc.prune(model, ratios, **options)` prunes (`target=`, `plan=`, `data=`, ...).
 
@@ -149,9 +149,7 @@ def save(module: nn.Module, path: str | Path) -> None:
         save_file(tensors, file, {PLAN: json.dumps(plan.to_dict())})
 
 
-def load(
-    model: nn.Module, path: str | Path, *, example_inputs: Sequence[Any] | None = None, drop_path: float = 0.0
-) -> fx.GraphModule:
+def load(model: nn.Module, path: str | Path, *, example_inputs: Inputs | None = None, drop_path: float = 0.0) -> fx.GraphModule:
     """The module that was saved, in eval mode. `model` is the dense architecture; its own weights do not matter."""
     from safetensors import SafetensorError, safe_open
 

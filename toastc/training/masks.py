@@ -23,12 +23,13 @@ from ..passes.prove.padding import blanked, kept_positions
 from ..plans.plan import Keep, Plan, check_plan
 from ..plans.sites import Site
 from ..system.errors import ToastcError
+from ..system.vocabulary import Inputs
 
 
 class Masks:
     """`masks[name]` is false where the plan removes a number of the module's parameter of that name."""
 
-    def __init__(self, model: nn.Module, plan: Plan, example_inputs: Sequence[Any] | None = None) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, example_inputs: Inputs | None = None) -> None:
         for name, choice in plan.choices.items():
             if not isinstance(choice, Keep) or choice.fold is not None or choice.shift is not None:
                 raise ToastcError(f"plan: {name} mixes channels; only plans that keep and drop whole ones can be trained masked")

@@ -9,7 +9,7 @@ The configuration says how timm or transformers build the dense architecture; th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from .. import __version__
 from ..graphs.fx.capture import example_inputs_of
 from ..system.errors import ToastcError
 from ..system.files import write_beside
+from ..system.vocabulary import Inputs, Json, Read
 from .finetune import load, save
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -27,7 +28,7 @@ FORMAT = 1
 
 
 def save_pretrained(
-    small: nn.Module, folder: str | Path, dense: nn.Module, *, example_inputs: Sequence[Any] | None = None, **options: Any
+    small: nn.Module, folder: str | Path, dense: nn.Module, *, example_inputs: Inputs | None = None, **options: Any
 ) -> None:
     """Write what `toastc.prune` or `finetune.trainable` made of `dense`, a model of timm's or of transformers'.
 
@@ -66,7 +67,7 @@ def from_pretrained(folder: str | Path) -> fx.GraphModule:
     return load(dense.eval(), Path(folder) / WEIGHTS, example_inputs=inputs)
 
 
-def described(dense: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+def described(dense: nn.Module, options: Read) -> Json:
     """How it is built again: timm's name and options, or transformers' class and configuration."""
     known = getattr(dense, "pretrained_cfg", None)
     if isinstance(known, Mapping) and "architecture" in known:
@@ -84,7 +85,7 @@ def described(dense: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def skeleton(recipe: Mapping[str, Any]) -> nn.Module:
+def skeleton(recipe: Read) -> nn.Module:
     """The dense architecture, with weights that do not matter. Only classes of the two libraries are built."""
     name, options = str(recipe["name"]), dict(recipe["options"])
     if recipe["library"] == "timm":

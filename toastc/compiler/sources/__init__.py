@@ -17,16 +17,17 @@ from typing import Any
 from ...graphs.onnx import session
 from ...graphs.protocols import Graph
 from ...system.errors import ToastcError
+from ...system.vocabulary import Model
 
 SCHEMES = ("timm:", "hf:")
 
 
-def is_named(model: Any) -> bool:
+def is_named(model: Model) -> bool:
     """Is it the name of a model that timm or transformers build?"""
     return isinstance(model, str | Path) and str(model).startswith(SCHEMES)
 
 
-def is_torch(model: Any) -> bool:
+def is_torch(model: Model) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and (isinstance(model, torch.nn.Module) or type(model).__name__ == "ExportedProgram")
 
@@ -34,11 +35,11 @@ def is_torch(model: Any) -> bool:
 ROOMS = (("named", is_named), ("module", is_torch), ("onnx", lambda model: True))
 
 
-def room_of(model: Any) -> ModuleType:
+def room_of(model: Model) -> ModuleType:
     return import_module(f".{next(name for name, fits in ROOMS if fits(model))}", __package__)
 
 
-def open_graph(model: Any, example_inputs: Any = None, provider: str = "cpu") -> Graph:
+def open_graph(model: Model, example_inputs: Any = None, provider: str = "cpu") -> Graph:
     """A model of any form as the compiler sees it. One that is given by name gets random weights."""
     graph: Graph = room_of(model).read(model, example_inputs, provider)[0]
     return graph

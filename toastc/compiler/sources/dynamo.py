@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ from ...passes.state import State
 from ...plans.plan import Plan
 from ...system.errors import NothingToPrune, ToastcError
 from ...system.progress import Tell
+from ...system.vocabulary import Inputs, Json
 from ..compile import compile
 from ..options import BACKEND, Options, stated, words
 from ..request import Request
@@ -41,9 +42,7 @@ BY_DEFAULT = {"recipe": "magnitude"}  # of options that other doors have another
 Callee = Callable[..., Any]
 
 
-def backend(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None, mode: str | None = None
-) -> Callee:
+def backend(gm: fx.GraphModule, example_inputs: Inputs, *, options: Json | None = None, mode: str | None = None) -> Callee:
     """One stable callable: Dynamo guards on a backend's identity. `mode` is inductor's, as torch.compile hands it on."""
     chosen = stated(BY_DEFAULT | checked(({} if mode is None else {"mode": mode}) | (options or {})))
     try:
@@ -56,7 +55,7 @@ def backend(
         ) from error
 
 
-def checked(given: dict[str, Any]) -> dict[str, Any]:
+def checked(given: Json) -> Json:
     """The options, with a ratio file where nothing says how much is to go."""
     known = {name: word for name, _, word in words(BACKEND)}
     unknown = [k for k in given if k not in known]
@@ -73,17 +72,17 @@ def checked(given: dict[str, Any]) -> dict[str, Any]:
 class Compiled:
     """The smaller graph behind the signature of the captured one."""
 
-    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> None:
+    def __init__(self, gm: fx.GraphModule, example_inputs: Inputs, options: Options) -> None:
         self.gm, self.options = gm, options
         self.weights = [i for i, v in enumerate(example_inputs) if is_weight(v)]
         self.needs_grad = any(isinstance(v, torch.Tensor) and v.requires_grad for v in example_inputs)
         self._compile(example_inputs)
 
-    def _compile(self, inputs: Sequence[Any]) -> None:
+    def _compile(self, inputs: Inputs) -> None:
         self.versions = self._versions(inputs)
         self.run, self.used = shrunken(self.gm, inputs, self.options)
 
-    def _versions(self, inputs: Sequence[Any]) -> list[tuple[int, int]]:
+    def _versions(self, inputs: Inputs) -> list[tuple[int, int]]:
         return [(id(inputs[i]), inputs[i]._version) for i in self.weights]
 
     def __call__(self, *inputs: Any) -> Any:
@@ -142,7 +141,7 @@ class MadeGraph(MadeModule):
         return verify_modules(dense, self.graph(), plan, self.source.args, seed, again=False)
 
 
-def shrunken(gm: fx.GraphModule, inputs: Sequence[Any], options: Options) -> tuple[Callee, list[int]]:
+def shrunken(gm: fx.GraphModule, inputs: Inputs, options: Options) -> tuple[Callee, list[int]]:
     """The smaller graph handed on to what comes next, and which of the inputs it still takes."""
     own, used = frozen(gm, inputs)
     kept = [inputs[i] for i in used]

@@ -22,6 +22,7 @@ from ...plans.sites import Site
 from ...report.data import Size
 from ...system.errors import ToastcError
 from ...system.progress import Tell
+from ...system.vocabulary import Inputs, Json, Model
 from ...timing.modules import bench_modules
 from ..options import Options
 from ..request import Request
@@ -33,7 +34,7 @@ class ModuleSource:
     """`captured` stays as it is: every graph is a copy."""
 
     captured: fx.GraphModule
-    args: Sequence[Any]
+    args: Inputs
     name: str
     opening = "export"
     consequence = ""
@@ -95,7 +96,7 @@ def size_of(gm: fx.GraphModule, macs: int) -> Size:
 
 
 @contextlib.contextmanager
-def opened(model: Any, options: Options, tell: Tell) -> Iterator[tuple[ModuleSource, Preprocess | None]]:
+def opened(model: Model, options: Options, tell: Tell) -> Iterator[tuple[ModuleSource, Preprocess | None]]:
     if options.weights is not None:
         raise ToastcError("weights: are for a model given by name (timm:..., hf:...)")
     tell("export")
@@ -103,18 +104,18 @@ def opened(model: Any, options: Options, tell: Tell) -> Iterator[tuple[ModuleSou
     yield ModuleSource(gm, args, type(model).__name__), Preprocess.of(getattr(model, "pretrained_cfg", None))
 
 
-def read(model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu") -> tuple[FxGraph, str]:
+def read(model: Model, example_inputs: Inputs | None = None, provider: str = "cpu") -> tuple[FxGraph, str]:
     """The graph as the compiler sees it, and what to call it."""
     return FxGraph(capture(model, example_inputs)[0]), type(model).__name__
 
 
-def bench(dense: Any, pruned: Any, *, example_inputs: Sequence[Any] | None = None, **more: Any) -> dict[str, Any]:
+def bench(dense: Model, pruned: Model, *, example_inputs: Inputs | None = None, **more: Any) -> Json:
     macs = read(dense, example_inputs)[0].totals()[0], read(pruned, example_inputs)[0].totals()[0]
     words = ("batches", "threads", "seconds", "compiled", "tell")
     return bench_modules(dense, pruned, example_inputs, macs, *(more[name] for name in words))
 
 
-def prove(dense: Any, pruned: Any, plan: Plan | None, example_inputs: Sequence[Any] | None) -> Verification:
+def prove(dense: Model, pruned: Model, plan: Plan | None, example_inputs: Inputs | None) -> Verification:
     """A pruned module has its plan as `toastc_plan`, or it is given."""
     gm, args = capture(dense, example_inputs)
     small = reread(shared_copy(pruned), args)

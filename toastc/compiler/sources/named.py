@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ...graphs.fx.capture import example_inputs_of
 from ...system.errors import ToastcError
 from ...system.files import scratch
 from ...system.progress import Tell, quiet_libraries
+from ...system.vocabulary import Inputs, Json, Model
 from ..options import Options
 from . import module
 from . import onnx as files
@@ -43,7 +44,7 @@ class Named:
 
 
 @contextlib.contextmanager
-def opened(model: Any, options: Options, tell: Tell) -> Iterator[tuple[files.OnnxSource, Preprocess | None]]:
+def opened(model: Model, options: Options, tell: Tell) -> Iterator[tuple[files.OnnxSource, Preprocess | None]]:
     """The model as the file that it is exported to, under the name that it was given by."""
     tell("export")
     with contextlib.ExitStack() as kept:
@@ -53,7 +54,7 @@ def opened(model: Any, options: Options, tell: Tell) -> Iterator[tuple[files.Onn
         yield source, preprocess
 
 
-def read(model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu") -> tuple[FxGraph, str]:
+def read(model: Model, example_inputs: Inputs | None = None, provider: str = "cpu") -> tuple[FxGraph, str]:
     """The graph as the compiler sees it, with random weights."""
     return module.read(built(str(model), RANDOM).module, example_inputs)[0], str(model)
 
@@ -114,7 +115,7 @@ def literal(text: str) -> Any:
         return text
 
 
-def of_timm(what: str, weights: str | None, options: dict[str, Any]) -> Named:
+def of_timm(what: str, weights: str | None, options: Json) -> Named:
     import timm
 
     module = timm.create_model(what, pretrained=weights is None, **options)
@@ -123,7 +124,7 @@ def of_timm(what: str, weights: str | None, options: dict[str, Any]) -> Named:
     return Named(module, "image", Preprocess.of(module.pretrained_cfg))
 
 
-def of_transformers(what: str, weights: str | None, options: dict[str, Any]) -> Named:
+def of_transformers(what: str, weights: str | None, options: Json) -> Named:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(what, trust_remote_code=False, **options)

@@ -35,6 +35,7 @@ from ...report.data import Size
 from ...system.errors import ToastcError
 from ...system.files import check_targets, scratch
 from ...system.progress import Tell
+from ...system.vocabulary import Inputs, Json, Model
 from ...timing.files import bench_files
 from ..deploy import Deployed, compare, deploy
 from ..options import Options
@@ -46,7 +47,7 @@ from . import blame_file
 class OnnxSource:
     """`given` is what the caller had: a path, or a model in memory that was written to `file` for the while."""
 
-    given: Any
+    given: Model
     file: Path
     name: str
     output: Path | None
@@ -110,7 +111,7 @@ class MadeFile:
     proven: Path
     file: Path
     params: int
-    model: Any = None
+    model: Model = None
 
     def prove(self, plan: Plan, seed: int) -> Verification:
         return verify_files(self.source.file, self.proven, seed)
@@ -131,7 +132,7 @@ class MadeFile:
 
 
 @contextlib.contextmanager
-def opened(model: Any, options: Options, tell: Tell) -> Iterator[tuple[OnnxSource, Preprocess | None]]:
+def opened(model: Model, options: Options, tell: Tell) -> Iterator[tuple[OnnxSource, Preprocess | None]]:
     if options.weights is not None:
         raise ToastcError("weights: are for a model given by name (timm:..., hf:...)")
     output = None if options.output is None else Path(options.output)
@@ -148,19 +149,19 @@ def opened(model: Any, options: Options, tell: Tell) -> Iterator[tuple[OnnxSourc
         yield OnnxSource(model, file, source.graph.name or "model", output, options.provider), None
 
 
-def read(model: Any, example_inputs: Sequence[Any] | None = None, provider: str = "cpu") -> tuple[OnnxGraph, str]:
+def read(model: Model, example_inputs: Inputs | None = None, provider: str = "cpu") -> tuple[OnnxGraph, str]:
     """The graph as the compiler sees it, and what to call it."""
     if isinstance(model, str | Path):
         return OnnxGraph(load_model(Path(model)), provider), str(model)
     return OnnxGraph(prepare(as_ir(model), "model"), provider), "model"
 
 
-def bench(dense: Any, pruned: Any, *, options: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
+def bench(dense: Model, pruned: Model, *, options: Mapping[str, str] | None = None, **more: Any) -> Json:
     words = ("provider", "batches", "threads", "seconds", "tell", "memory")
     return bench_files(Path(dense), Path(pruned), options=options, **{name: more[name] for name in words})
 
 
-def prove(dense: Any, pruned: Any, plan: Plan | None, example_inputs: Sequence[Any] | None) -> Verification:
+def prove(dense: Model, pruned: Model, plan: Plan | None, example_inputs: Inputs | None) -> Verification:
     """Two models of any form; the pruned one carries its plan, or it is given."""
     with scratch() as folder:
         paths = []
@@ -176,7 +177,7 @@ def prove(dense: Any, pruned: Any, plan: Plan | None, example_inputs: Sequence[A
         return verify_files(*paths)
 
 
-def as_ir(model: Any) -> ir.Model:
+def as_ir(model: Model) -> ir.Model:
     """A fresh copy of an in-memory model."""
     surgeon = sys.modules.get("onnx_graphsurgeon")
     if surgeon is not None and isinstance(model, surgeon.Graph):
@@ -190,7 +191,7 @@ def as_ir(model: Any) -> ir.Model:
     raise ToastcError(f"can not prune a {type(model).__name__}; give a path, an ONNX model, a gs.Graph or a torch module")
 
 
-def in_form_of(given: Any, model: ir.Model) -> Any:
+def in_form_of(given: Model, model: ir.Model) -> Any:
     """A model of the kind that was given; a path stands for a ModelProto."""
     if isinstance(given, ir.Model):
         return model

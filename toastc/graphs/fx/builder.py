@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
+from ...system.vocabulary import Operand
 from .. import Dim, Op, Value
 from .classify import meta
 from .nodes import Nodes
@@ -25,7 +25,7 @@ class FxBuilder:
         self.nodes, self.op, self.like = nodes, op, meta(like)
         self.drawn: list[fx.Node] = []
 
-    def draw(self, target: Any, *args: Any, **words: Any) -> fx.Node:
+    def draw(self, target: Operand, *args: Operand, **words: Operand) -> fx.Node:
         node = self.nodes.call(target, args, self.op, **words)
         self.drawn.append(node)
         return node
@@ -111,7 +111,7 @@ class FxBuilder:
         target = [d if isinstance(d, int) else self.size(x if d.of is None else d.of, d.axis) for d in dims]
         return self.draw(aten.reshape.default, x, target)
 
-    def size(self, x: Value, axis: int) -> Any:
+    def size(self, x: Value, axis: int) -> Operand:
         known = meta(x)
         size = None if known is None else known.shape[axis]
         return size if isinstance(size, int) else self.draw(aten.sym_size.int, x, axis)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
+from ...system.vocabulary import Inputs, Operand, Read
 from .classify import meta
 
 
@@ -16,16 +16,16 @@ from .classify import meta
 class Call:
     """A call apart from its node, which edits may change."""
 
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    target: Operand
+    args: Inputs
+    kwargs: Read
     method: bool
 
     @staticmethod
     def of(node: fx.Node) -> Call:
         return Call(node.target, node.args, node.kwargs, node.op == "call_method")
 
-    def run(self, value: Callable[[fx.Node], Any]) -> Any:
+    def run(self, value: Callable[[fx.Node], Operand]) -> Operand:
         args, kwargs = fx.node.map_arg((self.args, self.kwargs), value)
         return getattr(args[0], self.target)(*args[1:], **kwargs) if self.method else self.target(*args, **kwargs)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ...system.errors import ToastcError
+from ...system.vocabulary import Inputs, Model, Operand
 from .editor import drop_unused
 from .graph import FxGraph
 from .names import owner_of
@@ -20,7 +20,7 @@ from .reopen import Reopening
 from .unpack import is_packed, unpacked, without_empty_parts
 
 
-def example_inputs_of(model: torch.nn.Module) -> tuple[Any, ...]:
+def example_inputs_of(model: torch.nn.Module) -> tuple[Operand, ...]:
     """Two images of the size a model of timm, transformers or torchvision says it takes."""
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     size = config.get("input_size") if isinstance(config, dict) else None
@@ -49,7 +49,7 @@ def image_size_of(config: Any) -> tuple[int, int, int] | None:
     return getattr(config, "num_channels", 3), height, width
 
 
-def capture(model: Any, example_inputs: Sequence[Any] | None) -> tuple[fx.GraphModule, tuple[Any, ...]]:
+def capture(model: Model, example_inputs: Inputs | None) -> tuple[fx.GraphModule, Inputs]:
     """A graph with parameters of its own; the batch stays free where the model allows it."""
     if type(model).__name__ == "ExportedProgram":
         program, args = model, model.example_inputs[0] if example_inputs is None else example_inputs
@@ -59,7 +59,7 @@ def capture(model: Any, example_inputs: Sequence[Any] | None) -> tuple[fx.GraphM
     return without_dead_parts(copy.deepcopy(program.module(check_guards=False))), tuple(args)
 
 
-def exported(model: Any, args: tuple[Any, ...]) -> torch.export.ExportedProgram:
+def exported(model: Model, args: tuple[Operand, ...]) -> torch.export.ExportedProgram:
     if model.training:
         raise ToastcError(f"{type(model).__name__}: is in training mode; call model.eval() first")
     free = tuple({0: torch.export.Dim.AUTO} if isinstance(a, torch.Tensor) and a.ndim and a.shape[0] > 1 else None for a in args)
@@ -78,7 +78,7 @@ def without_dead_parts(gm: fx.GraphModule) -> fx.GraphModule:
     return gm
 
 
-def frozen(gm: fx.GraphModule, inputs: Sequence[Any]) -> tuple[fx.GraphModule, list[int]]:
+def frozen(gm: fx.GraphModule, inputs: Inputs) -> tuple[fx.GraphModule, list[int]]:
     """A graph of Dynamo's with the weights among its inputs as its own, taken apart; and which of the inputs are left."""
     gm, held = unpacked(gm), dict[int, torch.Tensor]()
     placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
@@ -118,7 +118,7 @@ def frozen_name(gm: fx.GraphModule, node: fx.Node) -> str:
     return f"{owner}.{leaf}" if free else f"frozen_{node.name}"
 
 
-def is_weight(value: Any) -> bool:
+def is_weight(value: Operand) -> bool:
     """Parameters, and buffers that Dynamo marked as static."""
     return isinstance(value, torch.nn.Parameter) or getattr(value, "_dynamo_static_input_type", None) is not None
 
@@ -133,7 +133,7 @@ def shared_copy(gm: fx.GraphModule) -> fx.GraphModule:
     return made
 
 
-def reread(gm: fx.GraphModule, args: Sequence[Any]) -> FxGraph:
+def reread(gm: fx.GraphModule, args: Inputs) -> FxGraph:
     """Look at an edited graph afresh: shapes are found by running it on fake tensors."""
     for node in gm.graph.nodes:
         node.meta.pop("unbacked_bindings", None)

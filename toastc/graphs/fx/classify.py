@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import fx
 
+from ...system.vocabulary import Operand
 from .. import Kind
 from ..equations import einsum_spec, only_turns
 
@@ -19,7 +19,7 @@ RANDOM = {"rand", "randn", "randint", "bernoulli", "multinomial", "normal", "ran
 
 def op_name(node: fx.Node) -> str:
     """`aten.add_.Tensor`, `torch.add`, `operator.iadd` and the method `add` are all `add`, `iadd` or `add`."""
-    target: Any = node.target
+    target: Operand = node.target
     if node.op == "call_method":
         name = str(target)
     elif isinstance(target, torch._ops.OpOverload):
@@ -99,7 +99,7 @@ def along_dims(node: fx.Node, rank: int) -> tuple[int, ...]:
     return tuple(d % rank for d in dim) if isinstance(dim, tuple | list) else ()
 
 
-def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+def argument(node: fx.Node, position: int, name: str, default: Operand = None) -> Operand:
     if name in node.kwargs:
         return node.kwargs[name]
     return node.args[position] if len(node.args) > position else default
@@ -112,7 +112,7 @@ def product_spec(node: fx.Node, name: str, ranks: list[int]) -> tuple[str, str, 
     return batch[len(batch) - (ranks[0] - 2) :] + "ik", batch[len(batch) - (ranks[1] - 2) :] + "kj", batch + "ij"
 
 
-def lent_sizes(node: fx.Node, own: Sequence[Any]) -> list[fx.Node]:
+def lent_sizes(node: fx.Node, own: Sequence[Operand]) -> list[fx.Node]:
     """The tensors whose sizes a node is given, through the numbers that are made of them; `view_as` has one for nothing else."""
     given = [n for n in node.all_input_nodes if n not in own]
     found = [n for n in given if isinstance(meta(n), torch.Tensor)]
@@ -137,11 +137,11 @@ def is_getitem_of_tuple(node: fx.Node) -> bool:
     )
 
 
-def is_tuple(node: Any) -> bool:
+def is_tuple(node: Operand) -> bool:
     return isinstance(node, fx.Node) and isinstance(meta(node), tuple | list)
 
 
-def meta(node: Any) -> Any:
+def meta(node: Operand) -> Operand:
     """The fake value the tracer left on a node: under `val` by torch.export, under `example_value` by Dynamo."""
     found = node.meta.get("val")
     return node.meta.get("example_value") if found is None else found

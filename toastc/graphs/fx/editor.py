@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import fx
 
 from ...system.errors import CannotShrink
+from ...system.vocabulary import Json, Operand
 from .. import Kind, Op, Role, Value
 from .builder import FxBuilder
 from .classify import meta
@@ -32,7 +33,7 @@ class FxEditor(FxReader):
     def builder(self, before: Op, like: Value | None = None) -> FxBuilder:
         return FxBuilder(self.nodes, before, before.inputs[0] if like is None else like)
 
-    def operand(self, op: Op, slot: int) -> Any:
+    def operand(self, op: Op, slot: int) -> Operand:
         args = op.node.args
         if op.type == "addmm":
             args = (args[1], args[2], args[0])
@@ -44,7 +45,7 @@ class FxEditor(FxReader):
 
     def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
         """Give this one operand new numbers. Other users of the old tensor keep the old one."""
-        old: Any = op.inputs[slot]
+        old: Operand = op.inputs[slot]
         array = make()
         if array.shape != tuple(shape):
             raise CannotShrink(f"{op}: operand {slot} became {array.shape}, expected {tuple(shape)}")
@@ -103,7 +104,7 @@ class FxEditor(FxReader):
         turn = [i for i, v in enumerate(op.inputs) if v is old].index(slot)
         seen = -1
 
-        def swap(arg: fx.Node) -> Any:
+        def swap(arg: fx.Node) -> Operand:
             nonlocal seen
             if arg is not old:
                 return arg
@@ -152,7 +153,7 @@ class FxEditor(FxReader):
         """Patch the sizes a shape node carries, if it does not come out right by itself."""
         resize(operator(op.type).resize, self, self.nodes, op, before, after)
 
-    def set_attention(self, op: Op, heads: int, kv_heads: int, scale: Any) -> None:
+    def set_attention(self, op: Op, heads: int, kv_heads: int, scale: Operand) -> None:
         node = op.node
         node.args, node.kwargs = node.args[:6], {**node.kwargs, **gqa(node), "scale": scale}
 
@@ -221,6 +222,6 @@ def drop_unused(gm: fx.GraphModule) -> None:
     gm.delete_all_unused_submodules()
 
 
-def gqa(node: fx.Node) -> dict[str, Any]:
+def gqa(node: fx.Node) -> Json:
     """`enable_gqa` if it was given by position behind the scale."""
     return {"enable_gqa": node.args[7]} if len(node.args) > 7 else {}

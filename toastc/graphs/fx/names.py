@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import torch
 from torch import fx
 
+from ...system.vocabulary import Operand
+
 WRAPPED = re.compile(r"L\['self'\]\.?|_modules\['([^']*)'\]|\['([^']*)'\]|\[(\d+)\]")
 
 
-def hint(size: Any) -> Any:
+def hint(size: Operand) -> Operand:
     """The number behind a symbolic size."""
     if isinstance(size, torch.SymInt):
-        node: Any = size.node
+        node: Operand = size.node
         value = node.hint
         return int(value if value is not None else node.shape_env.size_hint(node.expr))
     return tuple(hint(s) for s in size) if isinstance(size, tuple | list) else size

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import fx
 
+from ...system.vocabulary import Operand
 from .. import Op
 
 
@@ -50,7 +49,7 @@ class Nodes:
         tensor = torch.from_numpy(np.array(index, np.int64)).to(device if device.type != "meta" else "cpu")
         return self.hold(tensor, self.fresh(stem), before)
 
-    def call(self, target: Any, args: tuple[Any, ...], before: Op, **words: Any) -> fx.Node:
+    def call(self, target: Operand, args: tuple[Operand, ...], before: Op, **words: Operand) -> fx.Node:
         with self.gm.graph.inserting_before(before.node):
             node = self.gm.graph.call_function(target, args, words)
         if "nn_module_stack" in before.node.meta:

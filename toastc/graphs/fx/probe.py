@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
+from ...system.vocabulary import Operand
 from .. import Tensors, Value
 
 
@@ -18,10 +18,10 @@ class FxProbe(fx.Interpreter):
     def __init__(self, gm: fx.GraphModule, inputs: Sequence[fx.Node], watch: Sequence[Value]) -> None:
         super().__init__(gm)
         self.inputs, self.watch = list(inputs), list(watch)
-        self.nudges: Mapping[Any, np.ndarray] = {}
-        self.seen: dict[Any, torch.Tensor] = {}
+        self.nudges: Mapping[Value, np.ndarray] = {}
+        self.seen: dict[Value, torch.Tensor] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> Operand:
         made = super().run_node(n)
         if n in self.nudges:
             made = made + torch.from_numpy(np.ascontiguousarray(self.nudges[n])).to(made)
@@ -29,7 +29,7 @@ class FxProbe(fx.Interpreter):
             self.seen[n] = made
         return made
 
-    def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Any, np.ndarray] | None = None) -> Tensors:
+    def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Value, np.ndarray] | None = None) -> Tensors:
         given = placed(self.module, self.inputs, feed)
         self.nudges, self.seen = nudges or {}, {}
         args = [given.get(n) for n in self.graph.nodes if n.op == "placeholder"]
@@ -39,7 +39,7 @@ class FxProbe(fx.Interpreter):
         return leaves, [self.seen[n] for n in self.watch]
 
 
-def placed(gm: torch.nn.Module, inputs: Sequence[fx.Node], feed: Mapping[str, np.ndarray]) -> dict[Any, Any]:
+def placed(gm: torch.nn.Module, inputs: Sequence[fx.Node], feed: Mapping[str, np.ndarray]) -> dict[Value, Operand]:
     """The inputs where the weights are, and of their type."""
     like = next((t for t in gm.parameters() if t.is_floating_point()), torch.zeros(()))
     given = {n: torch.from_numpy(np.ascontiguousarray(feed[str(n.name)])).to(like.device) for n in inputs}
@@ -49,7 +49,7 @@ def placed(gm: torch.nn.Module, inputs: Sequence[fx.Node], feed: Mapping[str, np
 class FxSlopes(FxProbe):
     """`slopes(feed, seed)`: the watched tensors and what an output, weighted with noise, gains when they grow."""
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> Operand:
         made = super().run_node(n)
         if n in self.watch and made.requires_grad:
             made.retain_grad()

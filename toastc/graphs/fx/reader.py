@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from ...system.vocabulary import Operand
 from .. import AttentionSpec, Dim, Kind, Op, Value
 from ..macs import macs_of
 from .calls import Call, tensor_args
@@ -37,7 +37,7 @@ class FxReader:
 
     def __init__(self, gm: fx.GraphModule) -> None:
         self.gm = gm
-        self.constants: dict[Value, Any] = {}  # tensor, or the node to compute it from
+        self.constants: dict[Value, Operand] = {}  # tensor, or the node to compute it from
         nodes = list(gm.graph.nodes)
         self.as_read = {node: said for node in nodes if (said := reading(node)) is not None}
         for node in nodes:
@@ -47,7 +47,7 @@ class FxReader:
         self.ops = [op for node in nodes if (op := self._op(node)) is not None]
         self.calls = {op: Call.of(op.node) for op in self.ops}  # as they were before any edit
         out = next(n for n in nodes if n.op == "output")
-        self.outputs: frozenset[Any] = frozenset(out.all_input_nodes)
+        self.outputs: frozenset[Operand] = frozenset(out.all_input_nodes)
         self._producers: dict[Value, Op] = {v: op for op in self.ops for v in op.outputs if v is not None}
         self._users: dict[Value, list[tuple[Op, int]]] = {}
         for op in self.ops:
@@ -57,7 +57,7 @@ class FxReader:
 
     # ---- reading ---------------------------------------------------------------------------------------
 
-    def has_shape(self, value: Any) -> bool:
+    def has_shape(self, value: Operand) -> bool:
         """Is it a tensor whose shape does not hang on the numbers in another?"""
         found = meta(value)
         if not isinstance(found, torch.Tensor):
@@ -84,7 +84,7 @@ class FxReader:
     def is_constant(self, value: Value) -> bool:
         return value in self.constants
 
-    def tensor(self, value: Any) -> torch.Tensor:
+    def tensor(self, value: Operand) -> torch.Tensor:
         """The constant as it was before any edit; computed on first use where the graph computes it."""
         if isinstance(self.constants[value], Call):
             with torch.no_grad():
@@ -101,7 +101,7 @@ class FxReader:
         return id(found) if isinstance(found, torch.Tensor) else value
 
     def constant_name(self, op: Op, slot: int) -> str:
-        value: Any = op.inputs[slot]
+        value: Operand = op.inputs[slot]
         if value.op == "get_attr":
             return str(value.target)
         return f"{op.path}.weight" if op.path else str(value.name)
@@ -116,7 +116,7 @@ class FxReader:
         """Call the node's own target on integer tensors."""
         tensors = {v: torch.from_numpy(np.array(a, order="C")) for v, a in zip(op.inputs, arrays, strict=True) if v is not None}
 
-        def concrete(node: fx.Node) -> Any:
+        def concrete(node: fx.Node) -> Operand:
             if node in tensors:
                 return tensors[node]
             if node in self.constants:
@@ -153,7 +153,7 @@ class FxReader:
 
     def _note_constant(self, node: fx.Node) -> None:
         if node.op == "get_attr":
-            found: Any = self.gm
+            found: Operand = self.gm
             for part in str(node.target).split("."):
                 found = getattr(found, part, None)
             if isinstance(found, torch.Tensor):
@@ -214,7 +214,7 @@ class FxReader:
         elif kind is Kind.PRODUCT:
             if name == "baddbmm":  # a mask, which may not count, and two factors
                 above = [above[1], above[2], above[0]][: 3 if node.kwargs.get("beta", 1) else 2]
-                alpha: Any = node.kwargs.get("alpha", 1)
+                alpha: Operand = node.kwargs.get("alpha", 1)
                 op.inputs, op.factor = list(above), None if alpha == 1 else float(alpha)
             spec = product_spec(node, name, [len(self.shape(n)) for n in above[:2]])
             op.kind, op.spec = (kind, spec) if spec else (Kind.OPAQUE, op.spec)
@@ -239,6 +239,6 @@ class FxReader:
             return [node if self.has_shape(node) else None]
         outputs: list[Value | None] = [None] * len(value)
         for user in parts_of(node):
-            at: Any = user.args[1]
+            at: Operand = user.args[1]
             outputs[int(at)] = user if self.has_shape(user) else None  # sizes come in tuples, too
         return outputs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any
 
 import torch
 from torch import fx
@@ -13,11 +12,12 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from ...system.errors import CannotShrink
+from ...system.vocabulary import Operand
 from .calls import Call
 from .classify import meta, op_name
 
 aten = torch.ops.aten
-Reading = tuple[Any, ...]
+Reading = tuple[Operand, ...]
 
 
 def propagate(gm: fx.GraphModule, as_read: Mapping[fx.Node, Reading]) -> None:
@@ -43,7 +43,7 @@ class Reopening(FakeTensorProp):
         super().__init__(gm, mode)
         self.as_read, self.same = as_read or {}, set[fx.Node]()
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> Operand:
         if n in self.as_read and self.as_read[n] == reading(n) and self.same.issuperset(n.all_input_nodes):
             self.same.add(n)
             return super().run_node(n) if n.op == "placeholder" else meta(n)
@@ -65,7 +65,7 @@ def reading(node: fx.Node) -> Reading | None:
     return node.op, target, node.args, node.kwargs
 
 
-def given_mask(node: fx.Node) -> Any:
+def given_mask(node: fx.Node) -> Operand:
     """Of `scaled_dot_product_attention`."""
     return node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
 
@@ -73,7 +73,7 @@ def given_mask(node: fx.Node) -> Any:
 def is_idle(mask: fx.Node, constant: Callable[[fx.Node], torch.Tensor]) -> bool:
     """Does a mask that is made of sizes and constants allow everything? Transformers makes such ones."""
 
-    def value(node: fx.Node) -> Any:
+    def value(node: fx.Node) -> Operand:
         if node.op == "get_attr" and not isinstance(constant(node), torch.nn.Parameter):  # what is learnt may change
             return constant(node)
         if node.target is aten.sym_size.int:

@@ -8,13 +8,13 @@ is which of the input. A node that turns one into the other as it is (a transpos
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
 from ...system.errors import CannotShrink
+from ...system.vocabulary import Operand
 from .. import Dim, Op
 from ..protocols import Reader
 from ..shape_edits import check_order, comes_out_right, picked, step_of
@@ -37,7 +37,7 @@ def expand(graph: Reader, nodes: Nodes, op: Op, before: Left, after: Left) -> No
 
 def split(graph: Reader, nodes: Nodes, op: Op, before: Left, after: Left) -> None:
     node: fx.Node = op.node
-    given: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    given: Operand = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
     axis = given % before[0].ndim
     become(node, aten.split_with_sizes.default, (node.args[0], split_sizes(op, axis, before[0], after), axis))
 
@@ -69,17 +69,17 @@ def split_sizes(op: Op, axis: int, before: np.ndarray, after: Left) -> list[int]
     return made
 
 
-def become(node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
+def become(node: fx.Node, target: Operand, args: tuple[Operand, ...]) -> None:
     node.op, node.target, node.args, node.kwargs = "call_function", target, args, {}
 
 
-def sizes(graph: Reader, nodes: Nodes, op: Op, shape: tuple[int, ...]) -> list[Any]:
+def sizes(graph: Reader, nodes: Nodes, op: Op, shape: tuple[int, ...]) -> list[Operand]:
     """Numbers where the size is fixed, -1 for one that is not; where there are more, as the node has them or from an input."""
     node, dims = op.node, meta(op.node).shape
     free = [isinstance(d, torch.SymInt) for d in dims]
     changed = [i for i, size in enumerate(shape) if free[i] and size != hint(dims[i])]
-    told: Any = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], tuple | list) else node.args[1:]
-    made: list[Any] = []
+    told: Operand = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], tuple | list) else node.args[1:]
+    made: list[Operand] = []
     for i, size in enumerate(shape):
         as_told = len(told) == len(shape) and told[i] != -1
         found = None if i in changed else told[i] if as_told else graph.size_at_runtime(node, i)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from ...plans.latency import Block
+from ...system.vocabulary import Operand
 from .. import Live, Stage, Value
 from .blocks import block_function, milliseconds
 from .probe import FxProbe, FxSlopes, placed
@@ -20,7 +20,7 @@ class FxRunner(FxReader):
     def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> FxProbe:
         return FxProbe(self.gm, self.inputs, watch)
 
-    def slopes(self, watch: Sequence[Value]) -> Any:
+    def slopes(self, watch: Sequence[Value]) -> Operand:
         return FxSlopes(self.gm, self.inputs, watch).slopes
 
     def stopwatch(self, block: Block) -> float:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import fx
 
+from ...system.vocabulary import Operand
 from .. import Live, Stage, Value
 
 
@@ -20,7 +20,7 @@ def stages(gm: fx.GraphModule, cuts: Sequence[Value]) -> Iterator[Stage]:
 
     def stage(start: int, end: int) -> Stage:
         def run(live: Live) -> Live:
-            env: dict[Any, Any] = dict(live)
+            env: dict[Value, Operand] = dict(live)
             for node in nodes[start + 1 : end + 1]:
                 if node.op == "placeholder":
                     continue

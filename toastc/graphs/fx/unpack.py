@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
+from ...system.vocabulary import Operand
 from .classify import meta, op_name
 
 
@@ -25,7 +25,7 @@ def unpacked(gm: fx.GraphModule) -> fx.GraphModule:
     made = fx.GraphModule(gm, copied(gm.graph))  # which takes over what the graph refers to
     made.graph = fx.Graph()
     made.graph.set_codegen(gm.graph._codegen)
-    of: dict[fx.Node, Any] = {}
+    of: dict[fx.Node, Operand] = {}
     for node in gm.graph.nodes:
         whole = whole_of(node)
         if node.op == "output":
@@ -51,7 +51,7 @@ def is_packed(gm: fx.GraphModule) -> bool:
     return any(whole_of(node) is not None for node in gm.graph.nodes)
 
 
-def whole_of(node: fx.Node) -> Callable[..., Any] | None:
+def whole_of(node: fx.Node) -> Callable[..., Operand] | None:
     """What it computes, in parts; None for a node that stays."""
     if node.op != "call_function":
         return None
@@ -74,15 +74,15 @@ def without_empty_parts(graph: fx.Graph) -> None:
                     graph.erase_node(part)
 
 
-def is_empty(value: Any) -> bool:
+def is_empty(value: Operand) -> bool:
     return isinstance(value, Tensor) and any(isinstance(n, int) and n == 0 for n in value.shape)
 
 
-def inlined(node: fx.Node, whole: Callable[..., Any], made: fx.GraphModule, of: dict[fx.Node, Any]) -> Any:
+def inlined(node: fx.Node, whole: Callable[..., Operand], made: fx.GraphModule, of: dict[fx.Node, Operand]) -> Operand:
     """What stands for the node's value: a node, or several."""
     given = node.all_input_nodes
 
-    def call(*values: Any) -> Any:
+    def call(*values: Operand) -> Operand:
         known = dict(zip(given, values, strict=True))
         args, words = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
         return whole(*args, **words)
@@ -91,7 +91,7 @@ def inlined(node: fx.Node, whole: Callable[..., Any], made: fx.GraphModule, of: 
     mode = next((v.fake_mode for v in values if hasattr(v, "fake_mode")), contextlib.nullcontext())
     with torch.no_grad(), mode:
         traced = make_fx(call, pre_dispatch=True)(*values)
-    inner, outer = dict[fx.Node, Any](), iter(given)
+    inner, outer = dict[fx.Node, Operand](), iter(given)
     for own in traced.graph.nodes:
         if own.op == "placeholder":
             inner[own] = of[next(outer)]
@@ -145,7 +145,7 @@ def products(
     return (scores if attn_mask is None else scores + attn_mask).softmax(-1) @ v
 
 
-WHOLE: dict[Any, Callable[..., Any]] = {
+WHOLE: dict[Operand, Callable[..., Operand]] = {
     functional.multi_head_attention_forward: functional.multi_head_attention_forward,
     torch._transformer_encoder_layer_fwd: encoder_layer,
 }

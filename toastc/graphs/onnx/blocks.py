@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ...plans.latency import Block
+from ...system.vocabulary import Operand
 
 OPSET = 20
 
@@ -24,7 +23,7 @@ class Writer:
         self.weights.append(numpy_helper.from_array(array, f"w{len(self.weights)}"))
         return self.weights[-1].name
 
-    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
+    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Operand) -> list[str]:
         names = [f"t{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         return names

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from ...system.vocabulary import Operand
 from .. import Dim, Op, Value
 from .nodes import Nodes
 
@@ -32,12 +32,14 @@ class OnnxBuilder:
     def sizes(self, *numbers: int, stem: str = "axes") -> ir.Value:
         return self.nodes.positions(list(numbers), stem)
 
-    def draw(self, kind: str, *inputs: Any, outputs: int = 1, of: ir.DataType | None = None, **attributes: Any) -> list[ir.Value]:
+    def draw(
+        self, kind: str, *inputs: Operand, outputs: int = 1, of: ir.DataType | None = None, **attributes: Operand
+    ) -> list[ir.Value]:
         made = self.nodes.insert(kind, inputs, self.op, outputs=outputs, of=of, **attributes)
         self.drawn.append(made[0].producer())
         return made
 
-    def one(self, kind: str, *inputs: Any, of: ir.DataType | None = None, **attributes: Any) -> ir.Value:
+    def one(self, kind: str, *inputs: Operand, of: ir.DataType | None = None, **attributes: Operand) -> ir.Value:
         return self.draw(kind, *inputs, of=of, **attributes)[0]
 
     # ---- element by element ----------------------------------------------------------------------------------------

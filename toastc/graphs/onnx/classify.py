@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import onnx_ir as ir
 
+from ...system.vocabulary import Operand
 from .. import AttentionSpec, Kind
 from ..equations import einsum_spec, only_turns
 from ..macs import tokens_and_width
@@ -15,7 +15,7 @@ from ..macs import tokens_and_width
 Shapes = list[tuple[int, ...] | None]  # of a node's inputs, as far as they are known
 
 
-def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+def attribute(node: ir.Node, name: str, default: Operand = None) -> Operand:
     found = node.attributes.get(name)
     return default if found is None else found.value
 

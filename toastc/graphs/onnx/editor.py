@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ...system.errors import CannotShrink
+from ...system.vocabulary import Operand
 from .. import Kind, Op, Role, Value
 from .builder import OnnxBuilder
-from .facts import evaluate
 from .inference import fewest
-from .names import operator_of
+from .masks import adds_nothing, is_idle
 from .nodes import Nodes
 from .operators import operator
 from .reader import OnnxReader
 from .resize import resize
-
-LARGE = 1 << 25  # elements of a mask that is worked out
 
 
 class OnnxEditor(OnnxReader):
@@ -43,7 +40,7 @@ class OnnxEditor(OnnxReader):
 
     def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
         """Give this one operand new numbers. Other users of the old constant keep the old one."""
-        old: Any = op.inputs[slot]
+        old: Operand = op.inputs[slot]
         dtype = ir.DataType(self.facts.dtypes[old])
 
         def evaluated() -> ir.TensorProtocol:
@@ -64,7 +61,7 @@ class OnnxEditor(OnnxReader):
 
     def blank(self, op: Op, slot: int) -> None:
         """Zeros for one operand, that take no room in a file."""
-        old: Any = op.inputs[slot]
+        old: Operand = op.inputs[slot]
         sizes = self.nodes.positions(self.shape(old), "shape")
         dtype = ir.DataType(self.facts.dtypes[old])
         zero = self.nodes.hold(np.zeros((), np.float32), "zero", dtype)
@@ -121,16 +118,16 @@ class OnnxEditor(OnnxReader):
                 use.node.replace_input_with(use.idx, made)
 
     def add_input(self, name: str, count: int, like: Value | None = None) -> Value:
-        images: Any = f"{name}_rows" if like is None else self.shape(like)[0]
+        images: Operand = f"{name}_rows" if like is None else self.shape(like)[0]
         if like is not None and self.varies(like)[0]:
-            found: Any = self.size_at_runtime(like, 0)
+            found: Operand = self.size_at_runtime(like, 0)
             images = None if found is None else found.of.shape[found.axis]
         value = ir.Value(name=name, shape=ir.Shape([images, count]), type=ir.TensorType(ir.DataType.INT64))
         self.graph.inputs.append(value)
         return value
 
     def pick_output(self, value: Value, axis: int, index: np.ndarray | Value) -> None:
-        out: Any = value
+        out: Operand = value
         new = ir.Value(name=self.nodes.fresh("whole"), type=out.type, shape=out.shape)
         for i, given in enumerate(self.graph.outputs):
             if given is out:
@@ -197,44 +194,14 @@ class OnnxEditor(OnnxReader):
     # ---- the whole graph -------------------------------------------------------------------------------------------
 
     def without_idle_masks(self) -> Self:
-        idle = [(op, slot) for op in self.ops if op.attention for slot in op.attention.masks if self._idle(op, slot)]
+        idle = [(op, slot) for op in self.ops if op.attention for slot in op.attention.masks if is_idle(self, op, slot)]
         for op, slot in idle:
             op.node.replace_input_with(slot, None)
-        sums = [(op, slot) for op in self.ops if Role.ADD in op.role for slot in (0, 1) if self._adds_nothing(op, slot)]
+        sums = [(op, slot) for op in self.ops if Role.ADD in op.role for slot in (0, 1) if adds_nothing(self, op, slot)]
         for op, slot in sums:
             ir.convenience.replace_all_uses_with(op.node.outputs[0], op.node.inputs[1 - slot])
             self.graph.remove(op.node, safe=True)
         return self.reopened() if idle or sums else self
-
-    def _adds_nothing(self, op: Op, slot: int) -> bool:
-        """A mask of zeros for pairs of tokens."""
-        known: Any = self.facts.shapes
-        other, out, mask = (known.get(v, ()) for v in (op.inputs[1 - slot], op.outputs[0], op.inputs[slot]))
-        pairs = len(mask) > 2 and mask[-2] == mask[-1] > 1 and op.outputs[0] not in self.outputs
-        return pairs and other == out and self._idle(op, slot)
-
-    def _idle(self, op: Op, slot: int) -> bool:
-        value: Any = op.inputs[slot] if slot < len(op.inputs) else None
-        made = None if value is None else self._computed(value, {})
-        return made is not None and bool(made.all() if made.dtype == bool else not made.any())
-
-    def _computed(self, value: ir.Value, known: dict[ir.Value, np.ndarray | None]) -> np.ndarray | None:
-        """What a value is for the sizes the graph is looked at with; None unless sizes and constants alone make it."""
-        if value not in known:
-            node, known[value] = value.producer(), None
-            if value in self.facts.data:
-                known[value] = self.facts.data[value]
-            elif self.is_constant(value):
-                known[value] = self.constant(value)
-            elif node is not None and not operator(operator_of(node)).random and self._is_small(value):
-                wanted = [v for v in node.inputs if v is not None]
-                given = [array for v in wanted if (array := self._computed(v, known)) is not None]
-                if given and len(given) == len(wanted):
-                    known[value] = evaluate(node, given, self.opsets)[node.outputs.index(value)]
-        return known[value]
-
-    def _is_small(self, value: ir.Value) -> bool:
-        return math.prod(self.facts.shapes.get(value, (LARGE,))) < LARGE
 
     def reopened(self) -> Self:
         return type(self)(self.model, self.provider)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +17,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from ...system.errors import ToastcError
+from ...system.vocabulary import Operand
 from .. import Value
 from .checks import has_branches
 from .files import read_tensor
@@ -60,7 +60,7 @@ def runtime_inputs(model: ir.Model) -> list[ir.Value]:
 
 def symbol_of(value: ir.Value, axis: int) -> str:
     assert value.shape is not None
-    dim: Any = value.shape[axis]
+    dim: Operand = value.shape[axis]
     return str(dim.value) if dim.value else f"{value.name}.{axis}"
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from ...system.vocabulary import Inputs, Operand
 from .. import Op
 
 
@@ -46,8 +46,8 @@ class Nodes:
         return self.hold(np.array(numbers, np.int64), stem)
 
     def insert(
-        self, kind: str, inputs: Sequence[Any], before: Op, outputs: int = 1, of: ir.DataType | None = None, domain: str = "",
-        **attributes: Any,
+        self, kind: str, inputs: Inputs, before: Op, outputs: int = 1, of: ir.DataType | None = None, domain: str = "",
+        **attributes: Operand,
     ) -> list[ir.Value]:  # fmt: skip
         """A node; `of` is the type of what it makes, that of its first input if it is left out."""
         stem = self.fresh(f"{before.path or before.name or 'graph'}/{kind}")

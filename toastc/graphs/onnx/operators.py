@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ...system.vocabulary import Operand
 from .. import Kind, Role
 from ..operators import Operator
 from .classify import (
@@ -42,7 +43,7 @@ class OnnxOperator(Operator):
     halves: bool = False  # ONNX Runtime's own that take half floats
 
 
-def rows(kind: Kind, names: str, **of_all: Any) -> dict[str, OnnxOperator]:
+def rows(kind: Kind, names: str, **of_all: Operand) -> dict[str, OnnxOperator]:
     """Operators that are alike in all but their name."""
     return {name: OnnxOperator(kind, **of_all) for name in names.split()}
 

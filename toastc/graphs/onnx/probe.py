@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from ...system.vocabulary import Json, Operand, Read
 from .. import Tensors, Value
 from .session import run_session, session_of
 from .upcast import has_bfloat16, upcast
@@ -20,13 +20,13 @@ NUDGE = "toastc_nudge_"
 class OnnxProbe:
     """`probe(feed)`: the model's outputs and the watched tensors. `nudges[value]` is added to a tensor before use."""
 
-    run: Callable[[Mapping[str, np.ndarray]], list[Any]]
+    run: Callable[[Mapping[str, np.ndarray]], list[Operand]]
 
     def __init__(
-        self, model: ir.Model, dtypes: Mapping[Any, int], watch: Sequence[Value], nudge: Sequence[Value], provider: str
+        self, model: ir.Model, dtypes: Mapping[Value, int], watch: Sequence[Value], nudge: Sequence[Value], provider: str
     ) -> None:
-        self.watch: list[Any] = list(watch)
-        self.nudge: list[Any] = list(nudge)
+        self.watch: list[Operand] = list(watch)
+        self.nudge: list[Operand] = list(nudge)
         model = runnable(model)
         self.kinds = kinds_of(model)
         proto = ir.to_proto(model)
@@ -42,7 +42,7 @@ class OnnxProbe:
         session = session_of(proto.SerializeToString(), folder, provider)
         self.run = lambda given: run_session(session, "the model", given, [*self.outputs, *self.extra])
 
-    def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Any, np.ndarray] | None = None) -> Tensors:
+    def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Value, np.ndarray] | None = None) -> Tensors:
         given = typed(feed, self.kinds)
         for value in self.nudge:
             name = str(value.name)
@@ -61,11 +61,11 @@ def runnable_type(kind: int) -> int:
     return onnx.TensorProto.FLOAT if kind == onnx.TensorProto.BFLOAT16 else kind
 
 
-def kinds_of(model: ir.Model) -> dict[str, Any]:
+def kinds_of(model: ir.Model) -> Json:
     return {str(v.name): v.dtype.numpy() for v in model.graph.inputs if v.dtype is not None}
 
 
-def typed(feed: Mapping[str, np.ndarray], kinds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def typed(feed: Mapping[str, np.ndarray], kinds: Read) -> dict[str, np.ndarray]:
     """Numbers as the model takes them: calibration data is float32 whatever the model is."""
     return {name: array.astype(kinds.get(name, array.dtype), copy=False) for name, array in feed.items()}
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from ...system.vocabulary import Operand
 from .. import Dim, Kind, Op, Value
 from ..macs import macs_of
 from . import facts as facts_of
@@ -95,7 +95,7 @@ class OnnxReader:
         return value
 
     def constant_name(self, op: Op, slot: int) -> str:
-        value: Any = op.inputs[slot]
+        value: Operand = op.inputs[slot]
         named = str(value.name)
         if "." in named and not named.startswith(("onnx::", "/")):
             return named
@@ -121,7 +121,7 @@ class OnnxReader:
         """Names of the types that the values at run time have: float32, float16, ..."""
         return {FLOATS[kind] for op in self.ops for v in op.outputs if (kind := self.facts.dtypes.get(v)) in FLOATS}
 
-    def position(self, value: Any) -> int:
+    def position(self, value: Operand) -> int:
         return self._order[value.producer()]
 
     def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...system.errors import ToastcError
 from ...system.interleave import turns
 from ...system.memory import make_room
+from ...system.vocabulary import Operand
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
-def runtime() -> Any:
+def runtime() -> Operand:
     """ONNX Runtime is installed as one of two packages, or not at all: looking at a file does without it."""
     try:
         import onnxruntime
@@ -78,7 +79,7 @@ def run(path: Path, feeds: Sequence[Mapping[str, np.ndarray]], provider: str = "
 
 def run_session(
     made: InferenceSession, path: Path | str, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
-) -> list[Any]:
+) -> list[Operand]:
     try:
         return made.run(outputs, dict(feeds))  # type: ignore[no-any-return]
     except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from .. import Live, Stage
+from ...system.vocabulary import Operand
+from .. import Live, Stage, Value
 from .probe import external, runnable, runnable_type
 from .session import run_session, session_of
 
 END = 1 << 60
 
 
-def stages(model: ir.Model, dtypes: Mapping[Any, int], cuts: Sequence[Any], provider: str) -> Iterator[Stage]:
+def stages(model: ir.Model, dtypes: Mapping[Value, int], cuts: Sequence[Operand], provider: str) -> Iterator[Stage]:
     """One stage up to each cut in turn, and one to the outputs. Each is built when it is asked for."""
     proto = ir.to_proto(runnable(model))
     by_name = {v.name: v for node in model.graph for v in node.outputs} | {v.name: v for v in model.graph.inputs}
