@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import models
+import numpy as np
 import pytest
+from drawn import batches
 from reliable import RATIOS
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -25,6 +28,29 @@ PLAIN = ("--recipe", "magnitude")  # the quickest, where it does not matter
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plain tiny ViT as a file."""
     return models.save(models.vit(), tmp_path_factory.mktemp("tiny") / "tiny.onnx")
+
+
+@pytest.fixture
+def data_folder(tmp_path: Path) -> Path:
+    """A folder with `data.npy`: images for the tiny ViT."""
+    np.save(tmp_path / "data.npy", batches())
+    return tmp_path
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Each test draws the same numbers, whichever ran before it."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_arrive() -> None:
+    """Under `nohup`, in the background of a script or from a daemon SIGINT is ignored, and every child inherits that.
+
+    A command that is tested for what an interrupt does must get it wherever the tests were started.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -243,3 +244,8 @@ def photos(folder: Path, count: int, size: tuple[int, int] = (40, 24), ending: s
     for number in range(count):
         Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8)).save(folder / f"{number}.{ending}")
     return folder
+
+
+def kinds(path: Path) -> Counter[str]:
+    """How many nodes of each operator a file has."""
+    return Counter(node.op_type for node in onnx.load(path).graph.node)

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from zoo_exports import quiet
 from zoo_models import FAMILIES
 
+import toastc
+from toastc.training.compactors import Compacted
+
 
 def model_and_inputs(name: str, seed: int = 0) -> tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]:
     """A small model, what to export it with, and other inputs of another batch."""
@@ -30,3 +33,25 @@ def vit_of_transformers(**more: Any) -> nn.Module:
 
 def numbers(made: Any) -> Tensor:
     return torch.cat([t.detach().flatten().float() for t in torch.utils._pytree.tree_leaves(made) if isinstance(t, Tensor)])
+
+
+class Masked(nn.Module):
+    """Attention that returns its weights, under a mask: `baddbmm` in torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(32, 2, batch_first=True)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        made: Tensor = self.attention(x, x, x, attn_mask=mask)[0]
+        return made
+
+
+def compacted(name: str = "deit_tiny", target: str = "macs=0.6", seed: int = 0, **options: Any) -> tuple[Compacted, Any, Any]:
+    family = FAMILIES[name]
+    with quiet():
+        model = family.small(seed).eval()
+        torch.manual_seed(1)
+        args, others = (tuple(family.inputs(False, n).values()) for n in (2, 5))
+        options = {"round_to": 4, "warmup": 2, "every": 2} | options
+        return toastc.compact(model, target, example_inputs=args, **options), args, others

@@ -83,13 +83,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_words(parser: argparse.ArgumentParser, names: Sequence[str] = ()) -> None:
     """Those of the compiler's options that the command knows, or these of them; each in its group."""
     rooms: Json = {"": parser}
-    exclusive = parser.add_mutually_exclusive_group()
+    exclusive = parser if names else parser.add_mutually_exclusive_group()  # an empty group breaks --help
     for name, default, word in words(COMMAND):
         if names and name not in names:
             continue
         if word.group not in rooms:
             rooms[word.group] = parser.add_argument_group(word.group, GROUPS.get(word.group))
-        room = exclusive if name in EXCLUSIVE and not names else rooms[word.group]
+        room = exclusive if name in EXCLUSIVE else rooms[word.group]
         add_word(room, name, default, word)
         if name == "images":
             add_preprocessing(room)

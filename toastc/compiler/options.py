@@ -97,7 +97,7 @@ class Options:
                              group=RUNS_IN)  # fmt: skip
     quantize: str | None = word(None, "linears in 8 bits, by the calibration data", FILES, choices=QUANTIZED, group=RUNS_IN)
     provider: str = word("cpu", "where the model runs while it is watched (cpu)", FILES, choices=("cpu", "cuda"), group=DATA)
-    recipe: str = word("default", "default, magnitude, toast, ... (README, docs)", metavar="NAME")
+    recipe: str = word("default", "default, magnitude, toast, ... (docs)", metavar="NAME")
     passes: str | tuple[Any, ...] | None = word(
         None, 'spell the recipe: "score-weights{by=geometric-median},plan-ratios"', metavar="P,Q"
     )

@@ -2,7 +2,7 @@
 
 An adapter reads its graph into a topological list of `Op`s, a neutral view in which each node is one of seven kinds and may
 play some roles. Matching reads the ops and pushes labels through them; shrinking edits the graph. What may be asked of a graph
-stands in `protocols`. Nothing else in the project touches torch.fx or ONNX.
+stands in `protocols`. Passes see graphs through them; only the proof opens a framework.
 """
 
 from __future__ import annotations

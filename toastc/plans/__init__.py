@@ -1,1 +1,1 @@
-"""What is to be done to a model, as data. Knows numpy and nothing else."""
+"""What is to be done to a model, as data. Knows numpy and no framework."""

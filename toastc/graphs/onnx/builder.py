@@ -133,7 +133,7 @@ class OnnxBuilder:
     # ---- picking -----------------------------------------------------------------------------------------------------
 
     def take(self, x: Value, index: np.ndarray, axis: int) -> ir.Value:
-        return self.one("Gather", x, self.nodes.positions(index, "axes"), axis=axis)
+        return self.one("Gather", x, self.nodes.positions(index, "tokens"), axis=axis)
 
     def gather(self, x: Value, index: Value, axis: int) -> ir.Value:
         return self.one("Gather", x, index, axis=axis)
