@@ -59,7 +59,7 @@ def prune(model: Model, ratios: Any = None, **words: Any) -> Result:
     check_targets(options.targets, [Path(p) for p in inputs if isinstance(p, str | Path)])
     if is_torch(model) and request.deploy:
         raise ToastcError("for, dtype and quantize are of ONNX files; a module is for torch.compile")
-    with room.opened(model, options, options.tell) as (source, own):
+    with room.open_source(model, options, options.tell) as (source, own):
         result = compile(source, replace(request, preprocess=request.preprocess or own), options.tell)
     if not result.changed and options.output is not None:
         raise NothingToPrune("the ratios remove nothing: every width stays as it is; nothing was written")
@@ -77,7 +77,7 @@ def write_by_products(result: Result, options: Options) -> None:
         result.moments.save(Path(options.moments_out))
     if options.ratios_out is not None:
         with write_beside(Path(options.ratios_out)) as file:
-            file.write_text(json.dumps(ratio_file.chosen(widths_by_site(result.report), result.plan.merges), indent=1) + "\n")
+            file.write_text(json.dumps(ratio_file.ratios_of(widths_by_site(result.report), result.plan.merges), indent=1) + "\n")
     if options.report_out is not None:
         write_page(result.report.to_dict(), Path(options.report_out))
 

@@ -37,7 +37,7 @@ import toastc
 from toastc.graphs.onnx import session as ort
 from toastc.plans.schedules import schedules
 from toastc.system.errors import ToastcError
-from toastc.system.interleave import turns
+from toastc.system.interleave import interleave
 
 MODELS = (
     "vit_base_patch16_224.mae", "vit_large_patch16_224.mae", "deit_small_patch16_224", "swin_base_patch4_window7_224",
@@ -135,7 +135,7 @@ def measured(name: str, args: argparse.Namespace, folder: Path, left: Callable[[
             for label in files
         }
         for batch in args.batches:
-            times = dict(zip(bound, turns([make(batch, size) for make in bound.values()], args.seconds), strict=True))
+            times = dict(zip(bound, interleave([make(batch, size) for make in bound.values()], args.seconds), strict=True))
             for label, own in times.items():
                 ratios = [a / b for a, b in zip(times["dense"], own, strict=True)]
                 low, middle, high = statistics.quantiles(ratios, n=4)

@@ -57,7 +57,7 @@ class CollectMoments:
     def collect(self, state: State) -> tuple[Moments, list[str]]:
         workers, kept = state.workers, state.unfinished
         probe = state.graph.probe([tap.value for tap in state.taps.values()])
-        moments, done, notes = self.begun(state)
+        moments, done, notes = self.start_or_resume(state)
         data = state.data.part(workers.rank, workers.count)
         look = Look(state.taps, probe, self.part(state), self.inputs_at_a_time(state))
         whole = True  # no batch is in the sums in part
@@ -87,7 +87,7 @@ class CollectMoments:
             raise ToastcError(f"search: {state.held_out} batches of the data are held back to judge by, and there are no more")
         return moments, [*notes, *data.notes]
 
-    def begun(self, state: State) -> tuple[Moments, int, list[str]]:
+    def start_or_resume(self, state: State) -> tuple[Moments, int, list[str]]:
         """Sums of nothing; or those of a measurement that was stopped, and how many batches are in them."""
         found, done, word = (None, 0, "") if state.unfinished is None else state.unfinished.found()
         if word:

@@ -12,7 +12,7 @@ from toastc.plans.plan import Basis, Choice, Select
 from toastc.system.vocabulary import Array
 
 
-def survivors(rows: Array, choice: Choice, groups: Sequence[int]) -> Array:
+def surviving(rows: Array, choice: Choice, groups: Sequence[int]) -> Array:
     """[samples, groups, width] -> [samples, kept channels]: what the pruned model computes of them."""
     xp = array_namespace(rows)
     where = device(rows)
@@ -30,7 +30,7 @@ def remade(rows: Array, choice: Choice, groups: Sequence[int] | None = None) -> 
     xp = array_namespace(rows)
     where, count = device(rows), rows.shape[1]
     groups = range(count) if groups is None else groups
-    kept = survivors(rows, choice, groups)
+    kept = surviving(rows, choice, groups)
     assert not isinstance(choice, Select)
     back = choice.right if isinstance(choice, Basis) else choice.fold
     if back is None:

@@ -11,7 +11,7 @@ from toastc.plans.sites import Coupling, Site
 from toastc.timing.kernels import Attention
 
 from ..match.attention import is_softmax
-from .recognise import Unfusable, spelt, through
+from .recognise import Unfusable, recognise_attention, through
 
 
 def attentions(graph: Reader, sites: Sequence[Site], plan: Plan | None = None) -> list[Attention]:
@@ -40,6 +40,6 @@ def is_biased(graph: Reader, wiring: Any) -> bool:
     if softmax is None or not is_softmax(softmax):
         return True
     try:
-        return bool(spelt(graph, op, wiring.scores_at, softmax).added)
+        return bool(recognise_attention(graph, op, wiring.scores_at, softmax).added)
     except Unfusable:
         return True

@@ -14,7 +14,7 @@ from toastc.graphs import Kind, Role
 from toastc.graphs.protocols import Graph
 
 from ..match.attention import is_softmax
-from .recognise import Unfusable, sees_something, spelt, through
+from .recognise import Unfusable, recognise_attention, sees_something, through
 from .write import Writer
 
 
@@ -37,7 +37,7 @@ def fuse_attention(graph: Graph) -> tuple[Graph, Fused]:
             if softmax is None or not is_softmax(softmax):
                 continue
             try:
-                found = spelt(graph, op, slot, softmax)
+                found = recognise_attention(graph, op, slot, softmax)
                 if guarded and not all(sees_something(graph, added.value) for added in found.added):
                     raise Unfusable("it guards against tokens that see no other")
                 writer.write(found)

@@ -71,7 +71,7 @@ def scaled(graph: Reader, op: Op) -> tuple[int, float] | None:
     return None
 
 
-def spelt(graph: Reader, mix: Op, slot: int, softmax: Op) -> Spelt:
+def recognise_attention(graph: Reader, mix: Op, slot: int, softmax: Op) -> Spelt:
     rank = len(graph.shape(softmax.inputs[0]))
     if tuple(a % rank for a in softmax.axes) != (rank - 1,):
         raise Unfusable("its softmax is not over the last axis")

@@ -142,13 +142,13 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(np.ascontiguousarray(a).view(bits), np.ascontiguousarray(b).view(bits))
 
 
-def opened(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+def flatten(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     """[outer, positions, inner]: the axes flattened into one, in the middle."""
     first, moved = min(axes), np.moveaxis(array, axes, range(min(axes), min(axes) + len(axes)))
     return moved.reshape(math.prod(moved.shape[:first]), -1, math.prod(moved.shape[first + len(axes) :]))
 
 
-def closed(array: np.ndarray, axes: tuple[int, ...], shape: Sequence[int]) -> np.ndarray:
+def unflatten(array: np.ndarray, axes: tuple[int, ...], shape: Sequence[int]) -> np.ndarray:
     """Back to `shape`, which is right everywhere but along the axes of others."""
     there = range(min(axes), min(axes) + len(axes))
     rest = [i for i in range(len(shape)) if i not in axes]
@@ -159,16 +159,16 @@ def closed(array: np.ndarray, axes: tuple[int, ...], shape: Sequence[int]) -> np
 def blanked(array: np.ndarray, axes: tuple[int, ...], positions: np.ndarray) -> np.ndarray:
     if not len(positions):
         return array
-    flat = opened(array, axes).copy()
+    flat = flatten(array, axes).copy()
     flat[:, positions] = 0
-    return closed(flat, axes, array.shape)
+    return unflatten(flat, axes, array.shape)
 
 
 def spread(small: np.ndarray, pairing: Pairing, dense: np.ndarray) -> np.ndarray:
     """Zero-fill along the pairing's axes; positions no coupling speaks of keep their order. Where some of them are gone, or all
     are there in another order, nobody reads them: they are as they were, and if somebody did, outputs would differ.
     """
-    flat, whole = opened(small, pairing.axes), opened(dense, pairing.axes)
+    flat, whole = flatten(small, pairing.axes), flatten(dense, pairing.axes)
     others, left = np.setdiff1d(np.arange(whole.shape[1]), pairing.every), np.setdiff1d(np.arange(flat.shape[1]), pairing.pruned)
     alike = flat[:, 0].shape == whole[:, 0].shape
     unread = alike and (len(left) < len(others) or moved(flat[:, left], whole[:, others]))
@@ -182,7 +182,7 @@ def spread(small: np.ndarray, pairing: Pairing, dense: np.ndarray) -> np.ndarray
     wide[:, origin < 0] = 0
     if unread:
         wide[:, others] = whole[:, others]
-    return closed(wide, pairing.axes, [dense.shape[i] if i in pairing.axes else n for i, n in enumerate(small.shape)])
+    return unflatten(wide, pairing.axes, [dense.shape[i] if i in pairing.axes else n for i, n in enumerate(small.shape)])
 
 
 def moved(some: np.ndarray, others: np.ndarray) -> bool:

@@ -28,7 +28,7 @@ from toastc.system.vocabulary import Array
 
 from ..analyse.gains import first
 from ..analyse.losses import columns, fitted, shrunken
-from ..analyse.simulate import residual, survivors
+from ..analyse.simulate import residual, surviving
 from ..state import State
 
 STRAIGHT = 1e-2  # relative error up to which the way to the stream counts as a gain alone
@@ -80,7 +80,7 @@ class RefitConsumers:
                     other.nudged = stage(other.nudged)
             if value is job.tap.value:
                 if job.stream is not None:
-                    kept[job.name] = [flat(survivors(job.tap.rows(live[value]), job.choice, job.groups)) for live in pruned]
+                    kept[job.name] = [flat(surviving(job.tap.rows(live[value]), job.choice, job.groups)) for live in pruned]
                     nudge(job, dense[0], rng)
                 for live in pruned:
                     live[value] = live[value] + residual(job.tap, live[value], job.choice, job.groups)

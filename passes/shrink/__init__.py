@@ -26,8 +26,8 @@ from ..match.records import Source
 from ..state import State
 from .cuts import Cut, drift, install, mixtures
 from .regions import emit_exits, pieces_of, plan_exits, rebuild_above
-from .remains import picked_at_once, remains
 from .selections import readers, take, taken, write_selections
+from .shapes import picked_at_once, what_remains
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Work:
     def _resize(self, op: Op) -> None:
         """New sizes and positions; or, where what stays in between is no grid, one node for a row of them that picks at once."""
         try:
-            self.graph.resize(op, *remains(self.graph, op, self.full_mask))
+            self.graph.resize(op, *what_remains(self.graph, op, self.full_mask))
         except CannotShrink:
             row = picked_at_once(self.graph, op, self.full_mask, self.gone)
             if not row:

@@ -48,7 +48,7 @@ def write_merges(graph: Graph, merges: Sequence[Merge], held: bool) -> tuple[Gra
         if merge.pairs is None:
             layout, pairs = before.merged(merge)
         else:
-            layout = before.chosen(merge)
+            layout = before.after_pairs(merge)
         steps.append(Step(value, merge, before, layout, pairs, attention))
     return Merging(graph, steps, held).written()
 

@@ -158,12 +158,12 @@ class Merging:
                 of: Any = step.pairs.place
             else:
                 self.choices.append(f"toastc_merged/{number}")
-                of = self.chosen(builder, step, self.choices[-1])
+                of = self.choose(builder, step, self.choices[-1])
             known = found[step] = merged(builder, step.value, of, step.before, step.layout.count, known, step.merge.rule)
             self.streams[step] = known.stream
         return found
 
-    def chosen(self, builder: Builder, step: Step, name: str) -> Value:
+    def choose(self, builder: Builder, step: Step, name: str) -> Value:
         if self.held:
             return self.graph.add_input(name, step.before.count, step.value)
         if step.attention is None:

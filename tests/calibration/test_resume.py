@@ -19,7 +19,7 @@ from conftest import Command
 from reliable.limits import limited
 
 from toastc.calibration import resume as unfinished
-from toastc.calibration.moments import Moments, opened
+from toastc.calibration.moments import Moments, read_moments
 
 SLOWLY = """
 import signal, sys, time
@@ -84,7 +84,7 @@ def test_a_stopped_calibration_goes_on_where_it_was(asked: list[str], here: Comm
 def test_what_was_measured_is_not_measured_again(asked: list[str], here: Command) -> None:
     """Whatever the part says is believed: sums that were tampered with arrive in the file, and no input is counted twice."""
     stopped(asked, signal.SIGINT, 320)
-    moments, known = opened(Path(f"{asked[-1]}.part"))
+    moments, known = read_moments(Path(f"{asked[-1]}.part"))
     key = next(iter(moments))
     moments[key].absolute[:] += 1e6
     moments.save(Path(f"{asked[-1]}.part"), known)

@@ -144,10 +144,10 @@ class Moments:
 
     @staticmethod
     def load(path: Path) -> Moments:
-        return opened(path)[0]
+        return read_moments(path)[0]
 
 
-def opened(path: Path) -> tuple[Moments, Json]:
+def read_moments(path: Path) -> tuple[Moments, Json]:
     """The moments of a file, and what it says beside its numbers."""
     from safetensors import SafetensorError, safe_open
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from .. import __version__
 from ..system.errors import ToastcError
 from .data import image_files
-from .moments import Moments, opened
+from .moments import Moments, read_moments
 
 EVERY = 30.0  # seconds of work that may be lost
 SHARE = 0.05  # of the time, at most, that goes into saving: the sums of large models are large
@@ -34,7 +34,7 @@ class Unfinished:
         if not self.path.is_file():
             return None, 0, ""
         try:
-            moments, known = opened(self.path)
+            moments, known = read_moments(self.path)
         except ToastcError:
             return None, 0, f"{self.path} is damaged; measuring from the beginning"
         if known.get("fingerprint") != self.fingerprint:

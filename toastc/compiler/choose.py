@@ -96,13 +96,13 @@ def find_sites(first: Pass, state: State) -> tuple[State, Seconds]:
 
 def choose_widths(state: State, request: Request, total: int, tell: Tell) -> tuple[State, Seconds]:
     """The plan, before anything is cut: by matching, scoring and planning, or by matching alone where a plan is given."""
-    state, seconds = chosen(state, request, total, tell)
+    state, seconds = choose_plan(state, request, total, tell)
     if request.options.moments_out is not None and state.moments is None:
         raise ToastcError(f"moments-out: recipe {request.recipe} measures nothing here that could be saved")
     return state, seconds
 
 
-def chosen(state: State, request: Request, total: int, tell: Tell) -> tuple[State, Seconds]:
+def choose_plan(state: State, request: Request, total: int, tell: Tell) -> tuple[State, Seconds]:
     state, (first, *rest) = start_state(state, request, tell)
     state, seconds = find_sites(first, state)
     if request.plan is not None:

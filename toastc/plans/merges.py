@@ -143,7 +143,7 @@ class Layout:
         pairs = Pairs(left, right, np.where(alone, 1.0, share), place)
         return Layout(self.leading, height, width, sizes, place[self.of_patch], self.first[left]), pairs
 
-    def chosen(self, merge: Merge) -> Layout:
+    def after_pairs(self, merge: Merge) -> Layout:
         """What is left after a merge of pairs that are chosen at run time."""
         assert merge.pairs is not None
         if merge.merge == "bipartite":

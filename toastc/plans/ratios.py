@@ -163,7 +163,7 @@ def read(path: Path) -> Ratios:
         raise ToastcError(f"{path}: not JSON ({error})") from None
 
 
-def chosen(widths: Mapping[str, Mapping[str, tuple[int, int]]], merges: Sequence[Merge] = ()) -> dict[str, object]:
+def ratios_of(widths: Mapping[str, Mapping[str, tuple[int, int]]], merges: Sequence[Merge] = ()) -> dict[str, object]:
     """A ratio file that asks for exactly these widths: `{site: {coupling: (original, kept)}}`."""
     sites = {
         site: {name: round(1 - kept / original, 12) if kept < original else 0 for name, (original, kept) in own.items()}

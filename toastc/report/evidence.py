@@ -85,15 +85,15 @@ def photo(data: Any) -> str | None:
 def as_called(function: Callable[..., Any], given: Read) -> str:
     """A call as Python text: arguments that were left out are left out; models and data are named by what they are."""
 
-    def spelt(value: Any) -> str:
+    def in_python(value: Any) -> str:
         if isinstance(value, Path):
             return repr(str(value))
         plain = value is None or isinstance(value, str | int | float | bool | dict | list | tuple) or is_dataclass(value)
         return repr(value) if plain and len(repr(value)) < LONGEST else f"<{type(value).__name__}>"
 
     parameters = signature(function).parameters.values()
-    told = [(p, given[p.name]) for p in parameters if p.name != "tell" and spelt(given[p.name]) != spelt(p.default)]
-    words = [spelt(v) if p.kind is p.POSITIONAL_OR_KEYWORD else f"{p.name}={spelt(v)}" for p, v in told]
+    told = [(p, given[p.name]) for p in parameters if p.name != "tell" and in_python(given[p.name]) != in_python(p.default)]
+    words = [in_python(v) if p.kind is p.POSITIONAL_OR_KEYWORD else f"{p.name}={in_python(v)}" for p, v in told]
     return f"toastc.{function.__name__}({', '.join(words)})"
 
 

@@ -51,7 +51,7 @@ def read_from(path: Path) -> list[Path]:
 def read_report(path: Path) -> Json:
     """What `--json` printed, a page that `--report` wrote, a plan, or a model."""
     if path.suffix == ".safetensors":
-        return {"model": str(path), "couplings": [*planned(Plan.load(path))]}
+        return {"model": str(path), "couplings": [*rows_of_plan(Plan.load(path))]}
     if path.suffix == ".onnx":
         return of_model(path)
     text = read_text(path)
@@ -94,7 +94,7 @@ def parsed(path: Path, text: str) -> Json:
     return dict(data)
 
 
-def planned(plan: Plan) -> list[Json]:
+def rows_of_plan(plan: Plan) -> list[Json]:
     rows = []
     for name, choice in plan.choices.items():
         site, _, coupling = name.rpartition(".")
@@ -119,9 +119,9 @@ def of_model(path: Path) -> Json:
     plan = plan_of(model, str(path)) if carries_plan(model) else Plan()
     if is_quantised(model):
         size = {"macs": macs_of(path), "params": None, "bytes": file_bytes(model, path)}
-        return {"model": str(path), "after": size, "couplings": planned(plan), "notes": [EIGHT_BITS]}
+        return {"model": str(path), "after": size, "couplings": rows_of_plan(plan), "notes": [EIGHT_BITS]}
     data = inspected(OnnxGraph(load_model(path)), str(path))
-    cut = {(row["site"], row["coupling"]): row for row in planned(plan)}
+    cut = {(row["site"], row["coupling"]): row for row in rows_of_plan(plan)}
     rows = []
     for site in data["sites"]:
         for own in site["couplings"]:

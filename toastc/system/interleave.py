@@ -10,7 +10,7 @@ WARMUP = 3
 FEWEST = 5
 
 
-def turns(runs: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
+def interleave(runs: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
     """Milliseconds of every run of each, for so many seconds in all, and a few runs at least."""
     for run in runs:
         for _ in range(WARMUP):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..graphs.fx.capture import example_inputs_of
-from ..system.interleave import turns
+from ..system.interleave import interleave
 from ..system.progress import Tell
 from ..system.vocabulary import Inputs, Json
 from .files import compared, finished
@@ -31,7 +31,7 @@ def bench_modules(
             feed = [repeated(x, batch).to(device) if isinstance(x, torch.Tensor) else x for x in inputs]
             runs = [torch.compile(m) if compiled else m for m in (dense, pruned)]
             with torch.inference_mode():
-                times = turns([partial(run_once, run, feed, device) for run in runs], seconds)
+                times = interleave([partial(run_once, run, feed, device) for run in runs], seconds)
             row = compared(times, batch) | {"provider": f"torch {device.type}"}
             row["mode"] = "inductor" if compiled else "eager"
             for name, run in zip(("dense", "pruned"), runs, strict=True):

@@ -14,7 +14,7 @@ import toastc
 from toastc.calibration import open_data
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.passes import CollectMoments, FoldConsumers, MatchSites, PlanRatios, ScoreMoments
-from toastc.passes.analyse.simulate import survivors
+from toastc.passes.analyse.simulate import surviving
 from toastc.passes.match.taps import taps_of
 from toastc.passes.recover.refit import flat, jobs_of, stream_behind
 from toastc.passes.state import State, run
@@ -146,7 +146,7 @@ def test_the_simulated_channels_are_those_of_the_pruned_model(path: Path, tmp_pa
     tap = small.taps["blocks.0.attn.vo/out"]
     got = flat(tap.rows(small.graph.probe([tap.value])({"image": data})[1][0]).reshape(-1, tap.index.size))
     rows = job.tap.rows(whole.graph.probe([job.tap.value])({"image": data})[1][0])
-    assert np.allclose(got, survivors(rows, job.choice, job.groups), atol=1e-4)
+    assert np.allclose(got, surviving(rows, job.choice, job.groups), atol=1e-4)
 
 
 def test_published_recipes_need_data_and_say_so(path: Path) -> None:

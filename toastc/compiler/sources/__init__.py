@@ -1,7 +1,7 @@
 """The forms a model comes in, and the room of each. A framework is a room and a row.
 
-A room has `opened(model, options, tell)`, a context that gives a `Source` and how images are prepared for it; and, for those who
-do not compile, `read`, `bench` and `prove`. Rooms are loaded when they are needed: torch is not for a file.
+A room has `open_source(model, options, tell)`, a context that gives a `Source` and how images are prepared for it. For those who
+do not compile it has `read`, `bench` and `prove`. A room is loaded when it is needed: a file does not load torch.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def size_of(gm: fx.GraphModule, macs: int) -> Size:
 
 
 @contextlib.contextmanager
-def opened(model: Model, options: Options, tell: Tell) -> Iterator[tuple[ModuleSource, Preprocess | None]]:
+def open_source(model: Model, options: Options, tell: Tell) -> Iterator[tuple[ModuleSource, Preprocess | None]]:
     if options.weights is not None:
         raise ToastcError("weights: are for a model given by name (timm:..., hf:...)")
     tell("export")

@@ -44,12 +44,12 @@ class Named:
 
 
 @contextlib.contextmanager
-def opened(model: Model, options: Options, tell: Tell) -> Iterator[tuple[files.OnnxSource, Preprocess | None]]:
+def open_source(model: Model, options: Options, tell: Tell) -> Iterator[tuple[files.OnnxSource, Preprocess | None]]:
     """The model as the file that it is exported to, under the name that it was given by."""
     tell("export")
     with contextlib.ExitStack() as kept:
         path, preprocess = kept.enter_context(as_file(str(model), options.weights))
-        source, _ = kept.enter_context(files.opened(path, replace(options, weights=None), tell))
+        source, _ = kept.enter_context(files.open_source(path, replace(options, weights=None), tell))
         source.name = str(model)
         yield source, preprocess
 

@@ -132,7 +132,7 @@ class MadeFile:
 
 
 @contextlib.contextmanager
-def opened(model: Model, options: Options, tell: Tell) -> Iterator[tuple[OnnxSource, Preprocess | None]]:
+def open_source(model: Model, options: Options, tell: Tell) -> Iterator[tuple[OnnxSource, Preprocess | None]]:
     if options.weights is not None:
         raise ToastcError("weights: are for a model given by name (timm:..., hf:...)")
     output = None if options.output is None else Path(options.output)

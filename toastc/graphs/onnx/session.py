@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...system.errors import ToastcError
-from ...system.interleave import turns
+from ...system.interleave import interleave
 from ...system.memory import make_room
 from ...system.vocabulary import Operand
 
@@ -89,7 +89,7 @@ def run_session(
 def milliseconds(model: bytes, given: np.ndarray, provider: str = "cpu") -> float:
     """The median of a few runs of a model with one input, after a warm-up."""
     made = session_of(model, None, provider)
-    return float(np.median(turns([partial(made.run, None, {made.get_inputs()[0].name: given})], 0.0)[0]))
+    return float(np.median(interleave([partial(made.run, None, {made.get_inputs()[0].name: given})], 0.0)[0]))
 
 
 def time_interleaved(
@@ -102,4 +102,4 @@ def time_interleaved(
 ) -> list[list[float]]:
     """Milliseconds of each run of each file, taking turns."""
     sessions = [session(p, provider, threads, given=options) for p in paths]
-    return turns([partial(run_session, s, p, feeds) for s, p in zip(sessions, paths, strict=True)], seconds)
+    return interleave([partial(run_session, s, p, feeds) for s, p in zip(sessions, paths, strict=True)], seconds)

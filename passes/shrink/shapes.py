@@ -15,7 +15,7 @@ from toastc.system.errors import CannotShrink
 Stays = Callable[[Value], np.ndarray]  # full-shape mask of the elements of a value that stay
 
 
-def remains(graph: Reader, op: Op, stays: Stays) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def what_remains(graph: Reader, op: Op, stays: Stays) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Its inputs and its outputs in the shapes they will have; each element of the inputs has a number of its own."""
     numbers: list[np.ndarray | None] = []
     count = 0
@@ -25,11 +25,11 @@ def remains(graph: Reader, op: Op, stays: Stays) -> tuple[list[np.ndarray], list
         numbers.append(None if value is None else np.arange(count, count + size).reshape(shape))
         count += 0 if value is None else size
     made = graph.push(op, numbers)
-    before = [left(graph, v, n, stays) for v, n in zip(op.inputs, numbers, strict=True) if v is not None and n is not None]
-    return before, [left(graph, v, np.asarray(n), stays) for v, n in zip(op.outputs, made, strict=False) if v is not None]
+    before = [standing(graph, v, n, stays) for v, n in zip(op.inputs, numbers, strict=True) if v is not None and n is not None]
+    return before, [standing(graph, v, np.asarray(n), stays) for v, n in zip(op.outputs, made, strict=False) if v is not None]
 
 
-def left(graph: Reader, value: Value, numbers: np.ndarray, stays: Stays) -> np.ndarray:
+def standing(graph: Reader, value: Value, numbers: np.ndarray, stays: Stays) -> np.ndarray:
     small = compact(np.broadcast_to(stays(value), numbers.shape))
     if small is None:
         raise CannotShrink(
@@ -60,7 +60,7 @@ def picked_below(graph: Editor, row: list[Op], stays: Stays) -> list[Op]:
     source, shape = first.inputs[0], graph.shape(first.inputs[0])
     numbers = np.arange(int(np.prod(shape))).reshape(shape)
     try:
-        before = left(graph, source, numbers, stays)
+        before = standing(graph, source, numbers, stays)
     except CannotShrink:
         return []
     for op in row:
@@ -68,7 +68,7 @@ def picked_below(graph: Editor, row: list[Op], stays: Stays) -> list[Op]:
     while True:
         value = row[-1].outputs[0]
         try:
-            axis, at = picked(first, graph.varies(source), [before], [left(graph, value, numbers, stays)])
+            axis, at = picked(first, graph.varies(source), [before], [standing(graph, value, numbers, stays)])
         except CannotShrink:
             users = graph.users(value)
             if len(users) != 1 or value in graph.outputs or not one_of_one(users[0][0]):
