@@ -16,8 +16,8 @@ from toastc.graphs.protocols import Graph, Reader
 from toastc.system.errors import CannotShrink
 
 from ..match import match
-from ..shrink.remains import remains
 from ..shrink.selections import residual_of
+from ..shrink.shapes import what_remains
 from .flow import TOKEN_AXIS, TokenFlow
 from .masks import surviving, touched
 
@@ -45,7 +45,7 @@ def drop_unread(graph: Graph) -> tuple[Graph, str]:
         if len(read) == count:
             return graph, ""
         left = partial(surviving, flow, flow.marked(np.isin(np.arange(count), read)))
-        edits = [(op, *remains(graph, op, left)) for op in touched(flow)]
+        edits = [(op, *what_remains(graph, op, left)) for op in touched(flow)]
     except CannotShrink as error:
         return graph, f"all tokens stay behind the last attention: {error}"
     for op, before, after in edits:

@@ -20,7 +20,7 @@ from toastc.plans.merges import Layout, Merge, Pairs
 from toastc.plans.sites import Site
 from toastc.system.errors import CannotShrink
 
-from ..shrink.remains import remains
+from ..shrink.shapes import what_remains
 from .alike import Drawn, alike_lines, keys_of, matched_pairs, merged
 from .flow import TokenFlow, Track
 from .masks import surviving, touched
@@ -69,7 +69,7 @@ class Merging:
             for track in tracks:
                 self.check(track.ravel(), drawn)
         for op in touched(flow):
-            graph.resize(op, *remains(graph, op, partial(surviving, flow, self.stays)))
+            graph.resize(op, *what_remains(graph, op, partial(surviving, flow, self.stays)))
         for op, ids, asking in flow.keys:
             if any(s.merge.proportional for s in self.steps):
                 self.weigh(op, ids, int(self.stays[asking].sum()), drawn)

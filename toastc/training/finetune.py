@@ -158,12 +158,12 @@ def load(model: nn.Module, path: str | Path, *, example_inputs: Inputs | None = 
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if PLAN not in about:
-            raise ToastcError(f"{path}: has no plan; it was not written by toastc.training.finetune.save")
+            raise ToastcError(f"{path}: has no plan; it was not written by toastc.finetune.save")
         plan = from_dict(json.loads(about[PLAN]))
     except FileNotFoundError:
         raise ToastcError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ToastcError(f"{path}: not a file of toastc.training.finetune.save ({error})") from None
+        raise ToastcError(f"{path}: not a file of toastc.finetune.save ({error})") from None
     small = trainable(model, plan=plan, verify=False, example_inputs=example_inputs, drop_path=drop_path)
     try:
         small.load_state_dict(tensors)

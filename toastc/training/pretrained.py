@@ -81,7 +81,7 @@ def described(dense: nn.Module, options: Read) -> Json:
     if hasattr(config, "to_dict"):
         return {"library": "transformers", "name": type(dense).__name__, "options": config.to_dict()}
     raise ToastcError(
-        f"{type(dense).__name__}: is neither timm's nor transformers'; toastc.training.finetune.save and load take any module"
+        f"{type(dense).__name__}: is neither timm's nor transformers'; toastc.finetune.save and load take any module"
     )
 
 
