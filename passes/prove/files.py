@@ -14,16 +14,13 @@ import onnx_ir as ir
 
 from toastc.graphs import Op
 from toastc.graphs.onnx import OnnxGraph, load_model, plan_of, sample_inputs, session, sizes_for, upcast, write_model
-from toastc.graphs.protocols import Graph
 from toastc.plans.plan import check_plan
 from toastc.system.errors import ToastcError, VerificationFailed
 from toastc.system.files import scratch
 
-from ..match import match
 from ..shrink.selections import hold_selections
-from ..tokens.merge import merge_tokens
 from . import DEFAULT_TOLERANCE, TOLERANCE, Verification, difference
-from .padding import pad_back
+from .held import padded_into
 
 
 def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
@@ -31,18 +28,12 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
     small_model, model = load_model(pruned), load_model(dense)
     plan = plan_of(small_model, str(pruned))
     small, whole_graph = OnnxGraph(small_model), OnnxGraph(model)
-    graph: Graph = whole_graph
     tolerance = TOLERANCE["float16"] if "float16" in whole_graph.float_types() else DEFAULT_TOLERANCE
     if other := sorted(small.float_types() - whole_graph.float_types()):
         reason = f"it computes in {', '.join(other)}, which the dense model does not; what is proven is the file without --dtype"
         return Verification.failed(reason, tolerance)
     try:
-        chosen = []
-        if plan.merges:
-            graph, merged = merge_tokens(graph, plan.merges, held=True)
-            chosen = merged.choices
-        sites = match(graph)[1]
-        padded = pad_back(graph, sites, small, match(small)[1], plan)
+        graph, sites, padded, chosen = padded_into(whole_graph, small, plan)
         check_plan(plan, sites)
     except ToastcError as error:
         return Verification.failed(str(error), tolerance)

@@ -12,29 +12,20 @@ from torch import fx
 from toastc.graphs import Op
 from toastc.graphs.fx import CHOSEN, FxGraph
 from toastc.graphs.fx.names import hint
-from toastc.graphs.protocols import Graph
 from toastc.plans.plan import Plan
 from toastc.system.errors import VerificationFailed
 from toastc.system.vocabulary import Array, Inputs
 
-from ..match import match
 from ..shrink.selections import hold_selections
-from ..tokens.merge import merge_tokens
 from . import DEFAULT_TOLERANCE, TOLERANCE, Verification, difference
-from .padding import pad_back
+from .held import padded_into
 
 
 def verify_modules(dense: FxGraph, pruned: FxGraph, plan: Plan, args: Inputs, seed: int = 0, again: bool = True) -> Verification:
     """Pads into `dense`, which is changed by it, and runs both, on `args` and, `again`, on random inputs of the same kind."""
     tolerance = max((TOLERANCE.get(name, DEFAULT_TOLERANCE) for name in dense.float_types()), default=DEFAULT_TOLERANCE)
-    graph: Graph = dense
     try:
-        chosen = []
-        if plan.merges:
-            graph, merged = merge_tokens(graph, plan.merges, held=True)
-            chosen = merged.choices
-        sites = match(graph)[1]
-        padded = pad_back(graph, sites, pruned, match(pruned)[1], plan)
+        graph, sites, padded, chosen = padded_into(dense, pruned, plan)
         chosen += hold_selections(graph, sites, plan)
         graph.finish()
     except VerificationFailed as error:

@@ -25,6 +25,12 @@ def test_options_become_fields_and_matching_comes_first() -> None:
         ("score-weights{by=l3}", "l3"),
         ("score-weights{by=l1", "can not read"),
         ("{}", "can not read"),
+        ("plan-selections{per=token}", "per=token"),
+        ("plan-selections{guide=maybe}", "guide=maybe"),
+        ("plan-selections{sample=2}", "shares of the tokens"),
+        ("score-weights{qk=v},plan-ratios", "qk=v"),
+        ("match-sites{spare=last},plan-ratios", "spare=last"),
+        ("plan-ratios{of=heads}", "of=heads"),
     ],
 )
 def test_misspelled_pipelines_are_named(text: str, says: str) -> None:

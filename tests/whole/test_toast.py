@@ -18,7 +18,7 @@ from models import run_file
 
 import toastc
 from toastc.compiler.sources import open_graph
-from toastc.passes import FoldBiases, MatchSites, PlanRatios, ScoreTokens, ScoreWeights, ShareScores, parse_passes
+from toastc.passes import FoldBiases, MatchSites, PlanRatios, ScoreTokens, ScoreWeights, ShareScores
 from toastc.passes.match import match
 from toastc.passes.score.sampling import sampled
 from toastc.passes.score.weights import distance_to_median
@@ -387,22 +387,6 @@ def test_kept_widths_are_the_papers_floor() -> None:
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("passes", "message"),
-    [
-        ("plan-selections{per=token}", "per=token"),
-        ("plan-selections{guide=maybe}", "guide=maybe"),
-        ("plan-selections{sample=2}", "shares of the tokens"),
-        ("score-weights{qk=v},plan-ratios", "qk=v"),
-        ("match-sites{spare=last},plan-ratios", "spare=last"),
-        ("plan-ratios{of=heads}", "of=heads"),
-    ],
-)
-def test_bad_options_are_named(passes: str, message: str) -> None:
-    with pytest.raises(ToastcError, match=message):
-        parse_passes(passes)
 
 
 def test_static_scores_need_data_and_guides_a_class_token(file: Path) -> None:

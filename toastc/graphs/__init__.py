@@ -7,7 +7,7 @@ stands in `protocols`. Passes see graphs through them; only the proof opens a fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, Flag, auto
 
@@ -114,3 +114,15 @@ def lone_shape(op: Op) -> bool:
 def one_of_one(op: Op) -> bool:
     """A shape node that makes one tensor of one."""
     return lone_shape(op) and len(op.outputs) == 1
+
+
+def wiring(ops: Iterable[Op]) -> tuple[dict[Value, Op], dict[Value, list[tuple[Op, int]]]]:
+    """Who makes each value, and who reads it at which place."""
+    producers: dict[Value, Op] = {}
+    users: dict[Value, list[tuple[Op, int]]] = {}
+    for op in ops:
+        producers |= {value: op for value in op.outputs if value is not None}
+        for slot, value in enumerate(op.inputs):
+            if value is not None:
+                users.setdefault(value, []).append((op, slot))
+    return producers, users

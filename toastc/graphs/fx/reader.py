@@ -11,7 +11,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from ...system.vocabulary import Operand
-from .. import AttentionSpec, Dim, Kind, Op, Value
+from .. import AttentionSpec, Dim, Kind, Op, Value, wiring
 from ..macs import macs_of
 from .calls import Call, tensor_args
 from .classify import (
@@ -48,12 +48,7 @@ class FxReader:
         self.calls = {op: Call.of(op.node) for op in self.ops}  # as they were before any edit
         out = next(n for n in nodes if n.op == "output")
         self.outputs: frozenset[Operand] = frozenset(out.all_input_nodes)
-        self._producers: dict[Value, Op] = {v: op for op in self.ops for v in op.outputs if v is not None}
-        self._users: dict[Value, list[tuple[Op, int]]] = {}
-        for op in self.ops:
-            for slot, value in enumerate(op.inputs):
-                if value is not None:
-                    self._users.setdefault(value, []).append((op, slot))
+        self._producers, self._users = wiring(self.ops)
 
     # ---- reading ---------------------------------------------------------------------------------------
 

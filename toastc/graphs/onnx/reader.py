@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from ...system.vocabulary import Operand
-from .. import Dim, Kind, Op, Value
+from .. import Dim, Kind, Op, Value, wiring
 from ..macs import macs_of
 from . import facts as facts_of
 from .branches import inline_known_branches
@@ -181,12 +181,7 @@ class OnnxReader:
 
     def _index(self) -> None:
         self._order = {node: i for i, node in enumerate(self.graph)}
-        self._producers: dict[Value, Op] = {v: op for op in self.ops for v in op.outputs if v is not None}
-        self._users: dict[Value, list[tuple[Op, int]]] = {}
-        for op in self.ops:
-            for slot, value in enumerate(op.inputs):
-                if value is not None:
-                    self._users.setdefault(value, []).append((op, slot))
+        self._producers, self._users = wiring(self.ops)
 
     def _op(self, node: ir.Node) -> Op | None:
         if all(v in self.constants for v in node.outputs):
