@@ -13,7 +13,7 @@ from .compiler.measure import measure
 from .compiler.options import PYTHON, Options, signature, stated
 from .compiler.request import Request
 from .compiler.result import Result
-from .compiler.sources import blame_file, is_torch, room_of
+from .compiler.sources import blame_file, open_source, room_of
 from .graphs.onnx import OnnxGraph, is_external, load_model, staged, write_model
 from .passes.match import match
 from .passes.prove.files import verify_files
@@ -23,7 +23,7 @@ from .report.data import widths_by_site
 from .report.evidence import as_called, kernel_rows
 from .report.page import write_page
 from .report.reading import inspected
-from .system.errors import NothingToPrune, ToastcError
+from .system.errors import NothingToPrune
 from .system.files import check_targets, write_beside
 from .system.progress import Tell, silent
 from .system.vocabulary import Inputs, Json, Model
@@ -55,11 +55,8 @@ def prune(model: Model, ratios: Any = None, **words: Any) -> Result:
     options = replace(options, command=options.command or as_called(prune, said))
     request = Request.of(options)
     inputs = (model, options.weights, options.ratios, options.plan, options.data, options.moments)
-    room = room_of(model)
     check_targets(options.targets, [Path(p) for p in inputs if isinstance(p, str | Path)])
-    if is_torch(model) and request.deploy:
-        raise ToastcError("for, dtype and quantize are of ONNX files; a module is for torch.compile")
-    with room.open_source(model, options, options.tell) as (source, own):
+    with open_source(model, options, options.tell) as (source, own):
         result = compile(source, replace(request, preprocess=request.preprocess or own), options.tell)
     if not result.changed and options.output is not None:
         raise NothingToPrune("the ratios remove nothing: every width stays as it is; nothing was written")

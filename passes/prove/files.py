@@ -20,7 +20,7 @@ from toastc.system.files import scratch
 
 from ..shrink.selections import hold_selections
 from . import DEFAULT_TOLERANCE, TOLERANCE, Verification, difference
-from .held import padded_into
+from .prepare import padded_into
 
 
 def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:

@@ -18,7 +18,7 @@ from toastc.system.vocabulary import Array, Inputs
 
 from ..shrink.selections import hold_selections
 from . import DEFAULT_TOLERANCE, TOLERANCE, Verification, difference
-from .held import padded_into
+from .prepare import padded_into
 
 
 def verify_modules(dense: FxGraph, pruned: FxGraph, plan: Plan, args: Inputs, seed: int = 0, again: bool = True) -> Verification:

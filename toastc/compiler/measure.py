@@ -13,7 +13,7 @@ from ..system.files import check_targets
 from ..system.progress import Tell, silent
 from ..system.vocabulary import Inputs, Model
 from .options import stated
-from .sources import room_of
+from .sources import open_source
 from .sources.protocol import Source
 
 
@@ -42,7 +42,7 @@ def measure(
     said = stated({"weights": weights, "provider": provider, "example_inputs": example_inputs})
     with Workers.started() as workers:
         tell = tell if workers.rank == 0 else silent
-        with room_of(model).open_source(model, said, tell) as (source, own):
+        with open_source(model, said, tell) as (source, own):
             graph = source.open()
             prepare = preprocess or own
             batches = open_data(data, graph.input_sizes(), seed=seed, limit=images, preprocess=prepare)

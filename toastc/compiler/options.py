@@ -13,7 +13,7 @@ from enum import Flag, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..plans.targets import DTYPES, QUANTIZED, RUNTIMES
+from ..plans.targets import DTYPES, QUANTIZED, RUNTIMES, Deploy
 from ..system.progress import Tell, silent
 from ..system.vocabulary import Inputs, Read
 
@@ -122,6 +122,10 @@ class Options:
     )
     mode: str | None = word(None, "of inductor: max-autotune, ...", BACKEND)
     fuse: bool = word(True, "attention that is spelt out becomes one call", BACKEND, type=bool)
+
+    @property
+    def deploy(self) -> Deploy:
+        return Deploy(self.runtime, self.dtype, self.quantize)
 
     @property
     def targets(self) -> list[Path]:

@@ -39,7 +39,7 @@ class Request:
     @staticmethod
     def of(options: Options) -> Request:
         recipe(options.recipe)
-        deploy = Deploy(options.runtime, options.dtype, options.quantize)
+        deploy = options.deploy
         ratios, target, plan = options.ratios, options.target, options.plan
         if ratios is None and target is None and plan is None and (options.tokens is not None or deploy):
             ratios = {}

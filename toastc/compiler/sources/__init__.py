@@ -1,23 +1,29 @@
 """The forms a model comes in, and the room of each. A framework is a room and a row.
 
-A room has `open_source(model, options, tell)`, a context that gives a `Source` and how images are prepared for it. For those who
-do not compile it has `read`, `bench` and `prove`. A room is loaded when it is needed: a file does not load torch.
+A room has `opened(model, options, tell)`, a context that gives a `Source` and how images are prepared for it. For those who do
+not compile it has `read`, `bench` and `prove`. A room is loaded when it is needed: a file does not load torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ...calibration import Preprocess
 from ...graphs.onnx import session
 from ...graphs.protocols import Graph
 from ...system.errors import ToastcError
+from ...system.progress import Tell
 from ...system.vocabulary import Model
+from ..options import Options
+from .protocol import Source
 
 SCHEMES = ("timm:", "hf:")
 
@@ -32,11 +38,38 @@ def is_torch(model: Model) -> bool:
     return torch is not None and (isinstance(model, torch.nn.Module) or type(model).__name__ == "ExportedProgram")
 
 
-ROOMS = (("named", is_named), ("module", is_torch), ("onnx", lambda model: True))
+@dataclass(frozen=True)
+class Room:
+    name: str
+    fits: Callable[[Model], bool]
+    weights: bool = False  # may they be given apart from the model?
+    deploys: bool = True  # are its models written for a runtime?
+
+
+ROOMS = (
+    Room("named", is_named, weights=True),
+    Room("module", is_torch, deploys=False),
+    Room("onnx", lambda model: True),
+)
+
+
+def row_of(model: Model) -> Room:
+    return next(room for room in ROOMS if room.fits(model))
 
 
 def room_of(model: Model) -> ModuleType:
-    return import_module(f".{next(name for name, fits in ROOMS if fits(model))}", __package__)
+    return import_module(f".{row_of(model).name}", __package__)
+
+
+def open_source(model: Model, options: Options, tell: Tell) -> AbstractContextManager[tuple[Source, Preprocess | None]]:
+    """A model of any form as a source, for the while; what its room can not do is refused first."""
+    row = row_of(model)
+    if options.weights is not None and not row.weights:
+        raise ToastcError("weights: are for a model given by name (timm:..., hf:...)")
+    if options.deploy and not row.deploys:
+        raise ToastcError("for, dtype and quantize are of ONNX files; a module is for torch.compile")
+    opened: AbstractContextManager[tuple[Source, Preprocess | None]] = room_of(model).opened(model, options, tell)
+    return opened
 
 
 def open_graph(model: Model, example_inputs: Any = None, provider: str = "cpu") -> Graph:

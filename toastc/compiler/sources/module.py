@@ -20,7 +20,6 @@ from ...passes.state import State
 from ...plans.plan import Plan
 from ...plans.sites import Site
 from ...report.data import Size
-from ...system.errors import ToastcError
 from ...system.progress import Tell
 from ...system.vocabulary import Inputs, Json, Model
 from ...timing.modules import bench_modules
@@ -83,7 +82,7 @@ class MadeModule:
         return reread(copy.deepcopy(self.model), self.source.args)
 
     def deploy(self, request: Request, data: Any, tell: Tell) -> Deployed:
-        raise ToastcError("for, dtype and quantize are of ONNX files; a module is for torch.compile")
+        raise NotImplementedError("is refused before a module is opened")
 
     def size(self, macs: int) -> Size:
         return size_of(self.model, macs)
@@ -96,9 +95,7 @@ def size_of(gm: fx.GraphModule, macs: int) -> Size:
 
 
 @contextlib.contextmanager
-def open_source(model: Model, options: Options, tell: Tell) -> Iterator[tuple[ModuleSource, Preprocess | None]]:
-    if options.weights is not None:
-        raise ToastcError("weights: are for a model given by name (timm:..., hf:...)")
+def opened(model: Model, options: Options, tell: Tell) -> Iterator[tuple[ModuleSource, Preprocess | None]]:
     tell("export")
     gm, args = capture(model, options.example_inputs)
     yield ModuleSource(gm, args, type(model).__name__), Preprocess.of(getattr(model, "pretrained_cfg", None))

@@ -10,7 +10,7 @@ import ast
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -44,12 +44,12 @@ class Named:
 
 
 @contextlib.contextmanager
-def open_source(model: Model, options: Options, tell: Tell) -> Iterator[tuple[files.OnnxSource, Preprocess | None]]:
+def opened(model: Model, options: Options, tell: Tell) -> Iterator[tuple[files.OnnxSource, Preprocess | None]]:
     """The model as the file that it is exported to, under the name that it was given by."""
     tell("export")
     with contextlib.ExitStack() as kept:
         path, preprocess = kept.enter_context(as_file(str(model), options.weights))
-        source, _ = kept.enter_context(files.open_source(path, replace(options, weights=None), tell))
+        source, _ = kept.enter_context(files.opened(path, options, tell))
         source.name = str(model)
         yield source, preprocess
 

@@ -132,9 +132,7 @@ class MadeFile:
 
 
 @contextlib.contextmanager
-def open_source(model: Model, options: Options, tell: Tell) -> Iterator[tuple[OnnxSource, Preprocess | None]]:
-    if options.weights is not None:
-        raise ToastcError("weights: are for a model given by name (timm:..., hf:...)")
+def opened(model: Model, options: Options, tell: Tell) -> Iterator[tuple[OnnxSource, Preprocess | None]]:
     output = None if options.output is None else Path(options.output)
     if isinstance(model, str | Path):
         tell("read")
