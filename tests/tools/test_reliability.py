@@ -91,8 +91,8 @@ def test_damage_is_the_same_for_a_seed_and_of_every_kind() -> None:
 
 def test_damaged_files_end_well(tmp_path: Path) -> None:
     """From a process that has loaded nothing else: its workers are forked, and libraries with threads do not survive that."""
-    row = checked("fuzz", "--count", "250", "--seed", "7", "--out", tmp_path / "rows.json")
-    assert row["ends"]["exit 0"] > 20 and row["ends"]["exit 2"] > 100, "the damage does nothing, or too much"
+    row = checked("fuzz", "--count", "150", "--seed", "7", "--out", tmp_path / "rows.json")
+    assert row["ends"]["exit 0"] > 12 and row["ends"]["exit 2"] > 60, "the damage does nothing, or too much"
 
 
 IMPORTED = """Traceback (most recent call last):

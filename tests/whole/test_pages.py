@@ -30,7 +30,7 @@ from toastc.plans.ratios import Ratios, parse
 HALF = {"attention": 0.5, "ffn": 0.5}
 SHORTER = {"--search": "0.01", "--seconds": "0.05"}  # a test need not measure anything
 SHALLOW = 3  # blocks of the model; pages that name late blocks get a deeper one
-DEPTHS = {"README.md": 12, "docs/cait.md": 9, "docs/guides/tokens.md": 9}
+DEPTHS = {"docs/cait.md": 9, "docs/guides/tokens.md": 9}
 ELSEWHERE = {"docs/downstream.md"}  # its Python is run by test_downstream.py, on smaller detectors
 
 

@@ -121,8 +121,9 @@ def test_refused_with_a_reason(name: str) -> None:
             toastc.prune(program, tokens="t:2")
 
 
-@pytest.mark.parametrize("variant", ["dynamo18", "dynamo20-dyn", "ts17"])
-@pytest.mark.parametrize("name", ["hf_vit_eager", "hf_dinov2", "timm_vit_boxes"])
+@pytest.mark.parametrize(
+    ("name", "variant"), [("hf_vit_eager", "ts17"), ("hf_dinov2", "dynamo18"), ("timm_vit_boxes", "dynamo20-dyn")]
+)
 def test_files_with_masks_that_forbid_nothing(name: str, variant: str, zoo_file: ZooFile) -> None:
     """Exporters write what transformers makes: zeros for every pair of tokens, computed or not."""
     for tokens in ("h1", "h1:1,t:1"):
