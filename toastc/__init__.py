@@ -46,4 +46,4 @@ class _Beside:
 
 
 if (_Beside.folder / "match" / "flow.py").exists():
-    _sys.meta_path.append(_Beside)
+    _sys.meta_path.insert(0, _Beside)  # before those of another checkout that is installed

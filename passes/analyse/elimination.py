@@ -1,44 +1,74 @@
-"""Backward elimination: in which order channels, or whole heads, can best be done without."""
+"""Backward elimination: in which order channels, or whole heads, can best be done without.
+
+A channel goes, and the others make up for it by least squares. With P the inverse covariance and w the consumer's rows, what is
+lost is |w_i|^2 / P_ii; afterwards both are what they would be without it, by one step of a Cholesky factorisation of P. Steps are
+gathered in blocks, so that nearly all of the work is in products of large matrices. They run where the covariance lives.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from array_api_compat import array_namespace, device
+
+from toastc.calibration.moments import to_float64
+from toastc.system.vocabulary import Array
 
 LEAST = 1e-6  # of the mean variance, added to every variance before a system is solved
 STEPS = 96  # of backward elimination
+BLOCK = 8  # steps, before the inverse covariance is made smaller
 ROUNDING = 4 / 255  # of an 8-bit grid that is cut off at four times the loudest channel's root mean square
 
 
-def eliminate(cov: np.ndarray, weight: np.ndarray, rms: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def eliminate(cov: Array, weight: Array, rms: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Channels in the order in which they go, and what is lost when k stay.
 
-    Each step takes those whose loss, after the others made up for them, is smallest, several at once so that wide
-    FFNs are done in seconds. The inverse covariance and the weight are updated, not computed anew. With the root
-    mean square of each channel, those go sooner without which the others can be rounded more finely.
+    Each step takes those whose loss is smallest, several at once. With the root mean square of each channel, those go sooner
+    without which the others can be rounded more finely.
     """
-    count = len(cov)
-    inverse = np.linalg.inv(cov + (LEAST * np.trace(cov) / count + 1e-30) * np.eye(count))
-    weight, left = weight.copy(), np.arange(count)
-    known, lost, order = {count: 0.0}, 0.0, []
+    xp, count = array_namespace(cov), cov.shape[0]
+    cov = floored(cov)
+    inverse, least = xp.linalg.inv(cov), 1 / to_float64(xp.linalg.diagonal(cov))
+    left, known, lost, order = np.arange(count), {count: 0.0}, 0.0, []
     step = max(1, count // STEPS)
     while len(left) > 1:
-        cost = (weight**2).sum(axis=1) / np.diag(inverse)
-        if rms is not None:
-            cost -= rounding_without(rms[left], weight)
-        going = np.sort(np.argpartition(cost, min(step, len(left) - 1) - 1)[: min(step, len(left) - 1)])
-        stay = np.delete(np.arange(len(left)), going)
-        solved = np.linalg.solve(inverse[np.ix_(going, going)], np.hstack([weight[going], inverse[np.ix_(going, stay)]]))
-        lost += float((weight[going] * solved[:, : weight.shape[1]]).sum())
-        across = inverse[np.ix_(stay, going)]
-        weight = weight[stay] - across @ solved[:, : weight.shape[1]]
-        inverse = inverse[np.ix_(stay, stay)] - across @ solved[:, weight.shape[1] :]
-        order.append(left[going[np.argsort(cost[going], kind="stable")]])
-        left = left[stay]
-        known[len(left)] = lost
+        alive, panels = np.ones(len(left), bool), weight[:, :0]
+        precision = to_float64(xp.linalg.diagonal(inverse))
+        for _ in range(BLOCK):
+            many = min(step, int(alive.sum()) - 1)
+            if not many:
+                break
+            cost = to_float64(xp.sum(weight**2, axis=1)) / np.maximum(precision, least[left])
+            if rms is not None:
+                cost[alive] -= rounding_without(rms[left[alive]], to_float64(weight)[alive])
+            cost[~alive] = np.inf
+            going = np.argpartition(cost, many - 1)[:many]
+            going = going[np.argsort(cost[going], kind="stable")]
+            rows = xp.asarray(going, device=device(cov))
+            across = xp.take(inverse, rows, axis=1) - panels @ xp.take(panels, rows, axis=0).T
+            root = xp.linalg.inv(xp.linalg.cholesky(floored(xp.take(across, rows, axis=0))))
+            panel, taken = across @ root.T, root @ xp.take(weight, rows, axis=0)
+            weight = weight - panel @ taken
+            precision = precision - to_float64(xp.sum(panel**2, axis=1))
+            panels = xp.concat([panels, panel], axis=1)
+            lost += float(xp.sum(taken**2))
+            alive[going] = False
+            order.append(left[going])
+            known[int(alive.sum())] = lost
+        stay = xp.asarray(np.flatnonzero(alive), device=device(cov))
+        panels = xp.take(panels, stay, axis=0)
+        inverse = xp.take(xp.take(inverse, stay, axis=0), stay, axis=1) - panels @ panels.T
+        weight, left = xp.take(weight, stay, axis=0), left[alive]
     order.append(left)
-    known[0] = lost + float((weight**2).sum() / inverse[0, 0])
+    known[0] = lost + float(xp.sum(weight**2) / inverse[0, 0])
     widths = np.array(sorted(known))
     return np.concatenate(order), np.interp(np.arange(count + 1), widths, [known[w] for w in widths])
+
+
+def floored(cov: Array) -> Array:
+    """With every variance a little larger."""
+    xp, count = array_namespace(cov), cov.shape[0]
+    floor = LEAST * float(xp.linalg.trace(cov)) / count + 1e-30
+    return cov + floor * xp.eye(count, dtype=cov.dtype, device=device(cov))
 
 
 def rounding_without(rms: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -52,17 +82,18 @@ def rounding_without(rms: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return gain
 
 
-def eliminate_groups(cov: np.ndarray, weight: np.ndarray, count: int) -> np.ndarray:
+def eliminate_groups(cov: Array, weight: Array, count: int) -> np.ndarray:
     """Groups in the order in which they go, each time the one that the others can best make up for."""
-    size = len(cov)
-    inverse, weight = np.linalg.inv(cov + (LEAST * np.trace(cov) / size + 1e-30) * np.eye(size)), weight.copy()
+    xp, size = array_namespace(cov), cov.shape[0]
+    inverse, weight = xp.linalg.inv(floored(cov)), xp.asarray(weight, copy=True)
     spans = [slice(start, start + size // count) for start in range(0, size, size // count)]
     left, order = list(range(count)), []
     while left:
-        solved = [np.linalg.solve(inverse[spans[g], spans[g]], weight[spans[g]]) for g in left]
-        at = int(np.argmin([(weight[spans[g]] * s).sum() for g, s in zip(left, solved, strict=True)]))
+        solved = [xp.linalg.solve(inverse[spans[g], spans[g]], weight[spans[g]]) for g in left]
+        at = int(np.argmin([float(xp.sum(weight[spans[g]] * s)) for g, s in zip(left, solved, strict=True)]))
         own = spans[left[at]]
+        across = xp.linalg.solve(inverse[own, own], inverse[own])
         weight -= inverse[:, own] @ solved[at]
-        inverse -= inverse[:, own] @ np.linalg.solve(inverse[own, own], inverse[own])
+        inverse -= inverse[:, own] @ across
         order.append(left.pop(at))
     return np.array(order)

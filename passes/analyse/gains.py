@@ -1,8 +1,9 @@
 """measure-gains: how much of what a coupling loses arrives at the outputs.
 
 Blocks differ by orders of magnitude: what an early block gets wrong is amplified by those behind it, what the last one gets
-wrong is hardly read. So the error that a coupling would make is added to its channels, one coupling at a time, and
-the outputs are compared with the undisturbed ones. One session serves all of them.
+wrong is hardly read. So the error that a coupling would make is added to its channels, one coupling at a time, and the
+outputs are compared with the undisturbed ones. The graph is walked through once: where a coupling is met, a few of
+the undisturbed inputs branch off with its error, and from there on run beside the others.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import numpy as np
 
 from toastc.calibration.data import as_array, fixed_batch
 from toastc.calibration.taps import Tap
+from toastc.graphs import Live
 from toastc.system.errors import ToastcError
 from toastc.system.vocabulary import Array
 
 from ..state import State
 from .simulate import residual
 
-HELD = 1 << 30  # bytes of tensors of the undisturbed model that are kept at one time
-
 
 @dataclass(frozen=True)
 class MeasureGains:
     """Measure how far an error of each coupling reaches, on a few of the calibration inputs."""
 
-    images: int = 32
+    images: int = 16  # undisturbed
+    each: int = 4  # of them that branch off for each coupling
     at: float = 0.5
     always: bool = False  # also where no target asks for them
     temper: float = 1.0  # below 1: drawn towards equal shares, as far as the inputs can not be trusted
@@ -36,50 +37,71 @@ class MeasureGains:
     def __call__(self, state: State) -> State:
         if state.data is None or not (state.target is not None or self.always) or state.gains:
             return state
-        batches = few(state, self.images)
-        names = [n for n in state.losses if self.tap_of(state, n) is not None]
-        taps = [self.tap_of(state, n) for n in names]
-        values = list(dict.fromkeys(t.value for t in taps if t is not None))
-        probe = state.graph.probe(values, nudge=values)
-        runs = [(batch, *probe(batch)) for batch in batches]
-        seen = [dict(zip(values, map(as_array, watched), strict=True)) for _, _, watched in runs]
-        scale = [sum(size(run[1][i]) for run in runs) + 1e-30 for i in range(len(runs[0][1]))]
-        gains = np.zeros(len(names))
-        for n in state.workers.own(range(len(names))):
-            name, tap = names[n], taps[n]
-            assert tap is not None
-            state.tell(self.name, (n + 1) / len(names))
-            coupling, loss = state.coupling(name), state.losses[name]
-            width = max(1, round(self.at * coupling.width))
-            choice, far = loss.choose(width, range(coupling.groups)), 0.0
-            for (batch, clean, _), values_seen in zip(runs, seen, strict=True):
-                outputs, _ = probe(batch, {tap.value: residual(tap, values_seen[tap.value], choice)})
-                far += sum(size(as_array(a) - as_array(b)) / s for a, b, s in zip(clean, outputs, scale, strict=True))
-            gains[n] = far / max(float(loss.curve[width]), 1e-30)
-        known = np.isfinite(gains)
+        found = {name: self.tap_of(state, name) for name in state.losses}
+        taps = {name: tap for name, tap in found.items() if tap is not None}
+        names = sorted(taps, key=lambda name: state.graph.position(taps[name].value))
+        far = state.workers.add(self.reached(state, {name: taps[name] for name in names}))
+        known = np.isfinite(far)
         if not known.all():
             raise ToastcError(f"calibrate: what {names[int(known.argmin())]} loses makes the outputs NaN or infinite")
-        gains = tempered(state.workers.add(gains), np.array([state.losses[n].curve[0] for n in names]), self.temper)
-        found = dict(zip(names, gains.tolist(), strict=True))
+        lost = np.array([state.losses[name].curve[self.width(state, name)] for name in names])
+        gains = far / np.maximum(lost, 1e-30)
+        gains = tempered(gains, np.array([state.losses[n].curve[0] for n in names]), self.temper)
+        measured = dict(zip(names, gains.tolist(), strict=True))
         if state.moments is not None:
-            state.moments.gains = found
-        return replace(state, gains=found)
+            state.moments.gains = measured
+        return replace(state, gains=measured)
+
+    def reached(self, state: State, taps: dict[str, Tap]) -> np.ndarray:
+        """For each of these couplings, in the order of the graph: the error of the outputs, relative to their energy."""
+        graph, names = state.graph, list(taps)
+        batches = few(state, self.images, self.each)
+        many = max(1, self.each // len(next(iter(batches[0].values()))))  # batches for each coupling
+        clean = [graph.begin(batch) for batch in batches]
+        moved: list[tuple[int, int, Live]] = []  # the coupling, the batch, and what is alive of it
+        stages = graph.stages([tap.value for tap in taps.values()])
+        for n, (name, stage) in enumerate(zip(names, stages, strict=False)):
+            state.tell(self.name, (n / len(names)) ** 2)  # the further, the more run beside
+            clean = [stage(live) for live in clean]
+            moved = [(own, batch, stage(live)) for own, batch, live in moved]
+            if n in state.workers.own(range(len(names))):
+                value, coupling = taps[name].value, state.coupling(name)
+                choice = state.losses[name].choose(self.width(state, name), range(coupling.groups))
+                for batch in sorted({(n * many + i) % len(clean) for i in range(many)}):
+                    now = clean[batch][value]
+                    moved.append((n, batch, clean[batch] | {value: now + residual(taps[name], now, choice)}))
+        last = next(stages)
+        ends = [outputs(state, last(live)) for live in clean]
+        off, whole = (np.zeros((len(names), len(ends[0]))) for _ in range(2))
+        for own, batch, live in moved:
+            off[own] += [size(a - b) for a, b in zip(ends[batch], outputs(state, last(live)), strict=True)]
+            whole[own] += [size(a) for a in ends[batch]]
+        return np.asarray((off / (whole + 1e-30)).sum(axis=1))
+
+    def width(self, state: State, name: str) -> int:
+        """The width whose error is measured."""
+        return max(1, round(self.at * state.coupling(name).width))
 
     @staticmethod
     def tap_of(state: State, name: str) -> Tap | None:
         return state.taps.get(f"{name}/q") or state.taps.get(f"{name}/out")
 
 
-def few(state: State, count: int) -> list[dict[str, np.ndarray]]:
-    """So many inputs, or fewer where the tensors of all taps would not fit."""
-    count = max(1, min(count, HELD // state.watched_bytes))
+def outputs(state: State, live: Live) -> list[np.ndarray]:
+    return [as_array(live[value]) for value in sorted(state.graph.outputs, key=state.graph.position)]
+
+
+def few(state: State, count: int, at_once: int) -> list[dict[str, np.ndarray]]:
+    """So many inputs of the data, a few at a time; as many as the model takes where it takes no other number."""
     batches = first(state.data, count)
     if fixed_batch(state.graph.input_sizes()) is not None:
         return batches
-    over = sum(len(next(iter(b.values()))) for b in batches) - count
-    if over > 0:
-        batches[-1] = {name: array[: len(array) - over] for name, array in batches[-1].items()}
-    return batches
+    found: list[dict[str, np.ndarray]] = []
+    for batch in batches:
+        own = min(count, len(next(iter(batch.values()))))
+        count -= own
+        found += [{k: array[at : min(at + at_once, own)] for k, array in batch.items()} for at in range(0, own, at_once)]
+    return found
 
 
 def tempered(gains: np.ndarray, whole: np.ndarray, power: float) -> np.ndarray:

@@ -13,14 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from array_api_compat import array_namespace, device
 
-from toastc.calibration.moments import Sums
+from toastc.calibration.data import as_array
+from toastc.calibration.moments import Sums, to_float64
+from toastc.calibration.taps import Tap
 from toastc.graphs import Op
 from toastc.graphs.protocols import Reader
-from toastc.plans.plan import Basis, Choice, Keep
+from toastc.plans.plan import Basis, Choice, Consumer, Keep, Select
 from toastc.plans.sites import Coupling, Member
+from toastc.system.vocabulary import Array
 
-from .elimination import LEAST, eliminate, eliminate_groups
+from .elimination import eliminate, eliminate_groups, floored
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +58,10 @@ def loss_of(graph: Reader, coupling: Coupling, moments: dict[str, Sums], rounded
     if len(consumers) > 1:  # a value that several heads read
         read = sum(np.square(columns(graph, m)).sum(axis=1) for m in consumers) / len(consumers)
         return ranked(energy(moments["out"], coupling.width) * read.reshape(coupling.groups, coupling.width))
-    weight = columns(graph, consumers[0])
+    out, weight = moments["out"], columns(graph, consumers[0])
     if coupling.rotatable and coupling.name == "vo":
-        return turned_values(moments["out"], weight)
-    return kept_channels(moments["out"], weight, coupling, rounded)
+        return turned_values(out, weight)
+    return kept_channels(out, weight, coupling, rounded)
 
 
 def columns(graph: Reader, consumer: Member) -> np.ndarray:
@@ -140,7 +144,7 @@ def turned_values(out: Sums, weight: np.ndarray) -> Loss:
     lefts, energy = [], np.zeros((count, width))
     for g in range(count):
         own = slice(g * width, (g + 1) * width)
-        root, back = roots(cov[own, own])
+        root, back = roots(to_float64(cov[own, own]))
         _, s, v = np.linalg.svd(weight[own].T @ root, full_matrices=True)
         energy[g, : len(s)] = s[:width] ** 2
         lefts.append(v @ back)
@@ -150,11 +154,12 @@ def turned_values(out: Sums, weight: np.ndarray) -> Loss:
         narrow = np.zeros((len(groups) * kept, count * width))
         for row, g in enumerate(groups):
             narrow[row * kept : (row + 1) * kept, g * width : (g + 1) * width] = left[g]
-        right = fitted(cov @ narrow.T, narrow @ cov @ narrow.T)
+        whole = to_float64(cov)
+        right = fitted(whole @ narrow.T, narrow @ whole @ narrow.T)
         shift = mean.ravel() - right @ (narrow @ mean.ravel())
         return Basis(left, right, shift.reshape(mean.shape))
 
-    return Loss(tails(energy), choose, eliminate_groups(cov, weight, count))
+    return Loss(tails(energy), choose, eliminate_groups(cov, like(weight, cov), count))
 
 
 # ---- channels that stay as they are ----------------------------------------------------------------------
@@ -163,12 +168,14 @@ def turned_values(out: Sums, weight: np.ndarray) -> Loss:
 def kept_channels(out: Sums, weight: np.ndarray, coupling: Coupling, rounded: bool) -> Loss:
     mean, cov = out.mean, shrunken(out)
     if coupling.groups == 1:
-        order, curve = eliminate(cov, weight, np.sqrt(out.squares / out.count).ravel() if rounded else None)
+        rms = np.sqrt(out.squares / out.count).ravel() if rounded else None
+        order, curve = eliminate(cov, like(weight, cov), rms)
         curves, gone = curve[None], np.zeros(1, int)
     else:
-        energy = (np.diag(cov) * (weight**2).sum(axis=1)).reshape(mean.shape)
+        variance = to_float64(array_namespace(cov).linalg.diagonal(cov))
+        energy = (variance * (weight**2).sum(axis=1)).reshape(mean.shape)
         order, curves = np.argsort(energy, axis=1, kind="stable"), tails(-np.sort(-energy, axis=1))
-        gone = eliminate_groups(cov, weight, coupling.groups)
+        gone = eliminate_groups(cov, like(weight, cov), coupling.groups)
 
     def choose(kept: int, groups: Sequence[int]) -> Choice:
         return folded(np.sort(np.atleast_2d(order)[:, -kept:], axis=1), groups, mean, cov)
@@ -176,16 +183,37 @@ def kept_channels(out: Sums, weight: np.ndarray, coupling: Coupling, rounded: bo
     return Loss(curves, choose, gone)
 
 
-def folded(index: np.ndarray, groups: Sequence[int], mean: np.ndarray, cov: np.ndarray) -> Keep:
+def folded(index: np.ndarray, groups: Sequence[int], mean: np.ndarray, cov: Array) -> Keep:
     """These channels stay, of these groups, and take over what the others did as far as they vary alike."""
     flat = (index + mean.shape[1] * np.arange(len(mean))[:, None])[list(groups)].ravel()
-    fold = fitted(cov[:, flat], cov[np.ix_(flat, flat)])
+    rows = array_namespace(cov).take(cov, like(flat, cov), axis=0)
+    fold = as_array(fitted(rows.T, rows[:, like(flat, cov)]))
     fold[flat] = np.eye(len(flat))
     shift = mean.ravel() - fold @ mean.ravel()[flat]
     return Keep(index, fold, shift.reshape(mean.shape))
 
 
+def consumed(graph: Reader, coupling: Coupling, tap: Tap | None, choice: Choice) -> Choice:
+    """The same as what becomes of the consumer, which is smaller than how channels are remade; where it takes what the tap shows."""
+    consumers = [m for m in coupling.members if m.role == "out"]
+    if isinstance(choice, Select) or len(consumers) != 1 or tap is None or tap.copies != 1:
+        return choice
+    back = choice.right if isinstance(choice, Basis) else choice.fold
+    if back is None or back.ndim == 3 or tap.value is not consumers[0].operand[0].inputs[0]:
+        return choice
+    weight = columns(graph, consumers[0])
+    shift = np.zeros(weight.shape[1]) if choice.shift is None else choice.shift.ravel() @ weight
+    made = Consumer((back.T @ weight).astype(np.float32), shift.astype(np.float32), coupling.width)
+    return Basis(choice.left, None, None, made) if isinstance(choice, Basis) else Keep(choice.index, consumer=made)
+
+
 # ---- linear algebra --------------------------------------------------------------------------------------
+
+
+def like(numbers: np.ndarray, array: Array) -> Array:
+    """Where the array lives, and of its type unless they are whole numbers."""
+    dtype = None if numbers.dtype.kind in "iu" else array.dtype
+    return array_namespace(array).asarray(numbers, dtype=dtype, device=device(array))
 
 
 def tails(energy: np.ndarray) -> np.ndarray:
@@ -201,29 +229,35 @@ def roots(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (vectors * np.sqrt(values)) @ vectors.T, (vectors * inverse) @ vectors.T
 
 
-def fitted(cross: np.ndarray, own: np.ndarray) -> np.ndarray:
+def fitted(cross: Array, own: Array) -> Array:
     """cross . own^-1, with every variance a little larger."""
-    floor = LEAST * np.trace(own) / len(own) + 1e-30
-    return np.asarray(np.linalg.solve(own + floor * np.eye(len(own)), cross.T).T)
+    return array_namespace(own).linalg.solve(floored(own), cross.T).T
 
 
-def shrunken(sums: Sums) -> np.ndarray:
+def shrunken(sums: Sums) -> Array:
     """The covariance, drawn towards its diagonal as far as the sample is too small for it (as Ledoit and Wolf do).
 
     What never varied stays at zero: a dead channel costs nothing to lose.
     """
-    cov = sums.covariance[0] if len(sums.outer) == 1 else block_diagonal(sums.covariance)
-    size = len(cov)
-    mean = np.trace(cov) / size
-    apart = float(((cov - mean * np.eye(size)) ** 2).sum())
-    noise = max(sums.energy2 / sums.count - float((sums.second**2).sum()), 0.0) / sums.count
+    xp, mean = array_namespace(sums.scatter), sums.mean
+    cov = sums.covariance
+    cov = cov[0] if cov.shape[0] == 1 else block_diagonal(cov)
+    size, variances = cov.shape[0], xp.asarray(xp.linalg.diagonal(cov), copy=True)
+    squares = float(xp.sum(cov**2))
+    apart = squares - float(xp.sum(variances)) ** 2 / size
+    raw = squares + 2 * float(like(mean.ravel(), cov) @ cov @ like(mean.ravel(), cov)) + float((mean**2).sum()) ** 2
+    noise = max(sums.energy2 / sums.count - raw, 0.0) / sums.count
     share = min(1.0, noise / apart) if apart > 0 else 0.0
-    return (1 - share) * cov + share * np.diag(np.diag(cov))
+    cov *= 1 - share
+    eps = float(xp.finfo(cov.dtype).eps)  # what varies less than its numbers can tell does not
+    xp.reshape(cov, (-1,))[:: size + 1] = variances + like((4 * eps) ** 2 * sums.squares.ravel() / sums.count, cov)
+    return cov
 
 
-def block_diagonal(blocks: np.ndarray) -> np.ndarray:
+def block_diagonal(blocks: Array) -> Array:
+    xp = array_namespace(blocks)
     groups, width, _ = blocks.shape
-    whole = np.zeros((groups * width, groups * width))
-    for g, block in enumerate(blocks):
-        whole[g * width : (g + 1) * width, g * width : (g + 1) * width] = block
+    whole = xp.zeros((groups * width, groups * width), dtype=blocks.dtype, device=device(blocks))
+    for g in range(groups):
+        whole[g * width : (g + 1) * width, g * width : (g + 1) * width] = blocks[g]
     return whole

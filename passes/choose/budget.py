@@ -86,7 +86,7 @@ class Trial:
 
     def __init__(self, state: State, fresh: Callable[[], Graph], keep: float) -> None:
         self.state, self.fresh, self.keep = state, fresh, keep
-        self.batches = few(state, IMAGES)
+        self.batches = few(state, IMAGES, IMAGES)
         self.inputs = sum(len(next(iter(b.values()))) for b in self.batches)
         dense = fresh()
         self.macs = dense.totals()[0]

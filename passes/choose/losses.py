@@ -12,6 +12,7 @@ import numpy as np
 from toastc.plans.plan import Choice, Keep, Plan
 from toastc.system.errors import ToastcError
 
+from ..analyse.losses import consumed
 from ..analyse.members import Weights
 from ..score.weights import ScoreWeights
 from ..state import State
@@ -39,7 +40,8 @@ class PlanLosses:
                 width = state.widths.get(name, coupling.width)
                 if name in state.losses:
                     groups = heads[site.name].tolist() if gone else range(coupling.groups)
-                    choices[name] = state.losses[name].choose(width, groups)
+                    choice = state.losses[name].choose(width, groups)
+                    choices[name] = consumed(state.graph, coupling, state.taps.get(f"{name}/out"), choice)
                 else:
                     choices[name] = Keep(best(ScoreWeights().score(Weights(state.graph), coupling), width))
                     notes.append(f"{name}: could not be watched; its largest channels stay")

@@ -80,7 +80,7 @@ def shifted_biases(dense: Editor, site: Site, pruned: Reader, other: Site, plan:
     found = {}
     for coupling in site.couplings:
         choice, partner = plan.get(site.name, coupling.name), other.coupling(coupling.name)
-        if choice is None or choice.shift is None or partner is None:
+        if choice is None or not choice.shifts or partner is None:
             continue
         for a, b in zip(coupling.members, matching(coupling, partner, site.name, pruned), strict=True):
             if a.role == "out":

@@ -7,32 +7,35 @@ far, and each consumer is fitted, by least squares, to what keeps the stream whe
     W, b = argmin | stream_dense - (stream_pruned + gain (W h + b)) |^2        h: what the pruned channels are by now
 
 The gain between a consumer and the stream (a LayerScale) is measured, and with it whether the way there is straight;
-where it is not, the consumer keeps its fold.
+where it is not, the consumer keeps its fold. The graph is walked through once, from stream to stream, and of the inputs between
+two of them only a few are in view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from toastc.calibration.data import as_array
-from toastc.calibration.moments import Sums
+from toastc.calibration.moments import Sums, to_float64
 from toastc.calibration.taps import Tap
-from toastc.graphs import Kind, Live, Op, Value
+from toastc.graphs import Kind, Live, Op, Stage, Value
 from toastc.graphs.protocols import Reader
-from toastc.plans.plan import Basis, Choice, Keep, Plan
+from toastc.plans.plan import Choice, Consumer, Plan, Select
 from toastc.system.vocabulary import Array
 
-from ..analyse.gains import first
-from ..analyse.losses import columns, fitted, shrunken
+from ..analyse.gains import few
+from ..analyse.losses import consumed, fitted, like, shrunken
 from ..analyse.simulate import residual, surviving
 from ..state import State
 
 STRAIGHT = 1e-2  # relative error up to which the way to the stream counts as a gain alone
-MOST = 3 << 30  # bytes of tensors that are kept at one time
+AT_ONCE = 8  # images in view
+ENOUGH = 48  # tokens for each of the channels that are fitted
+MOST = 1 << 30  # bytes of streams and channels that wait for a fit
 
 
 @dataclass(eq=False)
@@ -43,55 +46,58 @@ class Job:
     tap: Tap
     choice: Choice
     groups: Sequence[int]
-    weight: np.ndarray | None  # [channels, out] of the consumer
-    stream: Value | None
-    nudged: Live | None = None  # a live set of the first batch, with random numbers added to the channels
-    nudge: np.ndarray | None = None  # and what they make of the consumer's output
+    out: Value | None = None  # what the consumer makes of them, if that can be told
+    stream: Value | None = None  # the sum that it goes into
+    kept: dict[int, Array] = field(default_factory=dict)  # the channels that stay, for every batch
+    sums: Sums | None = None  # of those channels
+    cross: Array = None  # [out, kept], of their products with the error of the stream, both less their means
+    missing: np.ndarray | None = None  # the sum of that error
+    nudge: Array = None  # random numbers added to what the consumer made of the first batch
+    nudged: Live | None = None  # what is alive of it then
+    gain: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class RefitConsumers:
     """Fit consumers anew, block by block, to keep the residual stream where the dense model has it."""
 
-    images: int = 1024  # at most; fewer where their tensors would not fit
+    images: int = 1024  # at most; fewer where they show enough of the widest coupling
     name = "refit-consumers"
 
     def __call__(self, state: State) -> State:
         if not state.plan or state.data is None:
             return state
         jobs = list(jobs_of(state))
-        where = [(value, job) for job in jobs for value in (job.tap.value, job.stream) if value is not None]
-        where.sort(key=lambda pair: state.graph.position(pair[0]))
-        batches = first(state.data, self.images)
+        steps = steps_of(state, jobs)
+        batches = few(state, self.enough(state, jobs), AT_ONCE)
         dense = [state.graph.begin(batch) for batch in batches]
         pruned = [dict(live) for live in dense]
-        kept: dict[str, list[np.ndarray]] = {}
-        rng, choices = np.random.default_rng(state.seed), dict(state.plan.choices)
-        stages = state.graph.stages([v for v, _ in where])
-        for number, ((value, job), stage) in enumerate(zip(where, stages, strict=False)):
-            state.tell(self.name, (number + 1) / len(where))
-            if not number:
-                fits = fitting(stage(dense[0]))
-                dense, pruned = dense[:fits], pruned[:fits]
+        rng, done = np.random.default_rng(state.seed), 0
+        stages = state.graph.stages([value for value, _, _ in steps])
+        for stretch in stretches(steps):
+            walked = [(*step, next(stages)) for step in stretch]
             for n in range(len(dense)):
-                dense[n], pruned[n] = stage(dense[n]), stage(pruned[n])
-            for other in jobs:
-                if other.nudged is not None:
-                    other.nudged = stage(other.nudged)
-            if value is job.tap.value:
-                if job.stream is not None:
-                    kept[job.name] = [flat(surviving(job.tap.rows(live[value]), job.choice, job.groups)) for live in pruned]
-                    nudge(job, dense[0], rng)
-                for live in pruned:
-                    live[value] = live[value] + residual(job.tap, live[value], job.choice, job.groups)
-            else:
-                choices[job.name] = refitted(job, value, dense, pruned, kept.pop(job.name))
-        return replace(state, plan=Plan(choices))
+                state.tell(self.name, (done + len(stretch) * n / len(dense)) / len(steps))
+                dense[n], pruned[n] = walk(walked, n, dense[n], pruned[n], rng)
+            done += len(stretch)
+            value, job, _ = stretch[-1]
+            refit(job, value, pruned)
+        return replace(state, plan=Plan(dict(state.plan.choices) | {job.name: job.choice for job in jobs}))
+
+    def enough(self, state: State, jobs: Sequence[Job]) -> int:
+        """How many inputs show each channel that is fitted often enough, and are not too many to be held."""
+        graph, need, held = state.graph, 1.0, 1
+        for job in jobs:
+            tokens = np.prod(graph.shape(job.tap.value)) / job.tap.index.size / graph.batch
+            need = max(need, ENOUGH * job.tap.index.size / tokens)
+            if job.stream is not None:
+                stream = np.prod(graph.shape(job.stream)) / graph.batch
+                held = max(held, int(4 * (2 * stream + tokens * job.choice.index.size)))
+        return int(max(1, min(self.images, np.ceil(need), MOST // held)))
 
 
-def fitting(live: Live) -> int:
-    """How many such batches fit into the memory that is meant for them, three times over."""
-    return max(1, int(MOST / (3 * sum(getattr(t, "nbytes", 0) for t in live.values()) + 1)))
+Act = Callable[[Job, int, Live, Live, np.random.Generator], None]
+Step = tuple[Value, Job, Act]
 
 
 def jobs_of(state: State) -> Iterator[Job]:
@@ -102,12 +108,138 @@ def jobs_of(state: State) -> Iterator[Job]:
             tap = state.taps.get(f"{name}/q") or state.taps.get(f"{name}/out")
             if choice is None or tap is None:
                 continue
-            consumers = [m for m in coupling.members if m.role == "out"]
-            stream = weight = None
-            if len(consumers) == 1 and tap.copies == 1 and not choice.exact:
-                weight = columns(state.graph, consumers[0])
-                stream = stream_behind(state.graph, consumers[0].operand[0])
-            yield Job(name, tap, choice, state.plan.groups(site.name, coupling), weight, stream)
+            choice = consumed(state.graph, coupling, tap, choice)
+            job = Job(name, tap, choice, state.plan.groups(site.name, coupling))
+            if choice.consumer is not None:
+                op: Op = next(m for m in coupling.members if m.role == "out").operand[0]
+                job.out, job.stream = op.outputs[0], stream_behind(state.graph, op)
+            yield job
+
+
+def steps_of(state: State, jobs: Sequence[Job]) -> list[Step]:
+    """What is to be done at which value, in the order of the graph, up to the last that is fitted."""
+    steps: list[Step] = []
+    for job in jobs:
+        steps.append((job.tap.value, job, cut if job.out is None else take_out))
+        if job.out is not None:
+            steps.append((job.out, job, put_in))
+        if job.stream is not None:
+            steps.append((job.stream, job, compare))
+    steps.sort(key=lambda step: state.graph.position(step[0]))
+    last = max((n for n, step in enumerate(steps) if step[2] is compare), default=-1)
+    return steps[: last + 1]
+
+
+def stretches(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """Each ends where a consumer is fitted, for which all inputs must have come that far."""
+    own: list[Step] = []
+    for step in steps:
+        own.append(step)
+        if step[2] is compare:
+            yield own
+            own = []
+
+
+def walk(steps: Sequence[tuple[Value, Job, Act, Stage]], n: int, dense: Live, pruned: Live, rng: np.random.Generator) -> tuple[Live, Live]:
+    """One batch, dense and as pruned, along a stretch; with the first, what is nudged to measure gains."""
+    nudged = [job for _, job, _, _ in steps if job.nudged is not None]
+    for _, job, act, stage in steps:
+        dense, pruned = stage(dense), stage(pruned)
+        for other in nudged if not n else ():
+            other.nudged = stage(other.nudged)
+        act(job, n, dense, pruned, rng)
+        nudged = [other for other in {*nudged, job} if other.nudged is not None]
+    return dense, pruned
+
+
+def cut(job: Job, n: int, dense: Live, pruned: Live, rng: np.random.Generator) -> None:
+    """The channels become what is left of them."""
+    value = job.tap.value
+    pruned[value] = pruned[value] + residual(job.tap, pruned[value], job.choice, job.groups)
+
+
+def take_out(job: Job, n: int, dense: Live, pruned: Live, rng: np.random.Generator) -> None:
+    """The channels that stay are put aside, and the consumer sees none."""
+    now = pruned[job.tap.value]
+    rows = job.tap.rows(now)
+    job.kept[n] = flat(surviving(rows, job.choice, job.groups))
+    pruned[job.tap.value] = now + job.tap.put(-rows, now)
+
+
+def put_in(job: Job, n: int, dense: Live, pruned: Live, rng: np.random.Generator) -> None:
+    """What the planned consumer makes of them is added to what it makes of nothing."""
+    assert job.out is not None and not isinstance(job.choice, Select) and job.choice.consumer is not None
+    rows, fit, now = job.kept[n], job.choice.consumer, pruned[job.out]
+    pruned[job.out] = now + shaped(rows @ like(fit.weight, rows) + like(fit.bias, rows), now)
+    if job.stream is None:
+        del job.kept[n]
+    elif not n:
+        own = dense[job.out]
+        noise = rng.standard_normal(tuple(own.shape)) * float(np.std(as_array(own)))
+        job.nudge = like(noise, own)
+        job.nudged = dense | {job.out: own + job.nudge}
+
+
+def compare(job: Job, n: int, dense: Live, pruned: Live, rng: np.random.Generator) -> None:
+    """How far the stream is from the dense one, and what the channels that stay say of that."""
+    assert job.stream is not None
+    if not n:
+        assert job.nudged is not None
+        job.gain = gain_of(job.nudge, flat(job.nudged[job.stream]) - flat(dense[job.stream]))
+        job.nudged = job.nudge = None
+    if job.gain is None:
+        return
+    rows, error = job.kept[n], flat(dense[job.stream]) - flat(pruned[job.stream])
+    xp, own = array_namespace(rows), Sums.of(rows[:, None, :], True)
+    missing = to_float64(xp.sum(error, axis=0, dtype=xp.float64))
+    cross = (error - like(missing / own.count, error)).T @ (rows - like(own.mean.ravel(), rows))
+    if job.sums is None or job.missing is None:
+        job.sums, job.cross, job.missing = own, cross, missing
+        return
+    share = job.sums.count * own.count / (job.sums.count + own.count)
+    drift = share * np.outer(missing / own.count - job.missing / job.sums.count, (own.mean - job.sums.mean).ravel())
+    job.cross += cross + like(drift, cross)
+    job.sums, job.missing = job.sums + own, job.missing + missing
+
+
+def gain_of(nudge: Array, moved: Array) -> np.ndarray | None:
+    """[out]: the factor of each channel between the consumer and the stream; None if there is more to it than that."""
+    before, after = to_float64(flat(nudge)), to_float64(moved)
+    if before.shape != after.shape:
+        return None
+    gain = (after * before).sum(axis=0) / np.maximum((before**2).sum(axis=0), 1e-300)
+    apart = np.linalg.norm(after - gain * before) / max(float(np.linalg.norm(after)), 1e-300)
+    return np.asarray(gain) if apart < STRAIGHT else None
+
+
+def refit(job: Job, value: Value, pruned: list[Live]) -> None:
+    """The choice with its consumer fitted anew; `pruned` moves along."""
+    kept, job.kept = job.kept, {}
+    if job.gain is None or job.sums is None or job.missing is None:
+        return
+    assert not isinstance(job.choice, Select) and job.choice.consumer is not None
+    own, consumer = job.sums, job.choice.consumer
+    mean, off = own.mean.ravel(), job.missing / own.count
+    slope = as_array(fitted(job.cross / own.count, shrunken(own)))  # [out, kept]
+    scale = np.where(np.abs(job.gain) > 1e-6 * np.abs(job.gain).max(), job.gain, np.inf)
+    weight, bias = (slope / scale[:, None]).T, (off - slope @ mean) / scale
+    now, const = weight * job.gain, bias * job.gain
+    for n, live in enumerate(pruned):
+        rows = kept.pop(n)
+        live[value] = live[value] + shaped(rows @ like(now, rows) + like(const, rows), live[value])
+    fit = Consumer((consumer.weight + weight).astype(np.float32), (consumer.bias + bias).astype(np.float32), consumer.of)
+    job.choice, job.sums, job.cross = replace(job.choice, consumer=fit), None, None
+
+
+def shaped(rows: Array, tensor: Array) -> Array:
+    xp = array_namespace(tensor)
+    return xp.reshape(xp.astype(rows, tensor.dtype), tuple(tensor.shape))
+
+
+def flat(array: Array) -> Array:
+    xp = array_namespace(array)
+    rows = xp.reshape(array, (-1, array.shape[-1]))
+    return rows if rows.dtype in (xp.float32, xp.float64) else xp.astype(rows, xp.float32)
 
 
 def stream_behind(graph: Reader, op: Op) -> Value | None:
@@ -122,68 +254,3 @@ def stream_behind(graph: Reader, op: Op) -> Value | None:
             return None
         if sum(v is not None and not graph.is_constant(v) for v in op.inputs) > 1:
             return op.outputs[0]
-
-
-def flat(array: Array) -> np.ndarray:
-    rows = as_array(array)
-    return rows.reshape(-1, rows.shape[-1])
-
-
-def like(array: np.ndarray, tensor: Array) -> Any:
-    """The numbers as the other tensor has them: numpy or torch, its type, its device."""
-    return array.astype(tensor.dtype, copy=False) if isinstance(tensor, np.ndarray) else tensor.new_tensor(array)
-
-
-def nudge(job: Job, live: Live, rng: np.random.Generator) -> None:
-    rows = as_array(job.tap.rows(live[job.tap.value]))
-    noise = (rng.standard_normal(rows.shape) * rows.std()).astype(rows.dtype)
-    value = live[job.tap.value]
-    job.nudged = live | {job.tap.value: value + job.tap.put(like(noise, value), value)}
-    assert job.weight is not None
-    job.nudge = noise.reshape(len(rows), -1) @ job.weight
-
-
-def gain_of(job: Job, live: Live, value: Value) -> np.ndarray | None:
-    """[out]: the factor of each channel between the consumer and the stream; None if there is more to it than that."""
-    assert job.nudged is not None and job.nudge is not None
-    moved = flat(job.nudged[value]).astype(np.float64) - flat(live[value])
-    job.nudged = None
-    if moved.shape != job.nudge.shape:
-        return None
-    gain = (moved * job.nudge).sum(axis=0) / np.maximum((job.nudge**2).sum(axis=0), 1e-300)
-    apart = np.linalg.norm(moved - gain * job.nudge) / max(float(np.linalg.norm(moved)), 1e-300)
-    return gain if apart < STRAIGHT else None
-
-
-def refitted(job: Job, value: Value, dense: list[Live], pruned: list[Live], kept: list[np.ndarray]) -> Choice:
-    """The choice with its consumer fitted anew; `pruned` moves along."""
-    gain = gain_of(job, dense[0], value)
-    if gain is None:
-        return job.choice
-    own, cross, missing = Sums.none(1, kept[0].shape[1], True), 0.0, 0.0
-    for rows, whole, cut in zip(kept, dense, pruned, strict=True):
-        error = flat(whole[value]) - flat(cut[value])
-        own += Sums.of(rows[:, None, :], True)
-        cross = cross + (error.T @ rows).astype(np.float64)
-        missing = missing + error.sum(axis=0, dtype=np.float64)
-    mean, off = own.mean.ravel(), missing / own.count
-    slope = fitted(cross / own.count - np.outer(off, mean), shrunken(own))  # [out, kept]
-    weight = job.weight
-    assert weight is not None
-    scale = np.where(np.abs(gain) > 1e-6 * np.abs(gain).max(), gain, np.inf)
-    back = np.linalg.pinv(weight, rcond=1e-6)  # [out, channels]
-    fold = ((slope / scale[:, None]).T @ back).T  # [channels, kept]
-    shift = ((off - slope @ mean) / scale) @ back
-    now, const = (weight.T @ fold) * gain[:, None], (shift @ weight) * gain
-    for rows, live in zip(kept, pruned, strict=True):
-        moved = (rows @ now.T.astype(rows.dtype) + const.astype(rows.dtype)).reshape(live[value].shape)
-        live[value] = live[value] + like(moved, live[value])
-    return with_more(job.choice, fold, shift, job.tap.index.shape[:2])
-
-
-def with_more(choice: Choice, fold: np.ndarray, shift: np.ndarray, shape: tuple[int, ...]) -> Choice:
-    own = shift.reshape(shape) + (0 if choice.shift is None else choice.shift)
-    if isinstance(choice, Basis):
-        return replace(choice, right=choice.right + fold, shift=own)
-    assert isinstance(choice, Keep) and choice.fold is not None
-    return replace(choice, fold=choice.fold + fold, shift=own)

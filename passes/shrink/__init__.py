@@ -24,7 +24,7 @@ from toastc.system.errors import CannotShrink
 from ..match.couplings import Ledger
 from ..match.records import Source
 from ..state import State
-from .cuts import Cut, drift, install, mixtures
+from .cuts import Cut, growth, install, mixtures
 from .regions import emit_exits, pieces_of, plan_exits, rebuild_above
 from .selections import readers, take, taken, write_selections
 from .shapes import picked_at_once, what_remains
@@ -223,10 +223,9 @@ class Work:
             by_operand.setdefault((source.op, source.slot), []).append(Cut(source.axes, kept_rows, tuple(mixed)))
         plus: dict[tuple[Op, int], list[Callable[[], np.ndarray]]] = {}
         for coupling, choice, _ in self.choices:
-            if choice.shift is not None:
-                for member in coupling.members:
-                    if member.role == "out":
-                        plus.setdefault(self._bias(member), []).append(drift(self.graph, member, choice.shift))
+            for member in coupling.members if choice.shifts else ():
+                if member.role == "out":
+                    plus.setdefault(self._bias(member), []).append(growth(self.graph, member, choice))
         for op, slot in by_operand | plus:
             install(self.graph, op, slot, by_operand.get((op, slot), ()), plus.get((op, slot), ()))
 

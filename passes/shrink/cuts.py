@@ -23,13 +23,28 @@ class Mixture:
     matrix: np.ndarray
 
 
+    def made(self, flat: np.ndarray) -> np.ndarray:
+        return np.asarray(self.matrix @ flat[self.rows].astype(np.float64).reshape(len(self.rows), -1))
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """New rows at `to` are these."""
+
+    to: np.ndarray
+    rows: np.ndarray
+
+    def made(self, flat: np.ndarray) -> np.ndarray:
+        return self.rows
+
+
 @dataclass(frozen=True, eq=False)
 class Cut:
     """One operand along `axes`: `order`, shaped as the axes will be, holds the old flat position of each new one."""
 
     axes: tuple[int, ...]
     order: np.ndarray
-    mixtures: tuple[Mixture, ...] = ()
+    mixtures: tuple[Mixture | Given, ...] = ()
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         if len(self.axes) == 1 and not self.mixtures:
@@ -39,25 +54,27 @@ class Cut:
         flat = front.reshape(-1, *rest)
         new = flat[self.order.ravel()]
         for mixture in self.mixtures:
-            old = flat[mixture.rows].astype(np.float64).reshape(len(mixture.rows), -1)
-            new[mixture.to] = (mixture.matrix @ old).reshape(len(mixture.to), *rest).astype(new.dtype)
+            new[mixture.to] = mixture.made(flat).reshape(len(mixture.to), *rest).astype(new.dtype)
         new = new.reshape(*self.order.shape, *rest)
         return np.moveaxis(new, range(len(self.axes)), self.axes)
 
 
-def mixtures(member: Member, choice: Choice, groups: Sequence[int], order: np.ndarray) -> tuple[Mixture, ...]:
-    """The rows of one member that a basis or a fold computes. `groups`: those that stay."""
-    if not choice.mixes(member.role):
+def mixtures(member: Member, choice: Choice, groups: Sequence[int], order: np.ndarray) -> tuple[Mixture | Given, ...]:
+    """The rows of one member that a basis or a fold computes, or that are given. `groups`: those that stay."""
+    if isinstance(choice, Select) or not choice.mixes(member.role):
         return ()
+    place = {int(position): new for new, position in enumerate(order.ravel())}
+    to = np.array([[place[int(p)] for p in member.index[g][choice.index[g]]] for g in groups])
     if member.role not in CONSUMERS:
         matrices = choice.left  # type: ignore[union-attr]
+    elif choice.consumer is not None:
+        if len(choice.consumer.weight) != to.size:
+            raise CannotShrink(f"{member.weight}: the plan fits {len(choice.consumer.weight)} channels, {to.size} stay")
+        return (Given(to.ravel(), choice.consumer.weight),)
     else:
-        assert not isinstance(choice, Select)
         back = choice.right if isinstance(choice, Basis) else choice.fold
         assert back is not None
         matrices = back.swapaxes(-1, -2)
-    place = {int(position): new for new, position in enumerate(order.ravel())}
-    to = np.array([[place[int(p)] for p in member.index[g][choice.index[g]]] for g in groups])
     if matrices.ndim == 2:
         if len(matrices) != to.size:
             raise CannotShrink(f"{member.weight}: the plan folds into {len(matrices)} channels, {to.size} stay")
@@ -89,11 +106,16 @@ def evaluation(
     return make
 
 
-def drift(graph: Reader, member: Member, shift: np.ndarray) -> Callable[[], np.ndarray]:
-    """What a consumer gets on average from channels that are gone: W . shift."""
+def growth(graph: Reader, member: Member, choice: Choice) -> Callable[[], np.ndarray]:
+    """By what a consumer's bias grows: what it gets on average from channels that are gone, W . shift, or what was fitted."""
+    assert not isinstance(choice, Select)
     op, slot = member.operand
+    consumer, shift = choice.consumer, choice.shift
 
     def make() -> np.ndarray:
+        if consumer is not None:
+            return consumer.bias
+        assert shift is not None
         weight = np.moveaxis(graph.constant(op.inputs[slot]), op.weight_axes, (0, 1)).astype(np.float64)
         return np.asarray(shift.ravel() @ weight[member.index.ravel()])
 

@@ -39,7 +39,7 @@ def test_moments_come_back_from_their_file(rng: np.random.Generator, tmp_path: P
     moments.save(tmp_path / "m.safetensors")
     again = Moments.load(tmp_path / "m.safetensors")
     assert (again.images, again.source, list(again)) == (9, "somewhere", ["a.vo/out"])
-    assert np.array_equal(again["a.vo/out"].outer, moments["a.vo/out"].outer)
+    assert np.array_equal(again["a.vo/out"].scatter, moments["a.vo/out"].scatter)
     (tmp_path / "m.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ToastcError, match="not a moments file"):
         Moments.load(tmp_path / "m.safetensors")
@@ -59,7 +59,7 @@ def test_torch_and_onnx_find_the_same_moments(data_folder: Path) -> None:
     assert b.moments is not None
     assert sorted(a.moments) == sorted(b.moments)
     for key in (k for k in a.moments if k.endswith("/out")):  # one graph scales its queries, the other its logits
-        assert np.allclose(a.moments[key].outer, b.moments[key].outer, rtol=1e-3, atol=1e-4 * np.abs(a.moments[key].outer).max())
+        assert np.allclose(a.moments[key].scatter, b.moments[key].scatter, rtol=1e-3, atol=1e-4 * np.abs(a.moments[key].scatter).max())
     x = batches(2, 99)
     with torch.no_grad():
         theirs = b.model(torch.from_numpy(x)).numpy()

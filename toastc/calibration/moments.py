@@ -1,7 +1,7 @@
 """Moments: sums over everything a channel did. They stream, so memory does not grow with the data, and they add.
 
-`Sums` holds, of vectors with some channels, their number, their sum and the sum of their outer products, either of
-all channels together ([channels, channels]) or of each group alone ([groups, width, width]).
+`Sums` holds, of vectors with some channels, their number, their sum and the sum of their outer products about their mean, either
+of all channels together ([channels, channels]) or of each group alone ([groups, width, width]).
 """
 
 from __future__ import annotations
@@ -12,23 +12,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from ..system.errors import ToastcError
 from ..system.files import write_beside
 from ..system.vocabulary import Array, Json, Read
+from .data import as_array
 from .workers import Workers
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(eq=False)
 class Sums:
-    """Of `count` vectors; `energy` and `energy2` are the sums of |x|^2 and |x|^4, which tell how sure the rest is."""
+    """Of `count` vectors; `energy` and `energy2` are the sums of |x|^2 and |x|^4, which tell how sure the rest is.
+
+    The outer products are large: they have the type of the vectors, and live where those do. They are taken about the mean,
+    because a channel that hardly varies would be lost in the rounding otherwise.
+    """
 
     count: float
     total: np.ndarray  # [groups, width]
-    outer: np.ndarray  # [groups, width, width], or [1, channels, channels]
+    scatter: Array  # [groups, width, width], or [1, channels, channels]
     absolute: np.ndarray  # [groups, width], of |x|
     energy: float = 0.0
     energy2: float = 0.0
@@ -38,26 +43,30 @@ class Sums:
         """`rows` [samples, groups, width], of numpy or torch. The products run where the rows live."""
         xp = array_namespace(rows)
         samples, groups, width = rows.shape
-        flat = xp.reshape(rows, (samples, 1, groups * width)) if together else rows
-        side = xp.permute_dims(flat, (1, 0, 2))
-        outer = xp.matmul(xp.permute_dims(side, (0, 2, 1)), side)
+        total, absolute = (to_float64(xp.sum(x, axis=0, dtype=xp.float64)) for x in (rows, xp.abs(rows)))
         lengths = xp.sum(xp.reshape(rows, (samples, -1)) ** 2, axis=1)
-        total = to_float64(xp.sum(rows, axis=0))
-        absolute = to_float64(xp.sum(xp.abs(rows), axis=0))
-        return Sums(float(samples), total, to_float64(outer), absolute, float(xp.sum(lengths)), float(xp.sum(lengths**2)))
+        apart = rows - xp.asarray(total / samples, dtype=rows.dtype, device=device(rows))
+        side = xp.permute_dims(xp.reshape(apart, (samples, 1, groups * width)) if together else apart, (1, 0, 2))
+        scatter = xp.matmul(xp.permute_dims(side, (0, 2, 1)), side)
+        return Sums(float(samples), total, scatter, absolute, float(xp.sum(lengths)), float(xp.sum(lengths**2)))
 
     @staticmethod
     def none(groups: int, width: int, together: bool) -> Sums:
         """Of no vectors."""
         side = groups * width if together else width
-        return Sums(0.0, np.zeros((groups, width)), np.zeros((1 if together else groups, side, side)), np.zeros((groups, width)))
+        scatter = np.zeros((1 if together else groups, side, side), np.float32)
+        return Sums(0.0, np.zeros((groups, width)), scatter, np.zeros((groups, width)))
 
     def __add__(self, other: Sums) -> Sums:
         """Adds in place, because the sums of wide couplings are large; `self` is not to be used again."""
-        for mine, more in ((self.total, other.total), (self.outer, other.outer), (self.absolute, other.absolute)):
-            mine += more
-        energy, energy2 = self.energy + other.energy, self.energy2 + other.energy2
-        return Sums(self.count + other.count, self.total, self.outer, self.absolute, energy, energy2)
+        if not (self.count and other.count):
+            return other if other.count else self
+        scatter = array_namespace(other.scatter).asarray(self.scatter, device=device(other.scatter))
+        scatter += other.scatter
+        count = self.count + other.count
+        add_products(scatter, other.mean - self.mean, self.count * other.count / count)
+        total, absolute = self.total + other.total, self.absolute + other.absolute
+        return Sums(count, total, scatter, absolute, self.energy + other.energy, self.energy2 + other.energy2)
 
     @property
     def mean(self) -> np.ndarray:
@@ -67,30 +76,45 @@ class Sums:
     @property
     def squares(self) -> np.ndarray:
         """[groups, width]: the sums of x^2"""
-        return np.asarray(np.diagonal(self.outer, axis1=1, axis2=2).reshape(self.total.shape))
+        diagonal = to_float64(array_namespace(self.scatter).linalg.diagonal(self.scatter))
+        return np.asarray(diagonal.reshape(self.total.shape) + self.count * self.mean**2)
 
     @property
     def second(self) -> np.ndarray:
         """E[x x']"""
-        return self.outer / self.count
+        made = to_float64(self.covariance)
+        add_products(made, self.mean, 1.0)
+        return made
 
     @property
-    def covariance(self) -> np.ndarray:
-        mean = self.mean.reshape(len(self.outer), -1)
-        return np.asarray(self.second - mean[:, :, None] * mean[:, None, :])
+    def covariance(self) -> Array:
+        return self.scatter / self.count
+
+    def about(self, mean: np.ndarray) -> Sums:
+        """The same, with outer products about another mean, so that they can be added up; in place."""
+        if self.count:
+            add_products(self.scatter, self.mean - mean, self.count)
+        return self
 
     def arrays(self) -> dict[str, np.ndarray]:
         numbers = np.array([self.count, self.energy, self.energy2])
-        return {"numbers": numbers, "total": self.total, "outer": self.outer, "absolute": self.absolute}
+        return {"numbers": numbers, "total": self.total, "scatter": as_array(self.scatter), "absolute": self.absolute}
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, np.ndarray]) -> Sums:
         count, energy, energy2 = (float(x) for x in arrays["numbers"])
-        return Sums(count, arrays["total"], arrays["outer"], arrays["absolute"], energy, energy2)
+        return Sums(count, arrays["total"], arrays["scatter"], arrays["absolute"], energy, energy2)
+
+
+def add_products(scatter: Array, vectors: np.ndarray, weight: float) -> None:
+    """Add weight * v v' in place, for each group or for all channels together."""
+    xp = array_namespace(scatter)
+    rows = xp.asarray(vectors.reshape(scatter.shape[0], -1), dtype=scatter.dtype, device=device(scatter))
+    scatter += (weight * rows)[:, :, None] * rows[:, None, :]
 
 
 def to_float64(array: Array) -> np.ndarray:
-    return np.asarray(array.detach().cpu().numpy() if hasattr(array, "detach") else array, np.float64)
+    return as_array(array).astype(np.float64)
 
 
 @dataclass(eq=False)
@@ -130,8 +154,12 @@ class Moments:
         if workers.count == 1:
             return self
         images = int(workers.add(np.array([float(self.images)]))[0])
-        sums = {k: Sums.from_arrays({n: workers.add(a) for n, a in own.arrays().items()}) for k, own in self.sums.items()}
-        return Moments(sums, images, self.source, self.gains)
+        found = {}
+        for key, own in self.sums.items():
+            count, total = workers.add(np.array([own.count]))[0], workers.add(own.total)
+            arrays = own.about(total / max(count, 1.0)).arrays()
+            found[key] = Sums.from_arrays({name: workers.add(array) for name, array in arrays.items()})
+        return Moments(found, images, self.source, self.gains)
 
     def save(self, path: Path, more: Read | None = None) -> None:
         """What is said beside the numbers is one JSON text: several would stand in another order every time."""

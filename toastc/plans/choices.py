@@ -8,7 +8,7 @@ Between Q and K, Q is the producer and K the consumer: q' = left q, k' = right^T
 
 `fold` and `right` either treat every group alone, [groups, width, width'], or all channels together,
 [groups * width, kept groups * width']. An optional `shift` [groups, width] is what the gone channels are on
-average: the consumer's bias becomes `b + W . shift`.
+average: the consumer's bias becomes `b + W . shift`. A `consumer` in their place is what the linear behind was fitted to be.
 """
 
 from __future__ import annotations
@@ -25,10 +25,39 @@ PER = ("image", "batch")
 
 
 @dataclass(frozen=True, eq=False)
+class Consumer:
+    """The linear that reads the channels, for those that stay."""
+
+    weight: np.ndarray  # [channels that stay, out]
+    bias: np.ndarray  # [out], by which its bias grows
+    of: int  # how wide a group was
+
+    def __post_init__(self) -> None:
+        require(self.weight.ndim == 2 and self.bias.shape == self.weight.shape[1:], "a consumer is [channels, out], with a bias")
+
+    def fits(self, coupling: Coupling, width: int) -> str:
+        if not coupling.consumed:
+            return "it fits a consumer, and no linear consumes its channels"
+        if self.of != coupling.width or len(self.weight) % width or len(self.weight) > coupling.groups * width:
+            return f"its consumer reads {len(self.weight)} channels, {coupling.groups} x {width} stay"
+        return ""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"weight": self.weight, "bias": self.bias, "of": np.array(self.of)}
+
+    @staticmethod
+    def among(arrays: dict[str, np.ndarray]) -> Consumer | None:
+        """The one that is in a choice's arrays, which it is taken out of."""
+        own = [arrays.pop(name, None) for name in ("weight", "bias", "of")]
+        return None if own[0] is None else Consumer(own[0], own[1], int(own[2]))
+
+
+@dataclass(frozen=True, eq=False)
 class Keep:
     index: np.ndarray
     fold: np.ndarray | None = None
     shift: np.ndarray | None = None
+    consumer: Consumer | None = None
 
     def __post_init__(self) -> None:
         index, fold = self.index, self.fold
@@ -36,6 +65,7 @@ class Keep:
         require(bool((index >= 0).all() and (np.diff(index) > 0).all()), "an index holds rising positions")
         if fold is not None:
             require(fold.ndim == 2 or fold.shape[::2] == index.shape, "a fold is [groups, width, kept] or [channels, kept]")
+        require(fold is None or self.consumer is None, "a consumer takes the place of a fold")
         require(self.shift is None or (self.shift.ndim == 2 and len(self.shift) == len(index)), "a shift is [groups, width]")
 
     @property
@@ -44,11 +74,18 @@ class Keep:
 
     @property
     def exact(self) -> bool:
-        return self.fold is None
+        return self.fold is None and self.consumer is None
+
+    @property
+    def shifts(self) -> bool:
+        """Does the consumer's bias change?"""
+        return self.shift is not None or self.consumer is not None
 
     @property
     def of(self) -> int | None:
         """How many channels a group had, where the choice tells."""
+        if self.consumer is not None:
+            return self.consumer.of
         if self.shift is not None:
             return int(self.shift.shape[1])
         if self.fold is None:
@@ -57,30 +94,42 @@ class Keep:
 
     def mixes(self, role: str) -> bool:
         """Does a member of this role get new numbers? Else those that stay are those that were."""
-        return self.fold is not None and role in CONSUMERS
+        return not self.exact and role in CONSUMERS
 
     def fits(self, coupling: Coupling) -> str:
         """Why this can not be done to the coupling, if so."""
         if len(self.index) != coupling.groups or self.index.max() >= coupling.width:
             return f"it is for other widths than the model's {coupling.groups} x {coupling.width}"
-        return unfit(self.fold, self.shift, coupling)
+        own = "" if self.consumer is None else self.consumer.fits(coupling, self.width)
+        return own or unfit(self.fold, self.shift, coupling)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"index": self.index.astype(np.int32)} | given(fold=self.fold, shift=self.shift)
+        own = {} if self.consumer is None else self.consumer.arrays()
+        return {"index": self.index.astype(np.int32)} | given(fold=self.fold, shift=self.shift) | own
+
+    @staticmethod
+    def from_arrays(**arrays: np.ndarray) -> Keep:
+        consumer = Consumer.among(arrays)
+        return Keep(**arrays, consumer=consumer)
 
 
 @dataclass(frozen=True, eq=False)
 class Basis:
     left: np.ndarray
-    right: np.ndarray
+    right: np.ndarray | None
     shift: np.ndarray | None = None
+    consumer: Consumer | None = None
     exact = False
 
     def __post_init__(self) -> None:
         left, right = self.left, self.right
         require(left.ndim == 3 and 0 < left.shape[1] <= left.shape[2], "a basis keeps some of [groups, kept, width]")
         back = (len(left), left.shape[2], left.shape[1])
-        require(right.ndim == 2 or right.shape == back, "a basis leads back by [groups, width, kept] or [channels, kept]")
+        if right is None:
+            require(self.consumer is not None, "a basis leads back, or into a consumer")
+        else:
+            require(right.ndim == 2 or right.shape == back, "a basis leads back by [groups, width, kept] or [channels, kept]")
+            require(self.consumer is None, "a consumer takes the place of the way back")
         require(self.shift is None or self.shift.shape == left.shape[::2], "a shift is [groups, width]")
 
     def mixes(self, role: str) -> bool:
@@ -91,7 +140,12 @@ class Basis:
             return "it is no coupling whose channels may be mixed"
         if self.left.shape[::2] != (coupling.groups, coupling.width):
             return f"its basis is for {self.left.shape[::2]} channels, the model has {coupling.groups} x {coupling.width}"
-        return unfit(self.right, self.shift, coupling)
+        own = "" if self.consumer is None else self.consumer.fits(coupling, self.width)
+        return own or unfit(self.right, self.shift, coupling)
+
+    @property
+    def shifts(self) -> bool:
+        return self.shift is not None or self.consumer is not None
 
     @property
     def width(self) -> int:
@@ -107,7 +161,13 @@ class Basis:
         return np.broadcast_to(np.arange(self.width), self.left.shape[:2])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"left": self.left, "right": self.right} | given(shift=self.shift)
+        own = {} if self.consumer is None else self.consumer.arrays()
+        return {"left": self.left} | given(right=self.right, shift=self.shift) | own
+
+    @staticmethod
+    def from_arrays(**arrays: np.ndarray) -> Basis:
+        consumer = Consumer.among(arrays)
+        return Basis(arrays["left"], arrays.get("right"), arrays.get("shift"), consumer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +189,8 @@ class Select:
     masks: bool = False
     exact = True
     shift = None
+    consumer = None
+    shifts = False
 
     def __post_init__(self) -> None:
         require(0 < self.width <= self.of, "a selection reads some of its channels")

@@ -12,7 +12,7 @@ import numpy as np
 from ..system.errors import ToastcError
 from ..system.files import write_beside
 from ..system.vocabulary import Read
-from .choices import CONSUMERS, Basis, Choice, Keep, Select
+from .choices import CONSUMERS, Basis, Choice, Consumer, Keep, Select
 from .merges import Merge, parse_merges
 from .sites import Coupling, Site
 
@@ -48,7 +48,7 @@ class Plan:
             if isinstance(choice, Select):
                 row |= choice.to_dict()
             elif choice.of is not None:
-                row |= {"of": choice.of, "folded": not choice.exact, "shifted": choice.shift is not None}
+                row |= {"of": choice.of, "folded": not choice.exact, "shifted": choice.shifts}
             if indices and isinstance(choice, Keep):
                 row["index"] = choice.index.tolist()
             out[name] = row
@@ -100,7 +100,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> Plan:
 
 
 def choice_of(name: str, part: Mapping[str, np.ndarray]) -> Choice:
-    kinds: dict[str, Callable[..., Choice]] = {"index": Keep, "left": Basis, "select": Select.from_arrays}
+    kinds: dict[str, Callable[..., Choice]] = {"index": Keep.from_arrays, "left": Basis.from_arrays, "select": Select.from_arrays}
     for key, kind in kinds.items():
         if key in part:
             return kind(**part)
@@ -124,4 +124,4 @@ def from_dict(data: Read) -> Plan:
     return Plan(choices, parse_merges(data.get("tokens", [])))
 
 
-__all__ = ["CONSUMERS", "Basis", "Choice", "Keep", "Plan", "Select", "check_plan", "from_arrays", "from_dict"]
+__all__ = ["CONSUMERS", "Basis", "Choice", "Consumer", "Keep", "Plan", "Select", "check_plan", "from_arrays", "from_dict"]
