@@ -22,7 +22,7 @@ from .choose.selections import PlanSelections
 from .match import MatchSites
 from .recover.biases import FoldBiases
 from .recover.consumers import FoldConsumers
-from .recover.refit import RefitConsumers
+from .recover.refit import RefitConsumers, inputs_to_keep
 from .registry import parse_passes, print_passes, with_matching
 from .score.moments import ScoreMoments
 from .score.share import ShareScores
@@ -118,5 +118,5 @@ __all__ = [
     "MEASURE", "RECIPES", "AllocateWidths", "AnalyseLosses", "AssumeWhite", "CollectMoments", "FoldBiases", "FoldConsumers",
     "MatchSites", "MeasureGains", "Pass", "PlanLosses", "PlanRatios", "PlanSelections", "RefitConsumers", "ScoreMoments",
     "ScoreTaylor", "ScoreTokens", "ScoreWeights", "SearchWidths", "ShareScores", "Shrink", "State", "TimeBlocks",
-    "merge_tokens", "parse_passes", "plan_tokens", "print_passes", "recipe", "run", "taken", "with_matching",
+    "inputs_to_keep", "merge_tokens", "parse_passes", "plan_tokens", "print_passes", "recipe", "run", "taken", "with_matching",
 ]  # fmt: skip

@@ -106,6 +106,12 @@ class PassFailed(RuntimeError):
     """A pass broke: our fault, not the user's. Names it and the passes that had run."""
 
 
+def costs(passes: Sequence[Pass], state: State) -> dict[str, float]:
+    """What each pass will cost, as it says, in runs of the model on one input."""
+    known = ((step.name, getattr(step, "cost", None)) for step in passes)
+    return {name: float(cost(state)) for name, cost in known if cost is not None}
+
+
 def run(passes: Sequence[Pass], state: State) -> tuple[State, dict[str, float]]:
     """Run the passes in order, telling of each; returns the last state and the seconds of each pass."""
     seconds: dict[str, float] = {}

@@ -1,6 +1,6 @@
 """What a default run costs beside plain inference of the same images, in time and in memory.
 
-    python tools/bench_cost.py [--runs deit_small:64,deit_small:1024] [--repeats 3] [--keep FOLDER] [--out benchmarks/cost-cpu.json]
+    python tools/bench_cost.py [--runs deit_small:64,deit_small:1024] [--repeats 3] [--keep FOLDER] [--out FILE.json]
 
 Random weights, photos made here, two cores or what the machine has. Taking turns, everything in a fresh process:
 
@@ -48,8 +48,8 @@ Run = dict[str, Any]
 
 
 def export(name: str, path: str) -> None:
-    from bench_compile import random_vit
     import torch
+    from bench_compile import random_vit
 
     torch.onnx.export(
         random_vit(MODELS[name]), (torch.zeros(2, 3, 224, 224),), path, dynamo=True, opset_version=20, verbose=False,
@@ -134,7 +134,11 @@ def shown(rows: list[Run]) -> Table:
         ratio = f"{median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f})" if row["images"] else "-"
         room = f"{peak / 1e9:.2f} GB"
         if target:
-            ratio += "" if target[0] is None or not row["images"] else (" met" if median(ratios) <= target[0] else f" MISSED {target[0]:g}")
+            ratio += (
+                ""
+                if target[0] is None or not row["images"]
+                else (" met" if median(ratios) <= target[0] else f" MISSED {target[0]:g}")
+            )
             room += " met" if peak <= target[1] else f" MISSED {target[1] / 1e9:g}"
         dearest = sorted(row["passes"].items(), key=lambda step: -step[1])[:5]
         table.add_row(

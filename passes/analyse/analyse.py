@@ -11,6 +11,8 @@ from toastc.plans.sites import Coupling
 from ..state import State, taken
 from .losses import Loss, loss_of
 
+ROOM = 1 << 29  # bytes of matrices that are worked on at one time
+
 
 @dataclass(frozen=True)
 class AnalyseLosses:
@@ -18,6 +20,10 @@ class AnalyseLosses:
 
     int8: bool = taken(False, "int8")  # what consumers take will be rounded
     name = "analyse-losses"
+
+    def cost(self, state: State) -> float:
+        widths = [c.groups * c.width for site in state.sites for c in site.couplings if c.name == "hidden" and c.prunable]
+        return float(4 * sum(width**3 for width in widths) / max(state.graph.totals()[0], 1))
 
     def __call__(self, state: State) -> State:
         moments = state.moments
@@ -28,6 +34,11 @@ class AnalyseLosses:
             name, coupling = pair
             return loss_of(state.graph, coupling, moments.of(name), self.int8)
 
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            found = dict(zip([name for name, _ in pairs], pool.map(analyse, pairs), strict=True))
+        widest = max((sums.scatter.shape[-1] for sums in moments.sums.values()), default=1)
+        at_once = max(1, min(os.cpu_count() or 1, ROOM // (20 * widest**2)))  # five such matrices each
+        found: dict[str, Loss | None] = {}
+        with ThreadPoolExecutor(at_once) as pool:
+            for (name, _), loss in zip(pairs, pool.map(analyse, pairs), strict=True):
+                found[name] = loss
+                state.tell(self.name, len(found) / len(pairs))
         return replace(state, losses={name: loss for name, loss in found.items() if loss is not None})

@@ -38,12 +38,20 @@ class CollectMoments:
     synthetic: int = 0  # images to make up where no data is given
     name = "collect-moments"
 
+    def cost(self, state: State) -> float:
+        return (1 + self.share) * self.inputs(state)
+
+    def inputs(self, state: State) -> int:
+        """How many will be looked at, where that can be told."""
+        if state.data is not None:
+            return int(state.data.count)
+        return int(max(LEAST_IMAGES, min(self.synthetic, ENOUGH / max(state.graph.totals()[0], 1)))) if self.synthetic else 0
+
     def __call__(self, state: State) -> State:
         taps = {f"{s.name}.{key}": tap for s in state.sites for key, tap in taps_of(state.matched, s).items()}
         state = replace(state, taps=taps)
         if state.data is None and self.synthetic:
-            count = int(max(LEAST_IMAGES, min(self.synthetic, ENOUGH / max(state.graph.totals()[0], 1))))
-            state = replace(state, data=Synthetic(state.graph.input_sizes(), count, state.seed))
+            state = replace(state, data=Synthetic(state.graph.input_sizes(), self.inputs(state), state.seed))
         if state.moments:
             missing = [key for key in taps if key not in state.moments]
             if missing:

@@ -34,6 +34,11 @@ class MeasureGains:
     temper: float = 1.0  # below 1: drawn towards equal shares, as far as the inputs can not be trusted
     name = "measure-gains"
 
+    def cost(self, state: State) -> float:
+        couplings = sum(len(site.couplings) for site in state.sites)
+        asked = (state.target is not None or self.always) and not (state.moments and state.moments.gains)
+        return self.images + self.each * couplings / 2 if asked else 0.0
+
     def __call__(self, state: State) -> State:
         if state.data is None or not (state.target is not None or self.always) or state.gains:
             return state

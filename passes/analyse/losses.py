@@ -154,7 +154,7 @@ def turned_values(out: Sums, weight: np.ndarray) -> Loss:
         narrow = np.zeros((len(groups) * kept, count * width))
         for row, g in enumerate(groups):
             narrow[row * kept : (row + 1) * kept, g * width : (g + 1) * width] = left[g]
-        whole = to_float64(cov)
+        whole = to_float64(shrunken(out))  # covariances are large: none is kept beside the sums
         right = fitted(whole @ narrow.T, narrow @ whole @ narrow.T)
         shift = mean.ravel() - right @ (narrow @ mean.ravel())
         return Basis(left, right, shift.reshape(mean.shape))
@@ -178,7 +178,7 @@ def kept_channels(out: Sums, weight: np.ndarray, coupling: Coupling, rounded: bo
         gone = eliminate_groups(cov, like(weight, cov), coupling.groups)
 
     def choose(kept: int, groups: Sequence[int]) -> Choice:
-        return folded(np.sort(np.atleast_2d(order)[:, -kept:], axis=1), groups, mean, cov)
+        return folded(np.sort(np.atleast_2d(order)[:, -kept:], axis=1), groups, mean, shrunken(out))
 
     return Loss(curves, choose, gone)
 
@@ -194,7 +194,7 @@ def folded(index: np.ndarray, groups: Sequence[int], mean: np.ndarray, cov: Arra
 
 
 def consumed(graph: Reader, coupling: Coupling, tap: Tap | None, choice: Choice) -> Choice:
-    """The same as what becomes of the consumer, which is smaller than how channels are remade; where it takes what the tap shows."""
+    """The same as what becomes of the consumer, where it takes what the tap shows: smaller than how channels are remade."""
     consumers = [m for m in coupling.members if m.role == "out"]
     if isinstance(choice, Select) or len(consumers) != 1 or tap is None or tap.copies != 1:
         return choice

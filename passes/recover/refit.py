@@ -64,12 +64,15 @@ class RefitConsumers:
     images: int = 1024  # at most; fewer where they show enough of the widest coupling
     name = "refit-consumers"
 
+    def cost(self, state: State) -> float:
+        return 2.5 * min(self.images, state.data.count) if state.data is not None else 2.5 * self.images
+
     def __call__(self, state: State) -> State:
         if not state.plan or state.data is None:
             return state
         jobs = list(jobs_of(state))
         steps = steps_of(state, jobs)
-        batches = few(state, self.enough(state, jobs), AT_ONCE)
+        batches = few(state, min(self.images, enough(state)), AT_ONCE)
         dense = [state.graph.begin(batch) for batch in batches]
         pruned = [dict(live) for live in dense]
         rng, done = np.random.default_rng(state.seed), 0
@@ -84,16 +87,25 @@ class RefitConsumers:
             refit(job, value, pruned)
         return replace(state, plan=Plan(dict(state.plan.choices) | {job.name: job.choice for job in jobs}))
 
-    def enough(self, state: State, jobs: Sequence[Job]) -> int:
-        """How many inputs show each channel that is fitted often enough, and are not too many to be held."""
-        graph, need, held = state.graph, 1.0, 1
-        for job in jobs:
-            tokens = np.prod(graph.shape(job.tap.value)) / job.tap.index.size / graph.batch
-            need = max(need, ENOUGH * job.tap.index.size / tokens)
-            if job.stream is not None:
-                stream = np.prod(graph.shape(job.stream)) / graph.batch
-                held = max(held, int(4 * (2 * stream + tokens * job.choice.index.size)))
-        return int(max(1, min(self.images, np.ceil(need), MOST // held)))
+
+def enough(state: State) -> int:
+    """How many inputs show every channel that may be fitted often enough, and are not too many to be held."""
+    graph, need, held = state.graph, 1.0, 1.0
+    for site in state.sites:
+        for coupling in site.couplings:
+            tap = state.taps.get(f"{site.name}.{coupling.name}/out")
+            if tap is not None:
+                tokens = np.prod(graph.shape(tap.value)) / tap.index.size / graph.batch
+                out = graph.shape(next(m for m in coupling.members if m.role == "out").operand[0].outputs[0])[-1]
+                need = max(need, ENOUGH * tap.index.size / tokens)
+                held = max(held, 4 * tokens * (2 * out + tap.index.size))
+    return int(max(1, min(np.ceil(need), MOST // held)))
+
+
+def inputs_to_keep(state: State) -> dict[str, np.ndarray]:
+    """Those that consumers would be fitted on, so that moments in a file stand for the data."""
+    batches = few(state, enough(state), AT_ONCE)
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 Act = Callable[[Job, int, Live, Live, np.random.Generator], None]
@@ -140,12 +152,15 @@ def stretches(steps: Sequence[Step]) -> Iterator[list[Step]]:
             own = []
 
 
-def walk(steps: Sequence[tuple[Value, Job, Act, Stage]], n: int, dense: Live, pruned: Live, rng: np.random.Generator) -> tuple[Live, Live]:
+def walk(
+    steps: Sequence[tuple[Value, Job, Act, Stage]], n: int, dense: Live, pruned: Live, rng: np.random.Generator
+) -> tuple[Live, Live]:
     """One batch, dense and as pruned, along a stretch; with the first, what is nudged to measure gains."""
     nudged = [job for _, job, _, _ in steps if job.nudged is not None]
     for _, job, act, stage in steps:
         dense, pruned = stage(dense), stage(pruned)
         for other in nudged if not n else ():
+            assert other.nudged is not None
             other.nudged = stage(other.nudged)
         act(job, n, dense, pruned, rng)
         nudged = [other for other in {*nudged, job} if other.nudged is not None]

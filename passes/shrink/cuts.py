@@ -22,7 +22,6 @@ class Mixture:
     rows: np.ndarray
     matrix: np.ndarray
 
-
     def made(self, flat: np.ndarray) -> np.ndarray:
         return np.asarray(self.matrix @ flat[self.rows].astype(np.float64).reshape(len(self.rows), -1))
 

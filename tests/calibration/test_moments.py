@@ -59,7 +59,9 @@ def test_torch_and_onnx_find_the_same_moments(data_folder: Path) -> None:
     assert b.moments is not None
     assert sorted(a.moments) == sorted(b.moments)
     for key in (k for k in a.moments if k.endswith("/out")):  # one graph scales its queries, the other its logits
-        assert np.allclose(a.moments[key].scatter, b.moments[key].scatter, rtol=1e-3, atol=1e-4 * np.abs(a.moments[key].scatter).max())
+        assert np.allclose(
+            a.moments[key].scatter, b.moments[key].scatter, rtol=1e-3, atol=1e-4 * np.abs(a.moments[key].scatter).max()
+        )
     x = batches(2, 99)
     with torch.no_grad():
         theirs = b.model(torch.from_numpy(x)).numpy()

@@ -22,7 +22,9 @@ from .arrays import ARRAY_SUFFIXES, Rows, load_arrays
 from .images import Preprocess
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"}
+BATCH = 32  # inputs that are read at one time
 AHEAD = 3  # batches decoded in advance
+DECODED = 128 << 20  # bytes of images that are kept, so that they are not decoded again for the next pass
 
 Batch = dict[str, np.ndarray]
 
@@ -34,13 +36,14 @@ class Batches:
     source: Any
     inputs: Mapping[str, tuple[int | None, ...]]  # the model's inputs and their sizes, None where free
     limit: int | None = None
-    batch: int = 32
+    batch: int = BATCH
     seed: int = 0
     preprocess: Preprocess | None = None
     dtype: Any = np.float32
     notes: list[str] = field(default_factory=list)
     shard: tuple[int, int] = (0, 1)  # every so many batches are read, from this one on
     size: int = 0  # how many inputs there will be, as far as one knows
+    decoded: list[Batch] = field(default_factory=list)  # the first batches of images
 
     def __post_init__(self) -> None:
         fixed = self._fixed()
@@ -51,7 +54,7 @@ class Batches:
 
     def part(self, rank: int, count: int) -> Batches:
         """The batches of one of several processes; all together read what one alone would."""
-        return replace(self, shard=(rank, count))
+        return self if count == 1 else replace(self, shard=(rank, count), decoded=[])
 
     def __iter__(self) -> Iterator[Batch]:
         empty = self.shard[1] == 1
@@ -63,6 +66,15 @@ class Batches:
 
     def _too_few(self) -> str:
         return "" if self._fixed() in (None, 1) else f", or fewer than the {self._fixed()} that the model takes at a time"
+
+    @property
+    def count(self) -> int:
+        """How many inputs there will be, where that can be told at once; 0 where it can not."""
+        if not self.size and hasattr(self.source, "shape"):
+            return len(self.source)
+        if not self.size and isinstance(self.source, str | Path) and Path(self.source).is_dir():
+            return len(image_files(Path(self.source)))
+        return self.size
 
     @property
     def name(self) -> str:
@@ -159,18 +171,26 @@ class Batches:
                 failed.append(f"{path.name} ({' '.join(str(error).split())[:60]})")
                 return None
 
+        yield from (dict(batch) for batch in self.decoded if batch)
         with contextlib.ExitStack() as stack:
             pool = ThreadPoolExecutor(4)
             stack.callback(pool.shutdown, cancel_futures=True)  # whoever asked has had enough, or has failed
             queue: list[list[Future[np.ndarray | None]]] = []
-            rest = self._own(files)
+            done = len(self.decoded)
+            rest = itertools.islice(self._own(files), done, None)
+            room = DECODED - sum(array.nbytes for batch in self.decoded for array in batch.values())
             while True:
                 queue += [[pool.submit(decode, p) for p in paths] for paths in itertools.islice(rest, AHEAD - len(queue))]
                 if not queue:
                     break
                 made = [image for future in queue.pop(0) if (image := future.result()) is not None]
-                if made:
-                    yield {name: np.stack(made)}
+                batch = {name: np.stack(made)} if made else {}
+                room -= sum(array.nbytes for array in batch.values())
+                if room >= 0 and len(self.decoded) == done:  # and nobody else went through them meanwhile
+                    self.decoded.append(batch)
+                    done += 1
+                if batch:
+                    yield dict(batch)
         if failed:
             self.notes.append(f"{len(failed)} of {len(files)} images could not be read and were skipped: {', '.join(failed[:3])}")
 

@@ -17,10 +17,11 @@ from array_api_compat import array_namespace, device
 from ..system.errors import ToastcError
 from ..system.files import write_beside
 from ..system.vocabulary import Array, Json, Read
-from .data import as_array
+from .data import BATCH, Batch, as_array
 from .workers import Workers
 
 FORMAT = 4
+INPUTS = "inputs"  # where a file has them; no coupling is called that
 
 
 @dataclass(eq=False)
@@ -128,6 +129,7 @@ class Moments:
     images: int = 0
     source: str = ""
     gains: dict[str, float] = field(default_factory=dict)
+    inputs: dict[str, np.ndarray] = field(default_factory=dict)  # some of those that were seen, to fit consumers on
     notes: tuple[str, ...] = ()  # what was noticed while measuring; not saved
 
     def __contains__(self, key: str) -> bool:
@@ -146,6 +148,11 @@ class Moments:
         """What is known of one coupling, by the side it was watched on."""
         return {key.rpartition("/")[2]: sums for key, sums in self.sums.items() if key.rpartition("/")[0] == coupling}
 
+    def batches(self) -> list[Batch]:
+        """The inputs, as they were read."""
+        count = len(next(iter(self.inputs.values())))
+        return [{name: a[at : at + BATCH] for name, a in self.inputs.items()} for at in range(0, count, BATCH)]
+
     def note(self, key: str, sums: Sums) -> None:
         self.sums[key] = self.sums[key] + sums if key in self.sums else sums
 
@@ -159,13 +166,14 @@ class Moments:
             count, total = workers.add(np.array([own.count]))[0], workers.add(own.total)
             arrays = own.about(total / max(count, 1.0)).arrays()
             found[key] = Sums.from_arrays({name: workers.add(array) for name, array in arrays.items()})
-        return Moments(found, images, self.source, self.gains)
+        return Moments(found, images, self.source, self.gains, self.inputs)
 
     def save(self, path: Path, more: Read | None = None) -> None:
         """What is said beside the numbers is one JSON text: several would stand in another order every time."""
         from safetensors.numpy import save_file
 
         tensors = {f"{k}/{n}": np.ascontiguousarray(a) for k, sums in self.sums.items() for n, a in sums.arrays().items()}
+        tensors |= {f"{INPUTS}/{name}": np.ascontiguousarray(array) for name, array in self.inputs.items()}
         with write_beside(path) as temporary:
             about = {"format": FORMAT, "images": self.images, "source": self.source, "gains": self.gains} | dict(more or {})
             save_file(tensors, temporary, {"toastc": json.dumps(about)})
@@ -188,8 +196,9 @@ def read_moments(path: Path) -> tuple[Moments, Json]:
                 parts.setdefault(name, {})[what] = file.get_tensor(key)
         if about["format"] != FORMAT:
             raise ValueError(f"its format is {about['format']}, not {FORMAT}; measure again")
+        inputs = parts.pop(INPUTS, {})
         sums = {name: Sums.from_arrays(arrays) for name, arrays in parts.items()}
-        return Moments(sums, int(about["images"]), about["source"], about["gains"]), about
+        return Moments(sums, int(about["images"]), about["source"], about["gains"], inputs), about
     except FileNotFoundError:
         raise ToastcError(f"{path}: no such moments file") from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:

@@ -30,7 +30,8 @@ class Synthetic:
         self.channels, self.side = sizes[1] or 3, sizes[2] or 224
         self.seed, self.batch = seed, sizes[0] or batch
         self.limit -= self.limit % self.batch if sizes[0] else 0
-        self.size, self.shard = self.limit, (0, 1)
+        self.size = self.count = self.limit
+        self.shard = (0, 1)
 
     @staticmethod
     def fits(inputs: Mapping[str, tuple[int | None, ...]]) -> bool:

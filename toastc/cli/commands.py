@@ -70,12 +70,17 @@ def calibrate(args: argparse.Namespace) -> int:
     with progress(args.quiet or not first) as tell:
         moments = api.measure(
             args.model, args.data, images=args.images, preprocess=preprocess_of(args), weights=args.weights,
-            provider=args.provider, seed=args.seed, output=args.output, tell=tell,
+            provider=args.provider, seed=args.seed, inputs=args.inputs, output=args.output, tell=tell,
         )  # fmt: skip
     if first:
         couplings = sorted({k.rpartition("/")[0] for k in moments})
-        data = {"images": moments.images, "source": moments.source, "couplings": couplings, "notes": list(moments.notes)}
-        word = "\n".join((f"{args.output}: {moments.images} inputs, {len(couplings)} couplings", *moments.notes))
+        inside = len(next(iter(moments.inputs.values()), ()))
+        data = {"images": moments.images, "inside": inside, "source": moments.source, "couplings": couplings}
+        data["notes"] = list(moments.notes)
+        said = (
+            f"{args.output}: {moments.images} inputs, {len(couplings)} couplings; the file holds {inside or 'none'} of the inputs"
+        )
+        word = "\n".join((said, *moments.notes))
         show(data, args.json, args.quiet, lambda console: console.print(word, highlight=False))
     return 0
 

@@ -138,6 +138,10 @@ def parser_for(command: str) -> Parser:
         p.add_argument(
             "-o", "--output", type=Path, metavar="M.safetensors", required=True, help="where to save what was measured"
         )
+        p.add_argument(
+            "--no-inputs", dest="inputs", action="store_false",
+            help="keep none of the images in the file (consumers are fitted on them; without them they keep their fold)",
+        )  # fmt: skip
         add_words(p, ("images", "provider", "weights", "seed"))
     elif command == "report":
         p = Parser("toastc report", description=REPORT_HELP, formatter_class=raw)

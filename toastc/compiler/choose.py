@@ -7,18 +7,19 @@ from dataclasses import replace
 
 from ..calibration import open_data
 from ..graphs.protocols import Graph
-from ..passes import merge_tokens, plan_tokens
+from ..passes import inputs_to_keep, merge_tokens, plan_tokens
 from ..passes.match import match
-from ..passes.state import Pass, State, run
+from ..passes.state import Pass, State, costs, run
 from ..plans.cost import Target, uniform_ratios
 from ..plans.merges import UNREAD
 from ..plans.plan import Plan, check_plan
 from ..plans.ratios import Ratios, narrowed
 from ..system.errors import CannotShrink, NothingToPrune, ToastcError
-from ..system.progress import Tell
+from ..system.progress import Tell, expect
 from .request import Request
 
 Seconds = dict[str, float]
+PROVING = {"write": 1.0, "verify": 6.0}  # runs of the model on one input, more or less
 
 
 def apply_merges(graph: Graph, request: Request, macs: int, fresh: Callable[[], Graph], tell: Tell) -> tuple[State, Request]:
@@ -83,6 +84,8 @@ def start_state(state: State, request: Request, tell: Tell) -> tuple[State, tupl
     if options.data is not None:
         data = open_data(options.data, inputs, seed=options.seed, limit=options.images, preprocess=request.preprocess)
         state = replace(state, data=data)
+    elif request.moments is not None and request.moments.inputs:  # some of the data came along
+        state = replace(state, data=open_data(request.moments.batches(), inputs))
     return state, steps
 
 
@@ -99,6 +102,8 @@ def choose_widths(state: State, request: Request, total: int, tell: Tell) -> tup
     state, seconds = choose_plan(state, request, total, tell)
     if request.options.moments_out is not None and state.moments is None:
         raise ToastcError(f"moments-out: recipe {request.recipe} measures nothing here that could be saved")
+    if request.options.moments_out is not None and state.data is not None and state.moments is not None:
+        state.moments.inputs = inputs_to_keep(state)
     return state, seconds
 
 
@@ -114,5 +119,6 @@ def choose_plan(state: State, request: Request, total: int, tell: Tell) -> tuple
         selects = any(step.name == "plan-selections" for step in rest)
         ratios = uniform_ratios(state.sites, total, request.target, max(8, request.deploy.widths), chosen=selects)
         state = replace(state, ratios=ratios)
+    expect(state.tell, costs(rest, state) | PROVING)
     state, took = run(rest, state)
     return replace(state, plan=replace(state.plan, merges=request.merges)), seconds | took

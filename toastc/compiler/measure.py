@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration import Moments, Preprocess, Unfinished, Workers, fingerprint, open_data
-from ..passes import MEASURE
+from ..passes import MEASURE, inputs_to_keep
 from ..passes.state import State, run
 from ..system.errors import NothingToPrune, ToastcError
 from ..system.files import check_targets
@@ -27,6 +27,7 @@ def measure(
     provider: str = "cpu",
     example_inputs: Inputs | None = None,
     seed: int = 0,
+    inputs: bool = True,
     output: str | Path | None = None,
     tell: Tell = silent,
 ) -> Moments:
@@ -35,7 +36,8 @@ def measure(
     Images are prepared as the model's own configuration says, if it has one; `preprocess` says otherwise. `weights`: a file, or
     "random", for a model given by name. With `output` the moments are saved there, and where model and data are files, what has
     been summed so far is kept beside it, in `<output>.part`: a measurement that was stopped goes on from there. Under torchrun
-    every process takes its share of the data, all return the same, and nothing is kept.
+    every process takes its share of the data, all return the same, and nothing is kept. As many of the `inputs` as consumers
+    would be fitted on are a part of the moments, so that they stand for the data in full; without them consumers keep their fold.
     """
     targets = [] if output is None else [Path(output), Path(f"{output}.part")]
     check_targets(targets, [Path(p) for p in (model, weights, data) if isinstance(p, str | Path)])
@@ -49,7 +51,7 @@ def measure(
             check_targets(targets, source.files())
             alone = output is not None and workers.count == 1 and isinstance(data, str | Path)
             kept = unfinished(source, Path(f"{output}.part"), Path(data), seed, images, prepare) if alone else None
-            moments = watched(State(graph, data=batches, seed=seed, tell=tell, workers=workers, unfinished=kept))
+            moments = watched(State(graph, data=batches, seed=seed, tell=tell, workers=workers, unfinished=kept), inputs)
         if output is not None and workers.rank == 0:
             moments.save(Path(output))
         if kept is not None:
@@ -63,7 +65,7 @@ def unfinished(source: Source, part: Path, data: Path, *options: object) -> Unfi
     return Unfinished(part, fingerprint(files, data, *options)) if files else None
 
 
-def watched(state: State) -> Moments:
+def watched(state: State, inputs: bool) -> Moments:
     try:
         state, _ = run(MEASURE[:1], state)
         if not state.sites:
@@ -75,5 +77,7 @@ def watched(state: State) -> Moments:
         raise
     assert state.moments is not None
     moments: Moments = state.moments
+    if inputs:
+        moments.inputs = inputs_to_keep(state)
     moments.notes = state.notes
     return moments

@@ -48,8 +48,10 @@ class Consumer:
     @staticmethod
     def among(arrays: dict[str, np.ndarray]) -> Consumer | None:
         """The one that is in a choice's arrays, which it is taken out of."""
-        own = [arrays.pop(name, None) for name in ("weight", "bias", "of")]
-        return None if own[0] is None else Consumer(own[0], own[1], int(own[2]))
+        if "weight" not in arrays:
+            return None
+        weight, bias, of = (arrays.pop(name) for name in ("weight", "bias", "of"))
+        return Consumer(weight, bias, int(of))
 
 
 @dataclass(frozen=True, eq=False)

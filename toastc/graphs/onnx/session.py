@@ -62,6 +62,7 @@ def session_of(model: bytes, folder: Path | None, provider: str = "cpu") -> Infe
     ort = runtime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or it takes a core from what follows
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     make_room()
