@@ -31,6 +31,27 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     assert any("mean (0.485" in note for note in data.notes)
 
 
+def test_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whoever comes first: all of them, or the first few; and as many are kept as there is room for."""
+    folder, seen = photos(tmp_path / "photos", 70).resolve(), []
+    decode = Preprocess.__call__
+    monkeypatch.setattr(Preprocess, "__call__", lambda self, path: seen.append(path) or decode(self, path))
+    data = open_data(folder, {"x": (None, 3, 16, 16)})
+    assert data.count == 70
+    assert len(next(iter(data))["x"]) == 32
+    whole = [batch["x"] for batch in data]
+    again = [batch["x"] for batch in data]
+    assert [len(x) for x in whole] == [32, 32, 6] and all(map(np.array_equal, whole, again))
+    assert len(set(seen)) == 70
+    before = len(seen)
+    list(data)
+    assert len(seen) == before
+    monkeypatch.setattr("toastc.calibration.data.DECODED", 40 * 3 * 16 * 16 * 4)
+    data = open_data(folder, {"x": (None, 3, 16, 16)})
+    list(data), seen.clear(), list(data)
+    assert len(seen) == 38
+
+
 def test_the_seed_decides_which_images(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", 8)
 

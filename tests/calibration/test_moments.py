@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import models
 import numpy as np
 import pytest
+from conftest import Command
 from drawn import batches, correlated
 
 import toastc
@@ -25,6 +27,23 @@ def test_sums_are_what_numpy_says_and_add_up(rng: np.random.Generator) -> None:
         assert np.isclose(sums.energy, (rows**2).sum())
     apart = Sums.of(rows, together=False)
     assert np.allclose(apart.second[1], rows[:, 1].T @ rows[:, 1] / 500)
+
+
+def test_what_hardly_varies_is_not_lost_in_its_mean(rng: np.random.Generator) -> None:
+    """In single precision, over many batches, and shared by processes."""
+    rows = (1000 + 1e-2 * rng.standard_normal((4000, 1, 3))).astype(np.float32)
+    rows[:, 0, 2] = 7.3
+    parts = [Sums.of(rows[at : at + 50], True) for at in range(0, 4000, 50)]
+    mean = sum(part.total for part in parts) / 4000
+    shared = sum(part.about(mean).scatter for part in [Sums.of(rows[:900], True), Sums.of(rows[900:], True)])
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole + part
+    expected = np.cov(rows[:, 0].astype(np.float64).T, bias=True)
+    assert whole.scatter.dtype == np.float32
+    for scatter in (whole.scatter, shared):
+        assert np.allclose(scatter[0] / 4000, expected, rtol=2e-2, atol=2e-6)
+    assert expected[2, 2] == whole.scatter[0, 2, 2] == 0
 
 
 def test_sums_of_torch_are_those_of_numpy(rng: np.random.Generator) -> None:
@@ -70,6 +89,23 @@ def test_torch_and_onnx_find_the_same_moments(data_folder: Path) -> None:
     session = onnxruntime.InferenceSession(str(data_folder / "small.onnx"))
     ours = session.run(None, {session.get_inputs()[0].name: x})[0]
     assert np.allclose(ours, theirs, atol=1e-3 * np.abs(ours).max())
+
+
+def test_moments_stand_for_the_data(here: Command, data_folder: Path) -> None:
+    """What is pruned with a moments file is, bit by bit, what is pruned with the data; unless no inputs may be kept."""
+    path = models.save(models.vit(), data_folder / "model.onnx")
+    data, file, bare = data_folder / "data.npy", data_folder / "m.safetensors", data_folder / "bare.safetensors"
+    made = here("calibrate", path, data, "-o", file, "--json", "--quiet")
+    assert made.returncode == 0 and json.loads(made.stdout)["inside"] == 64
+    assert "holds none of the inputs" in here("calibrate", path, data, "-o", bare, "--no-inputs").stdout
+    assert bare.stat().st_size < file.stat().st_size - 64 * 3 * 16 * 16 * 4
+    results = {}
+    for name, given in {"data": {"data": data}, "file": {"moments": file}, "bare": {"moments": bare}}.items():
+        result = toastc.prune(path, target="macs=0.8", output=data_folder / f"{name}.onnx", **given)
+        results[name] = (data_folder / f"{name}.onnx").read_bytes(), result.report.measured
+    assert results["file"] == results["data"] != results["bare"]
+    toastc.prune(path, target="macs=0.7", data=data, moments_out=data_folder / "again.safetensors")
+    assert Moments.load(data_folder / "again.safetensors").inputs.keys() == {"image"}
 
 
 def test_moments_are_reused_for_another_budget(data_folder: Path) -> None:

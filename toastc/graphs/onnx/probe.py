@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,6 +12,7 @@ from ...system.vocabulary import Json, Operand, Read
 from .. import Tensors, Value
 from .session import run_session, session_of
 from .upcast import has_bfloat16, upcast
+from .weights import folder_of, without_weights
 
 NUDGE = "toastc_nudge_"
 
@@ -29,7 +29,7 @@ class OnnxProbe:
         self.nudge: list[Operand] = list(nudge)
         model = runnable(model)
         self.kinds = kinds_of(model)
-        proto = ir.to_proto(model)
+        proto, self.weights = without_weights(model)
         names = [v.name for v in self.watch]
         self.types = {str(v.name): runnable_type(dtypes[v]) for v in self.nudge}
         for name, kind in self.types.items():
@@ -38,8 +38,7 @@ class OnnxProbe:
         self.extra = [n for n in dict.fromkeys(names) if n not in self.outputs]
         for name in self.extra:
             proto.graph.output.add().name = name
-        folder = next((Path(t.path).parent for t in external(model)), None)
-        session = session_of(proto.SerializeToString(), folder, provider)
+        session = session_of(proto.SerializeToString(), folder_of(model), provider, self.weights)
         self.run = lambda given: run_session(session, "the model", given, [*self.outputs, *self.extra])
 
     def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Value, np.ndarray] | None = None) -> Tensors:
@@ -79,7 +78,3 @@ def add_nudge(graph: onnx.GraphProto, name: str, dtype: int) -> None:
     graph.input.append(onnx.helper.make_tensor_value_info(NUDGE + name, dtype, None))
     at = next((i for i, node in enumerate(graph.node) if name in node.output), -1)
     graph.node.insert(at + 1, onnx.helper.make_node("Add", [name, NUDGE + name], [moved]))
-
-
-def external(model: ir.Model) -> list[ir.ExternalTensor]:
-    return [v.const_value for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)]

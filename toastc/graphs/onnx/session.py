@@ -57,14 +57,18 @@ def reason(error: Exception) -> str:
     return text if len(text) <= 240 else f"{text[:80]} ... {text[-150:]}"
 
 
-def session_of(model: bytes, folder: Path | None, provider: str = "cpu") -> InferenceSession:
-    """A session of a model in memory, whose external weights are in `folder`."""
+def session_of(
+    model: bytes, folder: Path | None, provider: str = "cpu", weights: Mapping[str, np.ndarray] | None = None
+) -> InferenceSession:
+    """A session of a model in memory, whose external weights are in `folder`, or are these: they must live as long as it does."""
     ort = runtime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.force_spinning_stop", "1")  # or it takes a core from what follows
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if weights:
+        options.add_external_initializers(list(weights), [ort.OrtValue.ortvalue_from_numpy(a) for a in weights.values()])
     make_room()
     try:
         return ort.InferenceSession(model, options, providers=[PROVIDERS[provider]])

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from ...system.vocabulary import Operand
 from .. import Live, Stage, Value
-from .probe import external, runnable, runnable_type
+from .probe import runnable, runnable_type
 from .session import run_session, session_of
+from .weights import folder_of, without_weights
 
 END = 1 << 60
 
 
 def stages(model: ir.Model, dtypes: Mapping[Value, int], cuts: Sequence[Operand], provider: str) -> Iterator[Stage]:
     """One stage up to each cut in turn, and one to the outputs. Each is built when it is asked for."""
-    proto = ir.to_proto(runnable(model))
+    proto, handed = without_weights(computed := runnable(model))
     by_name = {v.name: v for node in model.graph for v in node.outputs} | {v.name: v for v in model.graph.inputs}
     weights = {t.name: t for t in proto.graph.initializer}
     nodes = list(proto.graph.node)
@@ -29,7 +29,7 @@ def stages(model: ir.Model, dtypes: Mapping[Value, int], cuts: Sequence[Operand]
         if read & moving:
             moving.update(name for name in node.output if name)
     last = {name: i for i, read in enumerate(reads) for name in read} | {o.name: END for o in proto.graph.output}
-    folder = next((Path(t.path).parent for t in external(model)), None)
+    folder = folder_of(computed)
 
     def stage(start: int, end: int, extra: str) -> Stage:
         own = [i for i in range(start + 1, end + 1) if reads[i] & moving]
@@ -51,7 +51,8 @@ def stages(model: ir.Model, dtypes: Mapping[Value, int], cuts: Sequence[Operand]
         )  # fmt: skip
         part = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
         part.graph.CopyFrom(graph)
-        session = session_of(part.SerializeToString(), folder, provider) if made else None
+        own_weights = {name: array for name, array in handed.items() if name in read}
+        session = session_of(part.SerializeToString(), folder, provider, own_weights) if made else None
 
         def run(live: Live) -> Live:
             kept = {v: t for v, t in live.items() if last.get(v.name, -1) > end}
