@@ -26,7 +26,7 @@ from ..match.taps import taps_of
 from ..state import State
 
 LEAST_IMAGES = 64
-WATCHED = 256 << 20  # bytes of tensors in view at one time
+WATCHED = 64 << 20  # bytes of tensors in view at one time
 ENOUGH = 2e13  # MACs spent on synthetic images; large models get fewer
 
 

@@ -14,6 +14,7 @@ from toastc.calibration.moments import to_float64
 from toastc.system.vocabulary import Array
 
 LEAST = 1e-6  # of the mean variance, added to every variance before a system is solved
+COARSE = 1e-5  # the same where channels are only ranked: single precision tells no finer differences
 STEPS = 96  # of backward elimination
 BLOCK = 8  # steps, before the inverse covariance is made smaller
 ROUNDING = 4 / 255  # of an 8-bit grid that is cut off at four times the loudest channel's root mean square
@@ -26,7 +27,7 @@ def eliminate(cov: Array, weight: Array, rms: np.ndarray | None = None) -> tuple
     without which the others can be rounded more finely.
     """
     xp, count = array_namespace(cov), cov.shape[0]
-    cov = floored(cov)
+    cov = floored(cov, COARSE)
     inverse, least = xp.linalg.inv(cov), 1 / to_float64(xp.linalg.diagonal(cov))
     left, known, lost, order = np.arange(count), {count: 0.0}, 0.0, []
     step = max(1, count // STEPS)
@@ -45,7 +46,10 @@ def eliminate(cov: Array, weight: Array, rms: np.ndarray | None = None) -> tuple
             going = going[np.argsort(cost[going], kind="stable")]
             rows = xp.asarray(going, device=device(cov))
             across = xp.take(inverse, rows, axis=1) - panels @ xp.take(panels, rows, axis=0).T
-            root = xp.linalg.inv(xp.linalg.cholesky(floored(xp.take(across, rows, axis=0))))
+            own = xp.take(across, rows, axis=0)
+            short = np.maximum(least[left[going]] - to_float64(xp.linalg.diagonal(own)), 0)  # what rounding took
+            own += xp.asarray(np.diag(short), dtype=own.dtype, device=device(own))
+            root = xp.linalg.inv(xp.linalg.cholesky(floored(own, COARSE)))
             panel, taken = across @ root.T, root @ xp.take(weight, rows, axis=0)
             weight = weight - panel @ taken
             precision = precision - to_float64(xp.sum(panel**2, axis=1))
@@ -64,10 +68,10 @@ def eliminate(cov: Array, weight: Array, rms: np.ndarray | None = None) -> tuple
     return np.concatenate(order), np.interp(np.arange(count + 1), widths, [known[w] for w in widths])
 
 
-def floored(cov: Array) -> Array:
+def floored(cov: Array, by: float = LEAST) -> Array:
     """With every variance a little larger."""
     xp, count = array_namespace(cov), cov.shape[0]
-    floor = LEAST * float(xp.linalg.trace(cov)) / count + 1e-30
+    floor = by * float(xp.linalg.trace(cov)) / count + 1e-30
     return cov + floor * xp.eye(count, dtype=cov.dtype, device=device(cov))
 
 

@@ -8,6 +8,7 @@ the undisturbed inputs branch off with its error, and from there on run beside t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +16,13 @@ import numpy as np
 
 from toastc.calibration.data import as_array, fixed_batch
 from toastc.calibration.taps import Tap
-from toastc.graphs import Live
+from toastc.graphs import Live, Stage, Value
 from toastc.system.errors import ToastcError
 from toastc.system.vocabulary import Array
 
 from ..state import State
 from .simulate import residual
+from .streams import stream_behind
 
 
 @dataclass(frozen=True)
@@ -62,26 +64,38 @@ class MeasureGains:
         graph, names = state.graph, list(taps)
         batches = few(state, self.images, self.each)
         many = max(1, self.each // len(next(iter(batches[0].values()))))  # batches for each coupling
+        own = set(state.workers.own(range(len(names))))
         clean = [graph.begin(batch) for batch in batches]
         moved: list[tuple[int, int, Live]] = []  # the coupling, the batch, and what is alive of it
-        stages = graph.stages([tap.value for tap in taps.values()])
-        for n, (name, stage) in enumerate(zip(names, stages, strict=False)):
-            state.tell(self.name, (n / len(names)) ** 2)  # the further, the more run beside
-            clean = [stage(live) for live in clean]
-            moved = [(own, batch, stage(live)) for own, batch, live in moved]
-            if n in state.workers.own(range(len(names))):
-                value, coupling = taps[name].value, state.coupling(name)
-                choice = state.losses[name].choose(self.width(state, name), range(coupling.groups))
-                for batch in sorted({(n * many + i) % len(clean) for i in range(many)}):
-                    now = clean[batch][value]
-                    moved.append((n, batch, clean[batch] | {value: now + residual(taps[name], now, choice)}))
+        walk = stretches(state, list(taps.values()))
+        stages = graph.stages([value for stretch in walk for value, _ in stretch])
+        for stretch in walk:
+            steps = [(value, n, next(stages)) for value, n in stretch]
+            moved = [(n, batch, through(live, steps)) for n, batch, live in moved]
+            nudges = {n: self.nudge(state, names[n], taps[names[n]]) for _, n, _ in steps if n in own}
+            for batch, live in enumerate(clean):
+                branches: list[tuple[int, Live]] = []
+                for value, n, stage in steps:
+                    live, branches = stage(live), [(other, stage(beside)) for other, beside in branches]
+                    if n in nudges and batch in {(n * many + i) % len(clean) for i in range(many)}:
+                        branches.append((n, live | {value: nudges[n](live[value])}))
+                clean[batch] = live
+                moved += [(n, batch, beside) for n, beside in branches]
+            past = max((n for _, n, _ in steps if n is not None), default=0)
+            state.tell(self.name, ((past + 1) / len(names)) ** 2)  # the further, the more run beside
         last = next(stages)
         ends = [outputs(state, last(live)) for live in clean]
         off, whole = (np.zeros((len(names), len(ends[0]))) for _ in range(2))
-        for own, batch, live in moved:
-            off[own] += [size(a - b) for a, b in zip(ends[batch], outputs(state, last(live)), strict=True)]
-            whole[own] += [size(a) for a in ends[batch]]
+        for n, batch, live in moved:
+            off[n] += [size(a - b) for a, b in zip(ends[batch], outputs(state, last(live)), strict=True)]
+            whole[n] += [size(a) for a in ends[batch]]
         return np.asarray((off / (whole + 1e-30)).sum(axis=1))
+
+    def nudge(self, state: State, name: str, tap: Tap) -> Callable[[Array], Array]:
+        """Adds to a tensor what the choice of a width would change of it."""
+        groups = range(state.coupling(name).groups)
+        choice = state.losses[name].choose(self.width(state, name), groups)
+        return lambda now: now + residual(tap, now, choice)
 
     def width(self, state: State, name: str) -> int:
         """The width whose error is measured."""
@@ -90,6 +104,30 @@ class MeasureGains:
     @staticmethod
     def tap_of(state: State, name: str) -> Tap | None:
         return state.taps.get(f"{name}/q") or state.taps.get(f"{name}/out")
+
+
+Stretch = list[tuple[Value, int | None]]  # values to stop at, and the tap that is there
+
+
+def stretches(state: State, taps: Sequence[Tap]) -> list[Stretch]:
+    """From stream to stream, up to the last tap."""
+    stops: Stretch = [(tap.value, n) for n, tap in enumerate(taps)]
+    consumers = {m.operand[0] for s in state.sites for c in s.couplings for m in c.members if m.role == "out"}
+    streams = {stream_behind(state.graph, op) for op in consumers} - {None}
+    stops += [(stream, None) for stream in streams]
+    stops.sort(key=lambda stop: state.graph.position(stop[0]))
+    found: list[Stretch] = [[]]
+    for stop in stops:
+        found[-1].append(stop)
+        if stop[1] is None:
+            found.append([])
+    return [stretch for stretch in found if any(n is not None for _, n in stretch)]
+
+
+def through(live: Live, steps: Sequence[tuple[Value, int | None, Stage]]) -> Live:
+    for _, _, stage in steps:
+        live = stage(live)
+    return live
 
 
 def outputs(state: State, live: Live) -> list[np.ndarray]:

@@ -22,14 +22,14 @@ from array_api_compat import array_namespace
 from toastc.calibration.data import as_array
 from toastc.calibration.moments import Sums, to_float64
 from toastc.calibration.taps import Tap
-from toastc.graphs import Kind, Live, Op, Stage, Value
-from toastc.graphs.protocols import Reader
+from toastc.graphs import Live, Op, Stage, Value
 from toastc.plans.plan import Choice, Consumer, Plan, Select
 from toastc.system.vocabulary import Array
 
 from ..analyse.gains import few
 from ..analyse.losses import consumed, fitted, like, shrunken
 from ..analyse.simulate import residual, surviving
+from ..analyse.streams import stream_behind
 from ..state import State
 
 STRAIGHT = 1e-2  # relative error up to which the way to the stream counts as a gain alone
@@ -255,17 +255,3 @@ def flat(array: Array) -> Array:
     xp = array_namespace(array)
     rows = xp.reshape(array, (-1, array.shape[-1]))
     return rows if rows.dtype in (xp.float32, xp.float64) else xp.astype(rows, xp.float32)
-
-
-def stream_behind(graph: Reader, op: Op) -> Value | None:
-    """The sum of what a linear puts out, scaled and shifted on its way, and something else; None if there is none."""
-    while True:
-        value = op.outputs[0]
-        users = graph.users(value)
-        if len(users) != 1 or value in graph.outputs:
-            return None
-        op = users[0][0]
-        if len(op.outputs) != 1 or not (op.kind is Kind.SHAPE or (op.kind is Kind.ELEMENTWISE and op.effect != "nonlinear")):
-            return None
-        if sum(v is not None and not graph.is_constant(v) for v in op.inputs) > 1:
-            return op.outputs[0]

@@ -44,9 +44,14 @@ class Sums:
         """`rows` [samples, groups, width], of numpy or torch. The products run where the rows live."""
         xp = array_namespace(rows)
         samples, groups, width = rows.shape
-        total, absolute = (to_float64(xp.sum(x, axis=0, dtype=xp.float64)) for x in (rows, xp.abs(rows)))
-        lengths = xp.sum(xp.reshape(rows, (samples, -1)) ** 2, axis=1)
-        apart = rows - xp.asarray(total / samples, dtype=rows.dtype, device=device(rows))
+        absolute = to_float64(xp.sum(xp.abs(rows), axis=0))
+        flat = xp.reshape(rows, (samples, -1))
+        lengths = xp.vecdot(flat, flat)
+        some = rows[:1, ...]  # sums of what is apart from it are exact where nothing varies
+        apart = rows - some
+        mean = xp.sum(apart, axis=0, keepdims=True) / samples
+        apart -= mean
+        total = samples * (to_float64(some[0, ...]) + to_float64(mean[0, ...]))
         side = xp.permute_dims(xp.reshape(apart, (samples, 1, groups * width)) if together else apart, (1, 0, 2))
         scatter = xp.matmul(xp.permute_dims(side, (0, 2, 1)), side)
         return Sums(float(samples), total, scatter, absolute, float(xp.sum(lengths)), float(xp.sum(lengths**2)))

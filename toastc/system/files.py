@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import shutil
 import signal
 import sys
@@ -65,7 +64,7 @@ def write_beside(target: Path) -> Iterator[Path]:
 
 def hidden(target: Path) -> Path:
     """A name beside it that nobody has. It is known before there is anything to remove, so that Ctrl-C finds no gap."""
-    return target.absolute().parent / f".{target.name}.{secrets.token_hex(4)}.part"
+    return target.absolute().parent / f".{target.name}.{os.urandom(4).hex()}.part"
 
 
 @contextlib.contextmanager
@@ -74,7 +73,7 @@ def scratch() -> Iterator[Path]:
     with contextlib.ExitStack() as kept:
         try:
             with uninterrupted():  # the first look for a place tries it with a file
-                folder = Path(tempfile.gettempdir()) / f"toastc-{secrets.token_hex(6)}"
+                folder = Path(tempfile.gettempdir()) / f"toastc-{os.urandom(6).hex()}"
             kept.enter_context(removed(folder))
             folder.mkdir(mode=0o700)
         except OSError as error:

@@ -15,8 +15,9 @@ from toastc.calibration import open_data
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.passes import CollectMoments, FoldConsumers, MatchSites, PlanRatios, ScoreMoments
 from toastc.passes.analyse.simulate import surviving
+from toastc.passes.analyse.streams import stream_behind
 from toastc.passes.match.taps import taps_of
-from toastc.passes.recover.refit import flat, jobs_of, stream_behind
+from toastc.passes.recover.refit import flat, jobs_of
 from toastc.passes.state import State, run
 from toastc.plans.ratios import parse
 from toastc.system.errors import ToastcError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -20,8 +20,6 @@ NUDGE = "toastc_nudge_"
 class OnnxProbe:
     """`probe(feed)`: the model's outputs and the watched tensors. `nudges[value]` is added to a tensor before use."""
 
-    run: Callable[[Mapping[str, np.ndarray]], list[Operand]]
-
     def __init__(
         self, model: ir.Model, dtypes: Mapping[Value, int], watch: Sequence[Value], nudge: Sequence[Value], provider: str
     ) -> None:
@@ -38,8 +36,7 @@ class OnnxProbe:
         self.extra = [n for n in dict.fromkeys(names) if n not in self.outputs]
         for name in self.extra:
             proto.graph.output.add().name = name
-        session = session_of(proto.SerializeToString(), folder_of(model), provider, self.weights)
-        self.run = lambda given: run_session(session, "the model", given, [*self.outputs, *self.extra])
+        self.session = session_of(proto.SerializeToString(), folder_of(model), provider, self.weights)
 
     def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Value, np.ndarray] | None = None) -> Tensors:
         given = typed(feed, self.kinds)
@@ -47,7 +44,8 @@ class OnnxProbe:
             name = str(value.name)
             dtype = onnx.helper.tensor_dtype_to_np_dtype(self.types[name])
             given[NUDGE + name] = (nudges or {}).get(value, np.zeros((), dtype)).astype(dtype, copy=False)
-        made = dict(zip([*self.outputs, *self.extra], self.run(given), strict=True))
+        wanted = [*self.outputs, *self.extra]
+        made = dict(zip(wanted, run_session(self.session, "the model", given, wanted), strict=True))
         return [made[n] for n in self.outputs], [made[v.name] for v in self.watch]
 
 
