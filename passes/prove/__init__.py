@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from toastc.graphs.protocols import Runner
 TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}  # bfloat16 in torch; files are computed in float32
 DEFAULT_TOLERANCE = 1e-4
 COMPARED = 16  # calibration inputs
+AT_ONCE = 4
 BLIND = (
     "this proof says little: with all weights that were cut at zero, the outputs change by {:.0e} of their scale "
     "(weights that were never trained, or a head of zeros?)"
@@ -48,14 +49,25 @@ class Verification:
         return asdict(self)
 
 
-def output_error(dense: Runner, pruned: Runner, data: Any) -> dict[str, object]:
-    """How far the pruned model's outputs are from the dense one's, on a few of the calibration inputs."""
-    feed, of = some_inputs(dense, data)
-    expected, got = (
-        [as_array(out.float() if hasattr(out, "float") else out) for out in graph.probe([])(feed)[0]] for graph in (dense, pruned)
+def output_error(open_dense: Callable[[], Runner], open_pruned: Callable[[], Runner], data: Any) -> dict[str, object]:
+    """How far the pruned model's outputs are from the dense one's, on a few of the calibration inputs; one after the other."""
+    graph = open_dense()
+    feed, of = some_inputs(graph, data)
+    count = len(next(iter(feed.values())))
+    pieces = (
+        [feed]
+        if fixed_batch(graph.input_sizes())
+        else [{name: array[at : at + AT_ONCE] for name, array in feed.items()} for at in range(0, count, AT_ONCE)]
     )
-    error = rms_apart(list(zip(expected, got, strict=True)))
-    return {"error": error, "inputs": len(next(iter(feed.values()))), "of": of}
+    expected = outputs(graph, pieces)
+    del graph
+    error = rms_apart(list(zip(expected, outputs(open_pruned(), pieces), strict=True)))
+    return {"error": error, "inputs": count, "of": of}
+
+
+def outputs(graph: Runner, pieces: Sequence[dict[str, np.ndarray]]) -> list[np.ndarray]:
+    probe = graph.probe([])
+    return [as_array(out.float() if hasattr(out, "float") else out) for piece in pieces for out in probe(piece)[0]]
 
 
 def some_inputs(graph: Runner, data: Any) -> tuple[dict[str, np.ndarray], str]:

@@ -50,7 +50,7 @@ def compile(source: Source, request: Request, tell: Tell = silent) -> Result:
                 raise VerificationFailed(f"{source.name}: verification failed: {proof.reason}{source.consequence}")
             verified = proof.to_dict()
             if state.data is not None:
-                measured = output_error(source.open(), made.graph(), state.data)
+                measured = output_error(source.open, made.graph, state.data)
         if request.deploy:
             with timed("deploy", seconds):
                 deployed = made.deploy(request, state.data, tell)

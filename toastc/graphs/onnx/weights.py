@@ -24,7 +24,9 @@ def without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndar
                 continue
             weights[name] = np.ascontiguousarray(tensor.numpy())
             kept[name] = ir.Tensor(weights[name], name=name)  # in place of the file's bytes, or both would stay
-            value.const_value = ir.ExternalTensor("handed", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(weights[name].shape), name=name)
+            value.const_value = ir.ExternalTensor(
+                "handed", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(weights[name].shape), name=name
+            )
         return ir.to_proto(model), weights
     finally:
         for name, tensor in kept.items():
