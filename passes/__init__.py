@@ -22,7 +22,8 @@ from .choose.selections import PlanSelections
 from .match import MatchSites
 from .recover.biases import FoldBiases
 from .recover.consumers import FoldConsumers
-from .recover.refit import RefitConsumers, inputs_to_keep
+from .recover.jobs import inputs_to_keep
+from .recover.refit import RefitConsumers
 from .registry import parse_passes, print_passes, with_matching
 from .score.moments import ScoreMoments
 from .score.share import ShareScores

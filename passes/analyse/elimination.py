@@ -13,7 +13,8 @@ from array_api_compat import array_namespace, device
 from toastc.calibration.moments import to_float64
 from toastc.system.vocabulary import Array
 
-LEAST = 1e-6  # of the mean variance, added to every variance before a system is solved
+from .algebra import floored
+
 COARSE = 1e-5  # the same where channels are only ranked: single precision tells no finer differences
 STEPS = 96  # of backward elimination
 BLOCK = 8  # steps, before the inverse covariance is made smaller
@@ -66,13 +67,6 @@ def eliminate(cov: Array, weight: Array, rms: np.ndarray | None = None) -> tuple
     known[0] = lost + float(xp.sum(weight**2) / inverse[0, 0])
     widths = np.array(sorted(known))
     return np.concatenate(order), np.interp(np.arange(count + 1), widths, [known[w] for w in widths])
-
-
-def floored(cov: Array, by: float = LEAST) -> Array:
-    """With every variance a little larger."""
-    xp, count = array_namespace(cov), cov.shape[0]
-    floor = by * float(xp.linalg.trace(cov)) / count + 1e-30
-    return cov + floor * xp.eye(count, dtype=cov.dtype, device=device(cov))
 
 
 def rounding_without(rms: np.ndarray, weight: np.ndarray) -> np.ndarray:

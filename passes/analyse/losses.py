@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from toastc.calibration.data import as_array
 from toastc.calibration.moments import Sums, to_float64
@@ -24,7 +24,8 @@ from toastc.plans.plan import Basis, Choice, Consumer, Keep, Select
 from toastc.plans.sites import Coupling, Member
 from toastc.system.vocabulary import Array
 
-from .elimination import eliminate, eliminate_groups, floored
+from .algebra import fitted, like, roots, shrunken, tails
+from .elimination import eliminate, eliminate_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,59 +206,3 @@ def consumed(graph: Reader, coupling: Coupling, tap: Tap | None, choice: Choice)
     shift = np.zeros(weight.shape[1]) if choice.shift is None else choice.shift.ravel() @ weight
     made = Consumer((back.T @ weight).astype(np.float32), shift.astype(np.float32), coupling.width)
     return Basis(choice.left, None, None, made) if isinstance(choice, Basis) else Keep(choice.index, consumer=made)
-
-
-# ---- linear algebra --------------------------------------------------------------------------------------
-
-
-def like(numbers: np.ndarray, array: Array) -> Array:
-    """Where the array lives, and of its type unless they are whole numbers."""
-    dtype = None if numbers.dtype.kind in "iu" else array.dtype
-    return array_namespace(array).asarray(numbers, dtype=dtype, device=device(array))
-
-
-def tails(energy: np.ndarray) -> np.ndarray:
-    """[groups, width + 1]: what is lost when the first k of each group stay."""
-    return np.hstack([np.cumsum(energy[:, ::-1], axis=1)[:, ::-1], np.zeros((len(energy), 1))])
-
-
-def roots(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The symmetric root, and its inverse on what is not zero."""
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    values = np.maximum(values, 0)
-    inverse = np.where(values > values.max(initial=0) * 1e-10, 1 / np.sqrt(np.maximum(values, 1e-300)), 0)
-    return (vectors * np.sqrt(values)) @ vectors.T, (vectors * inverse) @ vectors.T
-
-
-def fitted(cross: Array, own: Array) -> Array:
-    """cross . own^-1, with every variance a little larger."""
-    return array_namespace(own).linalg.solve(floored(own), cross.T).T
-
-
-def shrunken(sums: Sums) -> Array:
-    """The covariance, drawn towards its diagonal as far as the sample is too small for it (as Ledoit and Wolf do).
-
-    What never varied stays at zero: a dead channel costs nothing to lose.
-    """
-    xp, mean = array_namespace(sums.scatter), sums.mean
-    cov = sums.covariance
-    cov = cov[0] if cov.shape[0] == 1 else block_diagonal(cov)
-    size, variances = cov.shape[0], xp.asarray(xp.linalg.diagonal(cov), copy=True)
-    squares = float(xp.sum(cov**2))
-    apart = squares - float(xp.sum(variances)) ** 2 / size
-    raw = squares + 2 * float(like(mean.ravel(), cov) @ cov @ like(mean.ravel(), cov)) + float((mean**2).sum()) ** 2
-    noise = max(sums.energy2 / sums.count - raw, 0.0) / sums.count
-    share = min(1.0, noise / apart) if apart > 0 else 0.0
-    cov *= 1 - share
-    eps = float(xp.finfo(cov.dtype).eps)  # what varies less than its numbers can tell does not
-    xp.reshape(cov, (-1,))[:: size + 1] = variances + like((4 * eps) ** 2 * sums.squares.ravel() / sums.count, cov)
-    return cov
-
-
-def block_diagonal(blocks: Array) -> Array:
-    xp = array_namespace(blocks)
-    groups, width, _ = blocks.shape
-    whole = xp.zeros((groups * width, groups * width), dtype=blocks.dtype, device=device(blocks))
-    for g in range(groups):
-        whole[g * width : (g + 1) * width, g * width : (g + 1) * width] = blocks[g]
-    return whole

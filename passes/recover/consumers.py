@@ -17,7 +17,8 @@ from toastc.plans.plan import Choice, Keep, Plan
 from toastc.plans.sites import Coupling
 from toastc.system.errors import ToastcError
 
-from ..analyse.losses import fitted, folded, shrunken
+from ..analyse.algebra import fitted, shrunken
+from ..analyse.losses import folded
 from ..state import State
 
 WAYS = ("least-squares", "mean")

@@ -14,47 +14,24 @@ two of them only a few are in view.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from toastc.calibration.data import as_array
 from toastc.calibration.moments import Sums, to_float64
-from toastc.calibration.taps import Tap
-from toastc.graphs import Live, Op, Stage, Value
-from toastc.plans.plan import Choice, Consumer, Plan, Select
+from toastc.graphs import Live, Stage, Value
+from toastc.plans.plan import Consumer, Plan, Select
 from toastc.system.vocabulary import Array
 
+from ..analyse.algebra import fitted, like, shrunken
 from ..analyse.gains import few
-from ..analyse.losses import consumed, fitted, like, shrunken
 from ..analyse.simulate import residual, surviving
-from ..analyse.streams import stream_behind
 from ..state import State
+from .jobs import AT_ONCE, Job, enough, jobs_of
 
 STRAIGHT = 1e-2  # relative error up to which the way to the stream counts as a gain alone
-AT_ONCE = 8  # images in view
-ENOUGH = 48  # tokens for each of the channels that are fitted
-MOST = 1 << 30  # bytes of streams and channels that wait for a fit
-
-
-@dataclass(eq=False)
-class Job:
-    """A coupling that is cut: where its channels are seen, and where its consumer meets the stream."""
-
-    name: str
-    tap: Tap
-    choice: Choice
-    groups: Sequence[int]
-    out: Value | None = None  # what the consumer makes of them, if that can be told
-    stream: Value | None = None  # the sum that it goes into
-    kept: dict[int, Array] = field(default_factory=dict)  # the channels that stay, for every batch
-    sums: Sums | None = None  # of those channels
-    cross: Array = None  # [out, kept], of their products with the error of the stream, both less their means
-    missing: np.ndarray | None = None  # the sum of that error
-    nudge: Array = None  # random numbers added to what the consumer made of the first batch
-    nudged: Live | None = None  # what is alive of it then
-    gain: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -88,44 +65,8 @@ class RefitConsumers:
         return replace(state, plan=Plan(dict(state.plan.choices) | {job.name: job.choice for job in jobs}))
 
 
-def enough(state: State) -> int:
-    """How many inputs show every channel that may be fitted often enough, and are not too many to be held."""
-    graph, need, held = state.graph, 1.0, 1.0
-    for site in state.sites:
-        for coupling in site.couplings:
-            tap = state.taps.get(f"{site.name}.{coupling.name}/out")
-            if tap is not None:
-                tokens = np.prod(graph.shape(tap.value)) / tap.index.size / graph.batch
-                out = graph.shape(next(m for m in coupling.members if m.role == "out").operand[0].outputs[0])[-1]
-                need = max(need, ENOUGH * tap.index.size / tokens)
-                held = max(held, 4 * tokens * (2 * out + tap.index.size))
-    return int(max(1, min(np.ceil(need), MOST // held)))
-
-
-def inputs_to_keep(state: State) -> dict[str, np.ndarray]:
-    """Those that consumers would be fitted on, so that moments in a file stand for the data."""
-    batches = few(state, enough(state), AT_ONCE)
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-
-
 Act = Callable[[Job, int, Live, Live, np.random.Generator], None]
 Step = tuple[Value, Job, Act]
-
-
-def jobs_of(state: State) -> Iterator[Job]:
-    for site in state.sites:
-        for coupling in site.couplings:
-            name = f"{site.name}.{coupling.name}"
-            choice = state.plan.get(site.name, coupling.name)
-            tap = state.taps.get(f"{name}/q") or state.taps.get(f"{name}/out")
-            if choice is None or tap is None:
-                continue
-            choice = consumed(state.graph, coupling, tap, choice)
-            job = Job(name, tap, choice, state.plan.groups(site.name, coupling))
-            if choice.consumer is not None:
-                op: Op = next(m for m in coupling.members if m.role == "out").operand[0]
-                job.out, job.stream = op.outputs[0], stream_behind(state.graph, op)
-            yield job
 
 
 def steps_of(state: State, jobs: Sequence[Job]) -> list[Step]:

@@ -12,7 +12,8 @@ import numpy as np
 from ..system.errors import ToastcError
 from ..system.files import write_beside
 from ..system.vocabulary import Read
-from .choices import CONSUMERS, Basis, Choice, Consumer, Keep, Select
+from .choices import CONSUMERS, Basis, Choice, Keep, Select
+from .consumer import Consumer
 from .merges import Merge, parse_merges
 from .sites import Coupling, Site
 

@@ -17,7 +17,8 @@ from toastc.passes import CollectMoments, FoldConsumers, MatchSites, PlanRatios,
 from toastc.passes.analyse.simulate import surviving
 from toastc.passes.analyse.streams import stream_behind
 from toastc.passes.match.taps import taps_of
-from toastc.passes.recover.refit import flat, jobs_of
+from toastc.passes.recover.jobs import jobs_of
+from toastc.passes.recover.refit import flat
 from toastc.passes.state import State, run
 from toastc.plans.ratios import parse
 from toastc.system.errors import ToastcError
