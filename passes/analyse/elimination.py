@@ -15,7 +15,7 @@ from toastc.system.vocabulary import Array
 
 from .algebra import floored
 
-COARSE = 1e-5  # the same where channels are only ranked: single precision tells no finer differences
+COARSE = 1e-4  # of its own variance: single precision tells no finer differences, and channels are only ranked
 STEPS = 96  # of backward elimination
 BLOCK = 8  # steps, before the inverse covariance is made smaller
 ROUNDING = 4 / 255  # of an 8-bit grid that is cut off at four times the loudest channel's root mean square
@@ -28,8 +28,10 @@ def eliminate(cov: Array, weight: Array, rms: np.ndarray | None = None) -> tuple
     without which the others can be rounded more finely.
     """
     xp, count = array_namespace(cov), cov.shape[0]
-    cov = floored(cov, COARSE)
-    inverse, least = xp.linalg.inv(cov), 1 / to_float64(xp.linalg.diagonal(cov))
+    loud = xp.sqrt(xp.linalg.diagonal(cov))  # channels are measured by themselves: some are a thousand times louder than others
+    scale, weight = xp.where(loud > 0, loud, xp.ones_like(loud)), weight * loud[:, None]
+    inverse = xp.linalg.inv(floored(cov / scale[:, None] / scale[None, :], COARSE))
+    least, loudness = 1 / (1 + COARSE), to_float64(scale)
     left, known, lost, order = np.arange(count), {count: 0.0}, 0.0, []
     step = max(1, count // STEPS)
     while len(left) > 1:
@@ -39,18 +41,18 @@ def eliminate(cov: Array, weight: Array, rms: np.ndarray | None = None) -> tuple
             many = min(step, int(alive.sum()) - 1)
             if not many:
                 break
-            cost = to_float64(xp.sum(weight**2, axis=1)) / np.maximum(precision, least[left])
+            cost = to_float64(xp.sum(weight**2, axis=1)) / np.maximum(precision, least)
             if rms is not None:
-                cost[alive] -= rounding_without(rms[left[alive]], to_float64(weight)[alive])
+                cost[alive] -= rounding_without(rms[left[alive]], to_float64(weight)[alive] / loudness[left[alive], None])
             cost[~alive] = np.inf
             going = np.argpartition(cost, many - 1)[:many]
             going = going[np.argsort(cost[going], kind="stable")]
             rows = xp.asarray(going, device=device(cov))
             across = xp.take(inverse, rows, axis=1) - panels @ xp.take(panels, rows, axis=0).T
             own = xp.take(across, rows, axis=0)
-            short = np.maximum(least[left[going]] - to_float64(xp.linalg.diagonal(own)), 0)  # what rounding took
+            short = np.maximum(least - to_float64(xp.linalg.diagonal(own)), 0)  # what rounding took
             own += xp.asarray(np.diag(short), dtype=own.dtype, device=device(own))
-            root = xp.linalg.inv(xp.linalg.cholesky(floored(own, COARSE)))
+            root = xp.linalg.inv(xp.linalg.cholesky(floored(own)))
             panel, taken = across @ root.T, root @ xp.take(weight, rows, axis=0)
             weight = weight - panel @ taken
             precision = precision - to_float64(xp.sum(panel**2, axis=1))
