@@ -23,8 +23,14 @@ from toastc.training import finetune
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = ["--model", "test_vit", "--image-size", "32", "--workers", "0", "--log-every", "1", "--prune-recipe", "magnitude"]
+MODEL = ["--model", "shallow_vit", "--image-size", "32", "--workers", "0", "--log-every", "1", "--prune-recipe", "magnitude"]
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
+
+
+@timm.models.register_model
+def shallow_vit(pretrained: bool = False, **options: Any) -> torch.nn.Module:
+    """timm's test_vit with two blocks: every run captures it again and again."""
+    return timm.create_model("test_vit", depth=2, **options)
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(pixels).save(folder / part / name / f"{i}.png")
     (folder / "r.json").write_text(json.dumps({"attention": 0.5, "ffn": 0.5, "round_to": 4}))
     torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", img_size=32, num_classes=3).state_dict(), folder / "w.safetensors")
+    save_file(timm.create_model("shallow_vit", img_size=32, num_classes=3).state_dict(), folder / "w.safetensors")
     return folder
 
 
@@ -72,7 +78,7 @@ def test_from_a_dense_model_to_a_tuned_one(data: Path, tmp_path: Path, capsys: p
     assert log["tuned"] == log["epochs"][-1]["accuracy"] > max(log["pruned"], 0.6)
     assert log["macs"][1] < log["macs"][0] and log["params"][1] < log["params"][0]
     assert f"tuned {100 * log['tuned']:.2f} %" in capsys.readouterr().out
-    dense = timm.create_model("test_vit", img_size=32, num_classes=3).eval()
+    dense = timm.create_model("shallow_vit", img_size=32, num_classes=3).eval()
     tuned, pruned = (finetune.load(dense, out / f"{name}.safetensors") for name in ("tuned", "pruned"))
     assert sum(p.numel() for p in tuned.parameters()) == log["params"][1]
     assert not torch.equal(tuned.get_parameter("head.weight"), pruned.get_parameter("head.weight"))
@@ -86,7 +92,7 @@ def test_masked_training_ends_in_the_same_function(data: Path, tmp_path: Path) -
     assert train.main(arguments(data, tmp_path, *more)) == 0
     log = log_of(tmp_path)
     state = {k.removeprefix("model."): t for k, t in load_file(tmp_path / "last.safetensors").items() if k.startswith("model.")}
-    masked = timm.create_model("test_vit", img_size=32, num_classes=3).eval()
+    masked = timm.create_model("shallow_vit", img_size=32, num_classes=3).eval()
     masked.load_state_dict(state)
     tuned = finetune.load(masked, tmp_path / "tuned.safetensors")
     assert log["params"][1] == sum(p.numel() for p in tuned.parameters()) < sum(p.numel() for p in masked.parameters())
@@ -151,7 +157,7 @@ def test_compactors_find_the_channels_with_merged_tokens(data: Path, tmp_path: P
     assert train.main([*own, "--out", str(tmp_path / "broken"), "--resume"]) == 0
     whole, resumed = log_of(tmp_path / "whole"), log_of(tmp_path / "broken")
     assert resumed == whole and len(whole["steps"]) == 9
-    dense = timm.create_model("test_vit", img_size=32, num_classes=3).eval()
+    dense = timm.create_model("shallow_vit", img_size=32, num_classes=3).eval()
     tuned = finetune.load(dense, tmp_path / "whole" / "tuned.safetensors")
     plan = tuned.meta[finetune.PLAN]
     assert plan.merges and {n.rpartition(".")[2] for n in plan.choices} >= {"hidden"}
@@ -179,7 +185,9 @@ def test_a_checkpoint_that_does_not_fit(
 
 def test_two_processes_do_what_one_does(data: Path, tmp_path: Path) -> None:
     """With batches half as large, and without what is drawn for each process alone."""
+    save_file(timm.create_model("test_vit", img_size=32, num_classes=3).state_dict(), tmp_path / "w.safetensors")
     more = ("--recipe", "light", "--epochs", "2", "--limit-steps", "4", "--lr", "3e-4", "--warmup", "0")
+    more += ("--model", "test_vit", "--weights", str(tmp_path / "w.safetensors"))  # which other processes know
     assert train.main(arguments(data, tmp_path / "one", *more, "--batch", "12")) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "tools/train.py"]
     given = arguments(data, tmp_path / "two", *more, "--batch", "6")

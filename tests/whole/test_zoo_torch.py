@@ -29,7 +29,8 @@ def test_family_shrinks_through_export_and_the_backend_gives_the_same(name: str)
         model, args = family.small().eval(), tuple(family.inputs(False, 2).values())
         program = captured(model, args)
         found = api.inspect(program)
-        errors = [check_module(program, args, basis=basis, seed=3) for basis in (False, True)]
+        ways = (False, True) if name in DISTINCT else (True,)  # channels left out, or others made of them
+        errors = [check_module(program, args, basis=basis, seed=3) for basis in ways]
         expected = leaf(toastc.prune(program, RATIOS, recipe="magnitude", verify=False).model(*args))
         got = leaf(torch.compile(model, backend=toastc.backend, options={"ratios": RATIOS, "then": "eager"})(*args))
     assert max(errors) <= 1e-4

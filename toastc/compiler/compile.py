@@ -19,7 +19,7 @@ from ..system.progress import Tell, silent
 from .choose import Seconds, apply_merges, choose_widths
 from .request import Request
 from .result import Result
-from .sources.protocol import Source
+from .sources.protocol import Deployable, Source
 
 
 def compile(source: Source, request: Request, tell: Tell = silent) -> Result:
@@ -52,6 +52,7 @@ def compile(source: Source, request: Request, tell: Tell = silent) -> Result:
             if state.data is not None:
                 measured = output_error(source.open, made.graph, state.data)
         if request.deploy:
+            assert isinstance(made, Deployable), "its room's row says that it is"
             with timed("deploy", seconds):
                 deployed = made.deploy(request, state.data, tell)
         after = made.size(report.after.macs)

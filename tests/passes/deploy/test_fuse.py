@@ -20,11 +20,7 @@ RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 1}
 
 
 EXPORTERS = ("dynamo20-dyn", "dynamo23-dyn", "ts17-dyn", "ort-dyn")
-
-
 MODELS = ("swin_tiny", "swinv2_tiny", "xcit_tiny", "eva02_tiny", "torch_encoder", "beit_base")
-
-
 CASES = [*(("deit_tiny", exporter) for exporter in EXPORTERS), *((model, "dynamo20-dyn") for model in MODELS)]
 
 

@@ -43,7 +43,7 @@ class Room:
     name: str
     fits: Callable[[Model], bool]
     weights: bool = False  # may they be given apart from the model?
-    deploys: bool = True  # are its models written for a runtime?
+    deploys: bool = True  # are its models written for a runtime (`protocol.Deployable`)?
 
 
 ROOMS = (

@@ -25,7 +25,6 @@ from ...system.vocabulary import Inputs, Json, Model
 from ...timing.modules import bench_modules
 from ..options import Options
 from ..request import Request
-from .protocol import Deployed
 
 
 @dataclass
@@ -80,9 +79,6 @@ class MadeModule:
 
     def graph(self) -> FxGraph:
         return reread(copy.deepcopy(self.model), self.source.args)
-
-    def deploy(self, request: Request, data: Any, tell: Tell) -> Deployed:
-        raise NotImplementedError("is refused before a module is opened")
 
     def size(self, macs: int) -> Size:
         return size_of(self.model, macs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ...graphs.protocols import Graph
 from ...passes.prove import Verification
@@ -33,8 +33,14 @@ class Made(Protocol):
 
     def prove(self, plan: Plan, seed: int) -> Verification: ...
     def graph(self) -> Graph: ...  # looked at afresh
-    def deploy(self, request: Request, data: Any, tell: Tell) -> Deployed: ...
     def size(self, macs: int) -> Size: ...
+
+
+@runtime_checkable
+class Deployable(Protocol):
+    """A smaller model that can be written for a runtime: of the rooms whose row says so."""
+
+    def deploy(self, request: Request, data: Any, tell: Tell) -> Deployed: ...
 
 
 class Source(Protocol):
