@@ -85,12 +85,24 @@ SYNTHETIC: tuple[Pass, ...] = (
     AllocateWidths(), SEARCH, PlanLosses(), RefitConsumers(images=256),
 )  # fmt: skip
 
+# A first look: on a few inputs, FFN channels by themselves; what they are together is told where consumers are fitted.
+QUICK: tuple[Pass, ...] = (
+    MatchSites(), CollectMoments(most=64, alone=True), AnalyseLosses(), MeasureGains(images=4, each=1), TimeBlocks(),
+    AllocateWidths(), SEARCH, PlanLosses(), RefitConsumers(images=64, enough=8),
+)  # fmt: skip
+QUICK_SYNTHETIC: tuple[Pass, ...] = (
+    MatchSites(), CollectMoments(synthetic=64, alone=True), AnalyseLosses(), MeasureGains(images=4, each=1, temper=0.5),
+    TimeBlocks(), AllocateWidths(), SEARCH, PlanLosses(), RefitConsumers(images=64, enough=8),
+)  # fmt: skip
+
 # What a moments file holds.
 MEASURE: tuple[Pass, ...] = (MatchSites(), CollectMoments(), AnalyseLosses(), MeasureGains(always=True))
 
+BY_DATA = {"default": (CALIBRATED, SYNTHETIC), "quick": (QUICK, QUICK_SYNTHETIC)}
 RECIPES: dict[str, tuple[Pass, ...]] = {
     "calibrated": CALIBRATED,
     "synthetic": SYNTHETIC,
+    "quick": QUICK,
     "toast": TOAST,
     "toast-image": TOAST_IMAGE,
     "toast-batch": TOAST_BATCH,
@@ -105,11 +117,12 @@ RECIPES: dict[str, tuple[Pass, ...]] = {
 
 
 def recipe(name: str, data: bool = False, images: bool = False) -> tuple[Pass, ...]:
-    """The passes of a recipe. The default one uses calibration data where there is some, synthetic images where the model
-    takes images, and the weights alone where it takes something else.
+    """The passes of a recipe. The default one, and the quick one, use calibration data where there is some, synthetic images
+    where the model takes images, and the weights alone where it takes something else.
     """
-    if name == "default":
-        return CALIBRATED if data else SYNTHETIC if images else MAGNITUDE
+    if name in BY_DATA:
+        with_data, without = BY_DATA[name]
+        return with_data if data else without if images else MAGNITUDE
     if name not in RECIPES:
         raise ToastcError(f"no recipe is called {name}; there are default, {', '.join(RECIPES)}")
     return RECIPES[name]

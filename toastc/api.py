@@ -51,7 +51,7 @@ def prune(model: Model, ratios: Any = None, **words: Any) -> Result:
     given = prune.__signature__.bind(model, ratios, **words)  # type: ignore[attr-defined]
     given.apply_defaults()
     said = dict(given.arguments)
-    options = stated({name: value for name, value in said.items() if name != "model"})
+    options = stated({name: value for name, value in said.items() if name != "model"}).own
     options = replace(options, command=options.command or as_called(prune, said))
     request = Request.of(options)
     inputs = (model, options.weights, options.ratios, options.plan, options.data, options.moments)

@@ -8,6 +8,7 @@ tokens are taken, at random, as keep the products within `share` of the model's 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,8 @@ class CollectMoments:
 
     share: float = 0.2
     synthetic: int = 0  # images to make up where no data is given
+    most: int = 0  # inputs to look at; 0: all
+    alone: bool = False  # channels that are one group are summed one by one, which tells less and takes no memory
     name = "collect-moments"
 
     def cost(self, state: State) -> float:
@@ -44,7 +47,7 @@ class CollectMoments:
     def inputs(self, state: State) -> int:
         """How many will be looked at, where that can be told."""
         if state.data is not None:
-            return int(state.data.count)
+            return min(int(state.data.count), self.most or sys.maxsize)
         return int(max(LEAST_IMAGES, min(self.synthetic, ENOUGH / max(state.graph.totals()[0], 1)))) if self.synthetic else 0
 
     def __call__(self, state: State) -> State:
@@ -67,16 +70,19 @@ class CollectMoments:
         probe = state.graph.probe([tap.value for tap in state.taps.values()])
         moments, done, notes = self.start_or_resume(state)
         data = state.data.part(workers.rank, workers.count)
-        look = Look(state.taps, probe, self.part(state), self.inputs_at_a_time(state))
+        sides = self.sides(state)
+        look = Look(state.taps, sides, probe, self.part(state), self.inputs_at_a_time(state))
         whole = True  # no batch is in the sums in part
         try:
             for number, batch in enumerate(data):
                 if number < done or number * workers.count + workers.rank < state.held_out:
                     continue
+                if self.most and moments.images * workers.count >= self.most:
+                    break
                 rng = np.random.default_rng([state.seed, number * workers.count + workers.rank])
                 for rows in look.at(batch, rng):
                     whole = False
-                    note_together(moments, rows)
+                    note_together(moments, rows, sides)
                 moments.images += len(next(iter(batch.values())))
                 done, whole = number + 1, True
                 if kept is not None:
@@ -103,18 +109,19 @@ class CollectMoments:
         if found is not None:
             return found, done, [word]
         moments = Moments(source=state.data.name)
-        for key, tap in state.taps.items():
-            groups, width, copies = tap.index.shape
-            moments.note(key, Sums.none(groups, width * copies, key.endswith("/out")))
+        for key, side in self.sides(state).items():
+            moments.note(key, Sums.none(side.groups, side.width, side.together))
         return moments, 0, [word] if word else []
+
+    def sides(self, state: State) -> dict[str, Side]:
+        return {key: Side.of(key, tap, self.alone) for key, tap in state.taps.items()}
 
     def part(self, state: State) -> float:
         """The share of the tokens whose outer products may be taken."""
         cost = 0
-        for key, tap in state.taps.items():
-            groups, width, copies = tap.index.shape
-            rows = math.prod(state.graph.shape(tap.value)) // tap.index.size
-            cost += rows * groups * (width * copies) ** 2 * (groups if key.endswith("/out") else 1)
+        for key, side in self.sides(state).items():
+            tap = state.taps[key]
+            cost += math.prod(state.graph.shape(tap.value)) // tap.index.size * side.products
         return min(1.0, self.share * state.graph.totals()[0] * state.graph.batch / max(cost, 1))
 
     @staticmethod
@@ -124,10 +131,31 @@ class CollectMoments:
 
 
 @dataclass(frozen=True)
+class Side:
+    """How the channels of a tap are summed: in so many groups, with products inside each, or across all of them."""
+
+    groups: int
+    width: int
+    together: bool
+
+    @staticmethod
+    def of(key: str, tap: Tap, alone: bool) -> Side:
+        groups, width, copies = tap.index.shape
+        if not key.endswith("/out"):
+            return Side(groups, width * copies, False)
+        return Side(width, copies, False) if alone and groups == 1 else Side(groups, width * copies, True)
+
+    @property
+    def products(self) -> int:
+        return self.groups * self.width**2 * (self.groups if self.together else 1)
+
+
+@dataclass(frozen=True)
 class Look:
     """What the taps show on a batch, in pieces that fit: of every tap some rows, to be summed before the next piece."""
 
     taps: Mapping[str, Tap]
+    sides: Mapping[str, Side]
     probe: Any
     part: float  # of the tokens
     pieces: int  # inputs at a time
@@ -143,11 +171,12 @@ class Look:
                 yield rows
 
 
-def note_together(moments: Moments, rows: dict[str, list[Array]]) -> None:
+def note_together(moments: Moments, rows: dict[str, list[Array]], sides: Mapping[str, Side]) -> None:
     """One sum for several pieces, which are dropped: adding wide sums costs as much as making them."""
     for key, pieces in rows.items():
+        xp, side = array_namespace(pieces[0]), sides[key]
         with np.errstate(over="ignore", invalid="ignore"):  # which is said below
-            sums = Sums.of(array_namespace(pieces[0]).concat(pieces), key.endswith("/out"))
+            sums = Sums.of(xp.reshape(xp.concat(pieces), (-1, side.groups, side.width)), side.together)
         moments.note(key, checked(sums, key))
         pieces.clear()
 

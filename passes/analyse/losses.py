@@ -60,6 +60,8 @@ def loss_of(graph: Reader, coupling: Coupling, moments: dict[str, Sums], rounded
         read = sum(np.square(columns(graph, m)).sum(axis=1) for m in consumers) / len(consumers)
         return ranked(energy(moments["out"], coupling.width) * read.reshape(coupling.groups, coupling.width))
     out, weight = moments["out"], columns(graph, consumers[0])
+    if len(out.total) > coupling.groups:
+        return lone_channels(out, weight)
     if coupling.rotatable and coupling.name == "vo":
         return turned_values(out, weight)
     return kept_channels(out, weight, coupling, rounded)
@@ -182,6 +184,21 @@ def kept_channels(out: Sums, weight: np.ndarray, coupling: Coupling, rounded: bo
         return folded(np.sort(np.atleast_2d(order)[:, -kept:], axis=1), groups, mean, shrunken(out))
 
     return Loss(curves, choose, gone)
+
+
+def lone_channels(out: Sums, weight: np.ndarray) -> Loss:
+    """Where nothing is known of how they vary together: those go that vary least, and leave their mean."""
+    mean = out.mean.ravel()
+    energy = np.maximum(out.squares.ravel() / out.count - mean**2, 0) * (weight**2).sum(axis=1)
+    order = np.argsort(-energy, kind="stable")
+
+    def choose(kept: int, groups: Sequence[int]) -> Choice:
+        index = np.sort(order[:kept])
+        fold, shift = np.zeros((len(mean), kept)), mean.copy()
+        fold[index, np.arange(kept)], shift[index] = 1, 0
+        return Keep(index[None], fold, shift[None])
+
+    return Loss(tails(energy[order][None]), choose, np.zeros(1, int))
 
 
 def folded(index: np.ndarray, groups: Sequence[int], mean: np.ndarray, cov: Array) -> Keep:

@@ -58,7 +58,7 @@ def jobs_of(state: State) -> Iterator[Job]:
             yield job
 
 
-def enough(state: State) -> int:
+def enough(state: State, each: int = ENOUGH) -> int:
     """How many inputs show every channel that may be fitted often enough, and are not too many to be held."""
     graph, need, held = state.graph, 1.0, 1.0
     for site in state.sites:
@@ -67,7 +67,7 @@ def enough(state: State) -> int:
             if tap is not None:
                 tokens = np.prod(graph.shape(tap.value)) / tap.index.size / graph.batch
                 out = graph.shape(next(m for m in coupling.members if m.role == "out").operand[0].outputs[0])[-1]
-                need = max(need, ENOUGH * tap.index.size / tokens)
+                need = max(need, each * tap.index.size / tokens)
                 held = max(held, 4 * tokens * (2 * out + tap.index.size))
     return int(max(1, min(np.ceil(need), MOST // held)))
 

@@ -21,6 +21,7 @@ from array_api_compat import array_namespace
 
 from toastc.calibration.data import as_array
 from toastc.calibration.moments import Sums, to_float64
+from toastc.calibration.workers import Workers
 from toastc.graphs import Live, Stage, Value
 from toastc.plans.plan import Consumer, Plan, Select
 from toastc.system.vocabulary import Array
@@ -29,7 +30,7 @@ from ..analyse.algebra import fitted, like, shrunken
 from ..analyse.gains import few
 from ..analyse.simulate import residual, surviving
 from ..state import State
-from .jobs import AT_ONCE, Job, enough, jobs_of
+from .jobs import AT_ONCE, ENOUGH, Job, enough, jobs_of
 
 STRAIGHT = 1e-2  # relative error up to which the way to the stream counts as a gain alone
 
@@ -39,6 +40,7 @@ class RefitConsumers:
     """Fit consumers anew, block by block, to keep the residual stream where the dense model has it."""
 
     images: int = 1024  # at most; fewer where they show enough of the widest coupling
+    enough: int = ENOUGH  # tokens for each of its channels
     name = "refit-consumers"
 
     def cost(self, state: State) -> float:
@@ -49,23 +51,26 @@ class RefitConsumers:
             return state
         jobs = list(jobs_of(state))
         steps = steps_of(state, jobs)
-        batches = few(state, min(self.images, enough(state)), AT_ONCE)
+        workers, batches = state.workers, few(state, min(self.images, enough(state, self.enough)), AT_ONCE)
+        if len(batches) < workers.count:
+            workers = Workers()  # each does all of it
+        batches = workers.own(batches)
         dense = [state.graph.begin(batch) for batch in batches]
         pruned = [dict(live) for live in dense]
-        rng, done = np.random.default_rng(state.seed), 0
+        done = 0
         stages = state.graph.stages([value for value, _, _ in steps])
         for stretch in stretches(steps):
             walked = [(*step, next(stages)) for step in stretch]
             for n in range(len(dense)):
                 state.tell(self.name, (done + len(stretch) * n / len(dense)) / len(steps))
-                dense[n], pruned[n] = walk(walked, n, dense[n], pruned[n], rng)
+                dense[n], pruned[n] = walk(walked, n, dense[n], pruned[n], workers)
             done += len(stretch)
             value, job, _ = stretch[-1]
-            refit(job, value, pruned)
+            refit(job, value, pruned, workers)
         return replace(state, plan=Plan(dict(state.plan.choices) | {job.name: job.choice for job in jobs}))
 
 
-Act = Callable[[Job, int, Live, Live, np.random.Generator], None]
+Act = Callable[[Job, int, Live, Live, Workers], None]
 Step = tuple[Value, Job, Act]
 
 
@@ -94,7 +99,7 @@ def stretches(steps: Sequence[Step]) -> Iterator[list[Step]]:
 
 
 def walk(
-    steps: Sequence[tuple[Value, Job, Act, Stage]], n: int, dense: Live, pruned: Live, rng: np.random.Generator
+    steps: Sequence[tuple[Value, Job, Act, Stage]], n: int, dense: Live, pruned: Live, workers: Workers
 ) -> tuple[Live, Live]:
     """One batch, dense and as pruned, along a stretch; with the first, what is nudged to measure gains."""
     nudged = [job for _, job, _, _ in steps if job.nudged is not None]
@@ -103,18 +108,18 @@ def walk(
         for other in nudged if not n else ():
             assert other.nudged is not None
             other.nudged = stage(other.nudged)
-        act(job, n, dense, pruned, rng)
+        act(job, n, dense, pruned, workers)
         nudged = [other for other in {*nudged, job} if other.nudged is not None]
     return dense, pruned
 
 
-def cut(job: Job, n: int, dense: Live, pruned: Live, rng: np.random.Generator) -> None:
+def cut(job: Job, n: int, dense: Live, pruned: Live, workers: Workers) -> None:
     """The channels become what is left of them."""
     value = job.tap.value
     pruned[value] = pruned[value] + residual(job.tap, pruned[value], job.choice, job.groups)
 
 
-def take_out(job: Job, n: int, dense: Live, pruned: Live, rng: np.random.Generator) -> None:
+def take_out(job: Job, n: int, dense: Live, pruned: Live, workers: Workers) -> None:
     """The channels that stay are put aside, and the consumer sees none."""
     now = pruned[job.tap.value]
     rows = job.tap.rows(now)
@@ -122,7 +127,7 @@ def take_out(job: Job, n: int, dense: Live, pruned: Live, rng: np.random.Generat
     pruned[job.tap.value] = now + job.tap.put(-rows, now)
 
 
-def put_in(job: Job, n: int, dense: Live, pruned: Live, rng: np.random.Generator) -> None:
+def put_in(job: Job, n: int, dense: Live, pruned: Live, workers: Workers) -> None:
     """What the planned consumer makes of them is added to what it makes of nothing."""
     assert job.out is not None and not isinstance(job.choice, Select) and job.choice.consumer is not None
     rows, fit, now = job.kept[n], job.choice.consumer, pruned[job.out]
@@ -131,17 +136,18 @@ def put_in(job: Job, n: int, dense: Live, pruned: Live, rng: np.random.Generator
         del job.kept[n]
     elif not n:
         own = dense[job.out]
-        noise = rng.standard_normal(tuple(own.shape)) * float(np.std(as_array(own)))
+        noise = np.random.default_rng(0).standard_normal(tuple(own.shape)) * float(np.std(as_array(own)))
         job.nudge = like(noise, own)
         job.nudged = dense | {job.out: own + job.nudge}
 
 
-def compare(job: Job, n: int, dense: Live, pruned: Live, rng: np.random.Generator) -> None:
+def compare(job: Job, n: int, dense: Live, pruned: Live, workers: Workers) -> None:
     """How far the stream is from the dense one, and what the channels that stay say of that."""
     assert job.stream is not None
     if not n:
         assert job.nudged is not None
-        job.gain = gain_of(job.nudge, flat(job.nudged[job.stream]) - flat(dense[job.stream]))
+        there = flat(dense[job.stream])
+        job.gain = agreed(gain_of(job.nudge, flat(job.nudged[job.stream]) - there), there.shape[-1], workers)
         job.nudged = job.nudge = None
     if job.gain is None:
         return
@@ -168,11 +174,33 @@ def gain_of(nudge: Array, moved: Array) -> np.ndarray | None:
     return np.asarray(gain) if apart < STRAIGHT else None
 
 
-def refit(job: Job, value: Value, pruned: list[Live]) -> None:
+def agreed(gain: np.ndarray | None, size: int, workers: Workers) -> np.ndarray | None:
+    """What the first process measured."""
+    if workers.count == 1:
+        return gain
+    said = np.full(size, np.nan) if gain is None else gain
+    said = workers.add(said if not workers.rank else np.zeros(size))
+    return said if np.isfinite(said).all() else None
+
+
+def gather(job: Job, workers: Workers) -> None:
+    """What all processes have seen."""
+    assert job.sums is not None and job.missing is not None
+    if workers.count == 1:
+        return
+    count, missing = job.sums.count, workers.add(job.missing)
+    own, mean = job.missing / count, job.sums.mean
+    job.sums = job.sums.gathered(workers)
+    drift = count * np.outer(own - missing / job.sums.count, (mean - job.sums.mean).ravel())
+    job.cross, job.missing = workers.add(as_array(job.cross + like(drift, job.cross))), missing
+
+
+def refit(job: Job, value: Value, pruned: list[Live], workers: Workers) -> None:
     """The choice with its consumer fitted anew; `pruned` moves along."""
     kept, job.kept = job.kept, {}
     if job.gain is None or job.sums is None or job.missing is None:
         return
+    gather(job, workers)
     assert not isinstance(job.choice, Select) and job.choice.consumer is not None
     own, consumer = job.sums, job.choice.consumer
     mean, off = own.mean.ravel(), job.missing / own.count

@@ -102,6 +102,14 @@ class Sums:
             add_products(self.scatter, self.mean - mean, self.count)
         return self
 
+    def gathered(self, workers: Workers) -> Sums:
+        """Those of all processes; `self` is not to be used again."""
+        if workers.count == 1:
+            return self
+        count, total = workers.add(np.array([self.count]))[0], workers.add(self.total)
+        arrays = self.about(total / max(count, 1.0)).arrays()
+        return Sums.from_arrays({name: workers.add(array) for name, array in arrays.items()})
+
     def arrays(self) -> dict[str, np.ndarray]:
         numbers = np.array([self.count, self.energy, self.energy2])
         return {"numbers": numbers, "total": self.total, "scatter": as_array(self.scatter), "absolute": self.absolute}
@@ -166,11 +174,7 @@ class Moments:
         if workers.count == 1:
             return self
         images = int(workers.add(np.array([float(self.images)]))[0])
-        found = {}
-        for key, own in self.sums.items():
-            count, total = workers.add(np.array([own.count]))[0], workers.add(own.total)
-            arrays = own.about(total / max(count, 1.0)).arrays()
-            found[key] = Sums.from_arrays({name: workers.add(array) for name, array in arrays.items()})
+        found = {key: own.gathered(workers) for key, own in self.sums.items()}
         return Moments(found, images, self.source, self.gains, self.inputs)
 
     def save(self, path: Path, more: Read | None = None) -> None:

@@ -30,7 +30,7 @@ class Workers:
         import torch
         import torch.distributed as dist
 
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        tensor = torch.from_numpy(np.array(array, order="C"))
         dist.all_reduce(tensor)
         return tensor.numpy()
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from .. import api
-from ..calibration import Preprocess
+from ..calibration import Preprocess, Workers
 from ..compiler.options import COMMAND, words
 from ..compiler.sources import is_named
 from ..plans.targets import Deploy
@@ -48,8 +48,11 @@ def prune(args: argparse.Namespace) -> int:
         if is_named(args.model) and all(said[n] == default for n, default, _ in words(COMMAND) if n not in plain):
             return export(args)
         raise ToastcError("one of the arguments --ratios --target --plan --tokens is required (see toastc --help)")
-    with progress(args.quiet) as tell:
-        result = api.prune(args.model, **said, preprocess=preprocess_of(args), command=args.asked, tell=tell)
+    with Workers.started() as workers, progress(args.quiet or workers.rank > 0) as tell:
+        more = {"preprocess": preprocess_of(args), "command": args.asked, "tell": tell, "workers": workers}
+        result = api.prune(args.model, **said, **more)
+    if workers.rank:
+        return 0
     show(result.report.to_dict(), args.json, args.quiet, lambda console: print_report(result.report, console))
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..calibration import open_data
+from ..calibration import Workers, open_data
 from ..graphs.protocols import Graph
 from ..passes import inputs_to_keep, merge_tokens, plan_tokens
 from ..passes.match import match
@@ -79,7 +79,7 @@ def start_state(state: State, request: Request, tell: Tell) -> tuple[State, tupl
     held_out = max((getattr(step, "held_out", 0) for step in steps), default=0)
     state = replace(
         state, held_out=held_out, moments=request.moments, given_moments=request.moments is not None, seed=options.seed,
-        target=request.target, tell=tell,
+        target=request.target, tell=tell, workers=options.workers or Workers(),
     )  # fmt: skip
     if options.data is not None:
         data = open_data(options.data, inputs, seed=options.seed, limit=options.images, preprocess=request.preprocess)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Flag, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from ..system.progress import Tell, silent
 from ..system.vocabulary import Inputs, Read
 
 if TYPE_CHECKING:
-    from ..calibration import Moments, Preprocess
+    from ..calibration import Moments, Preprocess, Workers
     from ..plans.cost import Target
     from ..plans.plan import Plan
 
@@ -117,6 +117,7 @@ class Options:
                                metavar="W.safetensors")  # fmt: skip
     command: str | None = word(None, "how it was asked for, in full", PYTHON)
     tell: Tell = word(silent, "is told of the progress", PYTHON)
+    workers: Workers | None = word(None, "processes that share the calibration data: all plan, the first writes", PYTHON)
     then: str = word(
         "inductor", "what the smaller graph is handed on to: inductor, or eager", BACKEND, choices=("inductor", "eager")
     )
@@ -126,6 +127,14 @@ class Options:
     @property
     def deploy(self) -> Deploy:
         return Deploy(self.runtime, self.dtype, self.quantize)
+
+    @property
+    def own(self) -> Options:
+        """What this process is to do of it: all but the first of several end with the plan."""
+        if self.workers is None or not self.workers.rank:
+            return self
+        none = dict.fromkeys(("output", "plan_out", "report_out", "moments_out", "ratios_out"))
+        return replace(self, dry_run=True, tell=silent, **none)
 
     @property
     def targets(self) -> list[Path]:

@@ -36,7 +36,7 @@ class Consumer:
         if "weight" not in arrays:
             return None
         weight, bias, of = (arrays.pop(name) for name in ("weight", "bias", "of"))
-        return Consumer(weight, bias, int(of))
+        return Consumer(weight, bias, int(of.item()))
 
 
 def require(holds: bool, what: str) -> None:
