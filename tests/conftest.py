@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -22,6 +23,15 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 ZooFile = Callable[..., Path]
 Exported = Callable[[str, Callable[[Path], object]], Path]
 PLAIN = ("--recipe", "magnitude")  # the quickest, where it does not matter
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look through it again and again."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

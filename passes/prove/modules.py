@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
-from toastc.graphs import Op
 from toastc.graphs.fx import CHOSEN, FxGraph
 from toastc.graphs.fx.names import hint
 from toastc.plans.plan import Plan
@@ -30,32 +30,35 @@ def verify_modules(dense: FxGraph, pruned: FxGraph, plan: Plan, args: Inputs, se
         graph.finish()
     except VerificationFailed as error:
         return Verification.failed(str(error), tolerance)
-    errors, blank = [0.0], float("inf")
+    errors, blank = [0.0], inf
+    cut = {graph.operand(op, slot) for op, slot in padded.cut}
     generator, args = torch.Generator().manual_seed(seed), [hint(a) for a in args]
     for number, given in enumerate((args, [fresh(a, generator) for a in args]) if again else (args,)):
         try:
-            expected, got = both(dense.gm, pruned.gm, given, chosen)
+            watching = Watching(pruned.gm)
+            expected = run(watching, leaves(given))
+            inputs = [*leaves(given), *(watching.seen[name] for name in chosen)]
+            got = run(fx.Interpreter(dense.gm), inputs)
+            if cut and not number:
+                blank = furthest(got, run(Without(dense.gm, cut), inputs))
         except RuntimeError as error:  # of a model that asserts something of its inputs
             why = str(error).strip().splitlines()[0]
             return Verification.failed(f"random inputs can not be run ({why})", tolerance, padded.count)
-        errors += [difference(as_array(a), as_array(b)) for a, b in zip(expected, got, strict=True)]
-        if not number:
-            blank = change(pruned, padded.cut, given, got)
+        errors.append(furthest(expected, got))
     return Verification.of(max(errors), tolerance, 2 if again else 1, padded.count, blank)
 
 
 @torch.no_grad()
-def change(pruned: FxGraph, cut: Sequence[tuple[Op, int]], given: Inputs, outputs: Sequence[torch.Tensor]) -> float:
-    """How far the outputs are from those of the pruned graph without its cut weights: what the proof can see of them."""
-    blank = {op.inputs[slot] for op, slot in cut}
-    if not blank:
-        return float("inf")
-    made = tensors(Without(pruned.gm, blank).run(*leaves(given), enable_io_processing=False))
-    return max((difference(as_array(a), as_array(b)) for a, b in zip(outputs, made, strict=True)), default=float("inf"))
+def run(interpreter: fx.Interpreter, inputs: Sequence[Array]) -> list[torch.Tensor]:
+    return tensors(interpreter.run(*inputs, enable_io_processing=False))
+
+
+def furthest(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
+    return max((difference(as_array(x), as_array(y)) for x, y in zip(a, b, strict=True)), default=inf)
 
 
 class Without(fx.Interpreter):
-    """Runs a module as if some of its tensors were zero."""
+    """Runs a module as if some of its tensors were zero: what its outputs are then is what a proof can see of them."""
 
     def __init__(self, gm: fx.GraphModule, blank: set[Any]) -> None:
         super().__init__(gm)
@@ -66,21 +69,8 @@ class Without(fx.Interpreter):
         return torch.zeros_like(made) if n in self.blank else made
 
 
-@torch.no_grad()
-def both(
-    dense: fx.GraphModule, pruned: fx.GraphModule, given: Inputs, chosen: Sequence[str]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The outputs of both. What was `chosen` at run time is handed on to the dense graph, so that both choose the same."""
-    if not chosen:
-        return tensors(dense(*given)), tensors(pruned(*given))
-    watching = Watching(pruned)
-    got = tensors(watching.run(*leaves(given), enable_io_processing=False))
-    more = [watching.seen[name] for name in chosen]
-    return tensors(fx.Interpreter(dense).run(*leaves(given), *more, enable_io_processing=False)), got
-
-
 class Watching(fx.Interpreter):
-    """Runs a module and keeps what its selections chose."""
+    """Runs a module and keeps what its selections chose, which the dense graph is handed, so that both choose the same."""
 
     def run_node(self, n: fx.Node) -> Any:
         made = super().run_node(n)

@@ -38,7 +38,7 @@ Operands = tuple[Any, Any]  # of the dense and of the pruned graph
 
 @dataclass(frozen=True)
 class Padded:
-    """How many operands were padded, and those of the pruned graph that had been cut."""
+    """How many operands of the dense graph were padded, and those that had been cut."""
 
     count: int
     cut: list[tuple[Op, int]]
@@ -67,7 +67,7 @@ def pad_back(dense: Editor, dense_sites: Sequence[Site], pruned: Reader, pruned_
         value = source[0].inputs[source[1]]
         pairings = [join(parts) for parts in by_axes.values()]
         if any(len(p.new) or len(np.unique(p.kept)) < len(np.unique(p.every)) for p in pairings):
-            cut.append(source)
+            cut.append(to)
         free = shifted.pop(to, None) is not None
         dense.set_constant(op, slot, dense.shape(op.inputs[slot]), filler(dense, op, slot, pruned, value, pairings, free))
     for (op, slot), source in shifted.items():

@@ -210,16 +210,16 @@ def test_what_few_reports_have_is_shown_too(browser: Any, made: tuple[Path, dict
 
 
 def test_a_report_can_be_made_of_whatever_was_saved(
-    browser: Any, made: tuple[Path, dict[str, Any]], deit: Path, toastc: Command, tmp_path: Path
+    browser: Any, made: tuple[Path, dict[str, Any]], deit: Path, here: Command, tmp_path: Path
 ) -> None:
     folder, report = made
-    bench = toastc("bench", deit, folder / "small.onnx", "--batch", "1,2", "--seconds", 0.2, "--no-memory", "--json")
+    bench = here("bench", deit, folder / "small.onnx", "--batch", "1,2", "--seconds", 0.2, "--no-memory", "--json")
     (tmp_path / "b.json").write_text(bench.stdout)
     accuracy = {"images": 10, "classes": 2, "models": {"dense": {"top1": 0.9, "top5": 1.0}, "small": {"top1": 0.8, "top5": 1.0}}}
     (tmp_path / "a.json").write_text(json.dumps(accuracy))
     more = ["--bench", tmp_path / "b.json", "--accuracy", tmp_path / "a.json"]
     for source in (folder / "r.json", folder / "r.html", folder / "plan.safetensors", folder / "small.onnx", deit):
-        done = toastc("report", source, "-o", tmp_path / "page.html", *more)
+        done = here("report", source, "-o", tmp_path / "page.html", *more)
         assert done.returncode == 0, done.stderr
         assert visit(browser, tmp_path / "page.html") == []
         speed = numbers(browser, "Array.from(document.getElementById('plot-bench').data[0].y)")
@@ -232,16 +232,16 @@ def test_a_report_can_be_made_of_whatever_was_saved(
 
 
 @pytest.mark.parametrize("name", [*BROKEN, "absent.json"])
-def test_what_is_no_report_is_refused_in_one_line(toastc: Command, tmp_path: Path, name: str) -> None:
+def test_what_is_no_report_is_refused_in_one_line(here: Command, tmp_path: Path, name: str) -> None:
     if name in BROKEN:
         (tmp_path / name).write_text(BROKEN[name])
-    done = toastc("report", tmp_path / name, "-o", tmp_path / "page.html")
+    done = here("report", tmp_path / name, "-o", tmp_path / "page.html")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert name in done.stderr
     assert not (tmp_path / "page.html").exists()
 
 
-def test_runs_are_compared_on_one_page(browser: Any, made: tuple[Path, dict[str, Any]], toastc: Command, tmp_path: Path) -> None:
+def test_runs_are_compared_on_one_page(browser: Any, made: tuple[Path, dict[str, Any]], here: Command, tmp_path: Path) -> None:
     def saved(name: str, macs: float, error: float) -> Path:
         report = json.loads(json.dumps(made[1]))
         report["after"]["macs"], report["measured"]["error"] = report["before"]["macs"] * macs, error
@@ -249,7 +249,7 @@ def test_runs_are_compared_on_one_page(browser: Any, made: tuple[Path, dict[str,
         return tmp_path / f"{name}.json"
 
     files = [saved("cheap", 0.4, 0.3), saved("good", 0.8, 0.1), saved("beaten", 0.8, 0.4)]
-    done = toastc("compare", *files, "-o", tmp_path / "pareto.html", "--json")
+    done = here("compare", *files, "-o", tmp_path / "pareto.html", "--json")
     assert done.returncode == 0, done.stderr
     rows = {r["name"]: r for r in json.loads(done.stdout)["reports"]}
     assert {name for name, r in rows.items() if "macs/error" in r["best"]} == {"cheap", "good"}
@@ -259,20 +259,18 @@ def test_runs_are_compared_on_one_page(browser: Any, made: tuple[Path, dict[str,
     assert browser.find_elements(By.CSS_SELECTOR, "#reports tbody tr")
 
 
-def test_reports_of_one_name_are_told_apart(made: tuple[Path, dict[str, Any]], toastc: Command, tmp_path: Path) -> None:
+def test_reports_of_one_name_are_told_apart(made: tuple[Path, dict[str, Any]], here: Command, tmp_path: Path) -> None:
     files = [tmp_path / folder / "r.json" for folder in "ab"]
     for file in files:
         file.parent.mkdir()
         file.write_text(json.dumps(made[1]))
-    done = toastc("compare", *files, "-o", tmp_path / "pareto.html", "--json")
+    done = here("compare", *files, "-o", tmp_path / "pareto.html", "--json")
     assert [row["name"] for row in json.loads(done.stdout)["reports"]] == [str(file) for file in files]
 
 
-def test_figures_of_another_command_that_lack_something(
-    made: tuple[Path, dict[str, Any]], toastc: Command, tmp_path: Path
-) -> None:
+def test_figures_of_another_command_that_lack_something(made: tuple[Path, dict[str, Any]], here: Command, tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text('{"rows": [], "ideal": 1}')
-    done = toastc("report", made[0] / "r.json", "--bench", tmp_path / "b.json", "-o", tmp_path / "page.html")
+    done = here("report", made[0] / "r.json", "--bench", tmp_path / "b.json", "-o", tmp_path / "page.html")
     assert done.returncode == 2 and "b.json: not what toastc writes, or damaged" in done.stderr
 
 

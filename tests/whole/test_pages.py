@@ -43,7 +43,7 @@ def small_vit(depth: int = SHALLOW) -> torch.nn.Module:
 def exported_vit(depth: int, folder: Path) -> None:
     images, free = {"images": torch.randn(2, 3, 32, 32)}, {"images": {0: "batch"}}
     with quiet():
-        export_onnx(small_vit(depth), images, folder / f"{depth}.onnx", dynamic=free)
+        export_onnx(small_vit(depth), images, folder / f"{depth}.onnx", exporter="torchscript", opset=17, dynamic=free)
 
 
 def runs(page: str) -> bool:
@@ -100,7 +100,7 @@ def test_what_a_page_shows_runs(page: str, exported: Exported, tmp_path: Path, m
     if page == "docs/downstream.md":
         family = FAMILIES["hf_upernet_swin"]
         with quiet():
-            export_onnx(family.small().eval(), family.inputs(False, 2), Path("upernet.onnx"))
+            export_onnx(family.small().eval(), family.inputs(False, 2), Path("upernet.onnx"), exporter="torchscript", opset=17)
     names = names_for(page)
     for block in blocks(page):
         assert not any(run_block(block, page, names)), f"{page}, line {block.line}"

@@ -29,11 +29,11 @@ def test_family_shrinks_through_export_and_the_backend_gives_the_same(name: str)
         model, args = family.small().eval(), tuple(family.inputs(False, 2).values())
         program = captured(model, args)
         found = api.inspect(program)
-        ways = (False, True) if name in DISTINCT else (True,)  # channels left out, or others made of them
-        errors = [check_module(program, args, basis=basis, seed=3) for basis in ways]
-        expected = leaf(toastc.prune(program, RATIOS, recipe="magnitude", verify=False).model(*args))
+        error = check_module(program, args, basis=True, seed=3)  # others made of them
+        made = toastc.prune(program, RATIOS, recipe="magnitude")  # channels left out
+        expected = leaf(made.model(*args))
         got = leaf(torch.compile(model, backend=toastc.backend, options={"ratios": RATIOS, "then": "eager"})(*args))
-    assert max(errors) <= 1e-4
+    assert error <= 1e-4 and made.report.verified["error"] <= 1e-4
     if not family.unprunable:
         kinds = [s["kind"] for s in found["sites"] if all(c["prunable"] for c in s["couplings"])]
         assert (kinds.count("attention"), kinds.count("ffn")) == family.sites[0], found["rejects"]

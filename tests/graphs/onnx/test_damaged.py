@@ -318,12 +318,12 @@ def test_an_array_that_becomes_shorter_while_it_is_read(tmp_path: Path) -> None:
         next(batches)
 
 
-def test_activations_that_overflow_are_one_line(toastc: Command, tmp_path: Path) -> None:
+def test_activations_that_overflow_are_one_line(here: Command, tmp_path: Path) -> None:
     model = models.vit()
     tensor = next(t for t in model.graph.initializer if t.name == "blocks.0.mlp.fc1.weight")
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e25), tensor.name))
     np.save(tmp_path / "data.npy", np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(np.float32))
-    made = toastc("calibrate", models.save(model, tmp_path / "m.onnx"), tmp_path / "data.npy", "-o", tmp_path / "m", "--quiet")
+    made = here("calibrate", models.save(model, tmp_path / "m.onnx"), tmp_path / "data.npy", "-o", tmp_path / "m", "--quiet")
     assert made.returncode == 2
     assert len(made.stderr.splitlines()) == 1 and "takes NaN or infinite values on this data" in made.stderr, made.stderr
 
@@ -415,7 +415,7 @@ def test_biases_that_do_not_fit(here: Command, ratio_file: Path, tmp_path: Path,
     assert not (tmp_path / "o.onnx").exists()
 
 
-def test_norms_whose_bias_has_no_name(toastc: Command, tmp_path: Path) -> None:
+def test_norms_whose_bias_has_no_name(here: Command, tmp_path: Path) -> None:
     """As torch once exported them; ONNX Runtime ended the process when it joined one with the sum in front of it."""
     model = models.vit()
     for node in model.graph.node:
@@ -424,7 +424,7 @@ def test_norms_whose_bias_has_no_name(toastc: Command, tmp_path: Path) -> None:
     path = models.save(model, tmp_path / "m.onnx")
     np.save(tmp_path / "data.npy", np.random.default_rng(0).standard_normal((8, 3, 16, 16)).astype(np.float32))
     asked = ("--target", "macs=0.7", "--calibrate", tmp_path / "data.npy", "--quiet")
-    done = toastc(path, "-o", tmp_path / "o.onnx", *asked)
+    done = here(path, "-o", tmp_path / "o.onnx", *asked)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -59,14 +59,6 @@ class OnnxEditor(OnnxReader):
         self.graph.register_initializer(value)
         op.node.replace_input_with(slot, value)
 
-    def blank(self, op: Op, slot: int) -> None:
-        """Zeros for one operand, that take no room in a file."""
-        old: Operand = op.inputs[slot]
-        sizes = self.nodes.positions(self.shape(old), "shape")
-        dtype = ir.DataType(self.facts.dtypes[old])
-        zero = self.nodes.hold(np.zeros((), np.float32), "zero", dtype)
-        op.node.replace_input_with(slot, self.nodes.insert("Expand", [zero, sizes], op, of=dtype)[0])
-
     def insert_bias(self, op: Op) -> tuple[Op, int]:
         if op not in self.biases:
             self.biases[op] = self._new_bias(op)
