@@ -25,6 +25,7 @@ from toastc.system.vocabulary import Array
 
 from ..match.taps import taps_of
 from ..state import State
+from .sides import Side, check_room, sides_of
 
 LEAST_IMAGES = 64
 WATCHED = 64 << 20  # bytes of tensors in view at one time
@@ -62,6 +63,7 @@ class CollectMoments:
             return replace(state, gains=state.moments.gains)
         if state.data is None:
             raise ToastcError("this recipe needs calibration data; give --calibrate DATA, or take recipe synthetic")
+        check_room(state, self.sides(state), {"--quick": sides_of(state.taps, alone=True)})
         moments, notes = self.collect(state)
         return replace(state, moments=moments, notes=(*state.notes, *notes, *warnings(moments, taps)))
 
@@ -114,7 +116,7 @@ class CollectMoments:
         return moments, 0, [word] if word else []
 
     def sides(self, state: State) -> dict[str, Side]:
-        return {key: Side.of(key, tap, self.alone) for key, tap in state.taps.items()}
+        return sides_of(state.taps, self.alone)
 
     def part(self, state: State) -> float:
         """The share of the tokens whose outer products may be taken."""
@@ -128,26 +130,6 @@ class CollectMoments:
     def inputs_at_a_time(state: State) -> int:
         """As many as keep what is watched within bounds; all of a batch where the model takes no other size."""
         return fixed_batch(state.graph.input_sizes()) or max(1, WATCHED // state.watched_bytes)
-
-
-@dataclass(frozen=True)
-class Side:
-    """How the channels of a tap are summed: in so many groups, with products inside each, or across all of them."""
-
-    groups: int
-    width: int
-    together: bool
-
-    @staticmethod
-    def of(key: str, tap: Tap, alone: bool) -> Side:
-        groups, width, copies = tap.index.shape
-        if not key.endswith("/out"):
-            return Side(groups, width * copies, False)
-        return Side(width, copies, False) if alone and groups == 1 else Side(groups, width * copies, True)
-
-    @property
-    def products(self) -> int:
-        return self.groups * self.width**2 * (self.groups if self.together else 1)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from toastc.calibration.data import as_array, fixed_batch
 from toastc.calibration.synthetic import Synthetic
 from toastc.graphs.protocols import Runner
+from toastc.system.vocabulary import Array
 
 TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}  # bfloat16 in torch; files are computed in float32
 DEFAULT_TOLERANCE = 1e-4
@@ -67,7 +68,12 @@ def output_error(open_dense: Callable[[], Runner], open_pruned: Callable[[], Run
 
 def outputs(graph: Runner, pieces: Sequence[dict[str, np.ndarray]]) -> list[np.ndarray]:
     probe = graph.probe([])
-    return [as_array(out.float() if hasattr(out, "float") else out) for piece in pieces for out in probe(piece)[0]]
+    return [as_array(as_float32(out)) for piece in pieces for out in probe(piece)[0]]
+
+
+def as_float32(out: Array) -> Array:
+    """Tensors of torch, whose bfloat16 numpy does not know; counts and classes stay what they are."""
+    return out.float() if hasattr(out, "is_floating_point") and out.is_floating_point() else out
 
 
 def some_inputs(graph: Runner, data: Any) -> tuple[dict[str, np.ndarray], str]:

@@ -17,6 +17,8 @@ PRUNE_HELP = """Make a Vision Transformer smaller without retraining.
   toastc MODEL.onnx -o OUT.onnx --ratios r.json     prune by a ratio file and prove the result
   toastc MODEL.onnx -o OUT.onnx --target macs=0.6 --calibrate photos/
                                                     keep 60 % of the MACs, where it hurts least
+  toastc MODEL.onnx -o OUT.onnx --target macs=0.6 --calibrate photos/ --quick
+                                                    a first look
   toastc inspect MODEL.onnx                         what can be shrunk, and why the rest can not
   toastc verify DENSE.onnx PRUNED.onnx              pad the pruned weights back and compare
   toastc bench DENSE.onnx PRUNED.onnx --batch 1,8   time both, taking turns
@@ -131,6 +133,10 @@ def parser_for(command: str) -> Parser:
         p.add_argument("--version", action="version", version=f"toastc {__version__}")
         add_model(p)
         add_words(p)
+        p.add_argument(
+            "--quick", action="store_const", dest="recipe", const="quick", default=argparse.SUPPRESS,
+            help="a first look: recipe quick, in a part of the time and of the memory",
+        )  # fmt: skip
     elif command == "calibrate":
         p = Parser("toastc calibrate", description=CALIBRATE_HELP, formatter_class=raw)
         add_model(p)

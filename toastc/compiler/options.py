@@ -133,7 +133,7 @@ class Options:
         """What this process is to do of it: all but the first of several end with the plan."""
         if self.workers is None or not self.workers.rank:
             return self
-        none = dict.fromkeys(("output", "plan_out", "report_out", "moments_out", "ratios_out"))
+        none: dict[str, Any] = dict.fromkeys(("output", "plan_out", "report_out", "moments_out", "ratios_out"))
         return replace(self, dry_run=True, tell=silent, **none)
 
     @property

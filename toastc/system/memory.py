@@ -5,12 +5,39 @@ import resource
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from threading import Barrier, BrokenBarrierError
 
 import numpy as np
 
 NATIVE = 256  # MB of addresses: the threads of ONNX Runtime and what they allocate from, the buffers of OpenBLAS
+LIMITS = (  # of a container: what it may take, what it has taken, and how much of that it gives back when asked
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+     "/sys/fs/cgroup/memory/memory.stat"),
+)  # fmt: skip
 AT_ONCE = 4  # threads that multiply (analyse-losses)
+
+
+def free_memory() -> int | None:
+    """Bytes that may still be taken, by the machine, its container and this process; None where nothing is known of that."""
+    known = []
+    with suppress(OSError, ValueError, StopIteration):
+        known.append(1024 * number(Path("/proc/meminfo"), "MemAvailable:"))
+    for limit, taken, stat in LIMITS:
+        with suppress(OSError, ValueError, StopIteration):  # "max" is no number
+            back = number(Path(stat), "inactive_file")
+            known.append(int(Path(limit).read_text()) - int(Path(taken).read_text()) + back)
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if allowed != resource.RLIM_INFINITY:
+        with suppress(OSError, ValueError):
+            known.append(allowed - mmap.PAGESIZE * int(Path("/proc/self/statm").read_text().split()[0]))
+    return min(known, default=None)
+
+
+def number(file: Path, name: str) -> int:
+    """What a line of a file says that starts with this word."""
+    return int(next(line.split()[1] for line in file.read_text().splitlines() if line.startswith(name)))
 
 
 @cache

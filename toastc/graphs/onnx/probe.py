@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ...system.vocabulary import Json, Operand, Read
 from .. import Tensors, Value
-from .session import run_session, session_of
+from .session import running, session_of
 from .upcast import has_bfloat16, upcast
 from .weights import folder_of, without_weights
 
@@ -36,7 +36,7 @@ class OnnxProbe:
         self.extra = [n for n in dict.fromkeys(names) if n not in self.outputs]
         for name in self.extra:
             proto.graph.output.add().name = name
-        self.session = session_of(proto.SerializeToString(), folder_of(model), provider, self.weights)
+        self.run = running(session_of(proto.SerializeToString(), folder_of(model), provider, self.weights), provider)
 
     def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Value, np.ndarray] | None = None) -> Tensors:
         given = typed(feed, self.kinds)
@@ -45,7 +45,7 @@ class OnnxProbe:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(self.types[name])
             given[NUDGE + name] = (nudges or {}).get(value, np.zeros((), dtype)).astype(dtype, copy=False)
         wanted = [*self.outputs, *self.extra]
-        made = dict(zip(wanted, run_session(self.session, "the model", given, wanted), strict=True))
+        made = dict(zip(wanted, self.run(given, wanted), strict=True))
         return [made[n] for n in self.outputs], [made[v.name] for v in self.watch]
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ...system.vocabulary import Operand
 from .. import Live, Stage, Value
 from .probe import runnable, runnable_type
-from .session import run_session, session_of
+from .session import running, session_of
 from .weights import folder_of, without_weights
 
 END = 1 << 60
@@ -52,13 +52,13 @@ def stages(model: ir.Model, dtypes: Mapping[Value, int], cuts: Sequence[Operand]
         part = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
         part.graph.CopyFrom(graph)
         own_weights = {name: array for name, array in handed.items() if name in read}
-        session = session_of(part.SerializeToString(), folder, provider, own_weights) if made else None
+        session = running(session_of(part.SerializeToString(), folder, provider, own_weights), provider) if made else None
 
         def run(live: Live) -> Live:
             kept = {v: t for v, t in live.items() if last.get(v.name, -1) > end}
             if session is None:
                 return kept
-            out = run_session(session, "the model", {n: live[by_name[n]] for n in given}, made)
+            out = session({n: live[by_name[n]] for n in given}, made)
             return kept | {by_name[n]: t for n, t in zip(made, out, strict=True)}
 
         return run

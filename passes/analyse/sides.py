@@ -1,0 +1,62 @@
+"""How what a tap shows is summed, and what that takes of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from toastc.calibration.taps import Tap
+from toastc.system.errors import ToastcError
+from toastc.system.memory import free_memory
+
+from ..state import State
+
+BESIDE = 1 << 30  # bytes of streams, of images, of libraries
+AT_ONCE = 5  # matrices as large as the largest, while losses are analysed
+
+
+@dataclass(frozen=True)
+class Side:
+    """How the channels of a tap are summed: in so many groups, with products inside each, or across all of them."""
+
+    groups: int
+    width: int
+    together: bool
+
+    @staticmethod
+    def of(key: str, tap: Tap, alone: bool) -> Side:
+        groups, width, copies = tap.index.shape
+        if not key.endswith("/out"):
+            return Side(groups, width * copies, False)
+        return Side(width, copies, False) if alone and groups == 1 else Side(groups, width * copies, True)
+
+    @property
+    def products(self) -> int:
+        return self.groups * self.width**2 * (self.groups if self.together else 1)
+
+
+Sides = Mapping[str, Side]
+
+
+def sides_of(taps: Mapping[str, Tap], alone: bool) -> dict[str, Side]:
+    return {key: Side.of(key, tap, alone) for key, tap in taps.items()}
+
+
+def check_room(state: State, sides: Sides, others: Mapping[str, Sides]) -> None:
+    """Better said now than by the kernel, which ends the process. `others` are words that ask for less."""
+    need, free = room(state, sides), free_memory()
+    if free is None or need <= free:
+        return
+    fit = [f"{word} needs about {gigabytes(size)}" for word, own in others.items() if (size := room(state, own)) <= free]
+    say = f"; {' and '.join(fit)}" if fit else "; --recipe magnitude needs little beside the model"
+    raise ToastcError(f"memory: this run needs about {gigabytes(need)}, and {gigabytes(free)} are free{say}")
+
+
+def room(state: State, sides: Sides) -> int:
+    """Bytes, more or less, of all sums, of the model while it runs, and of what fits consumers."""
+    stored = [side.products for side in sides.values()]
+    return 4 * (sum(stored) + AT_ONCE * max(stored, default=0) + 2 * int(state.graph.totals()[1])) + BESIDE
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
