@@ -30,7 +30,8 @@ class MeasureGains:
     """Measure how far an error of each coupling reaches, on a few of the calibration inputs."""
 
     images: int = 16  # undisturbed
-    each: int = 4  # of them that branch off for each coupling
+    each: int = 4  # of them that branch off for each coupling, at most
+    runs: int = 72  # of the whole model that branches may add up to, however many couplings there are
     at: float = 0.5
     always: bool = False  # also where no target asks for them
     temper: float = 1.0  # below 1: drawn towards equal shares, as far as the inputs can not be trusted
@@ -39,7 +40,11 @@ class MeasureGains:
     def cost(self, state: State) -> float:
         couplings = sum(len(site.couplings) for site in state.sites)
         asked = (state.target is not None or self.always) and not (state.moments and state.moments.gains)
-        return self.images + self.each * couplings / 2 if asked else 0.0
+        return self.images + self.branches(couplings) * couplings / 2 if asked else 0.0
+
+    def branches(self, couplings: int) -> int:
+        """For each coupling; on the average a branch runs through half of the model."""
+        return max(1, min(self.each, 2 * self.runs // max(couplings, 1)))
 
     def __call__(self, state: State) -> State:
         if state.data is None or not (state.target is not None or self.always) or state.gains:
@@ -62,8 +67,9 @@ class MeasureGains:
     def reached(self, state: State, taps: dict[str, Tap]) -> np.ndarray:
         """For each of these couplings, in the order of the graph: the error of the outputs, relative to their energy."""
         graph, names = state.graph, list(taps)
-        batches = few(state, self.images, self.each)
-        many = max(1, self.each // len(next(iter(batches[0].values()))))  # batches for each coupling
+        each = self.branches(len(names))
+        batches = few(state, self.images, each)
+        many = max(1, each // len(next(iter(batches[0].values()))))  # batches for each coupling
         own = set(state.workers.own(range(len(names))))
         clean = [graph.begin(batch) for batch in batches]
         moved: list[tuple[int, int, Live]] = []  # the coupling, the batch, and what is alive of it
