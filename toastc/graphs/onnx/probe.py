@@ -36,7 +36,7 @@ class OnnxProbe:
         self.extra = [n for n in dict.fromkeys(names) if n not in self.outputs]
         for name in self.extra:
             proto.graph.output.add().name = name
-        self.run = running(session_of(proto.SerializeToString(), folder_of(model), provider, self.weights), provider)
+        self.run = running(session_of(proto.SerializeToString(), folder_of(model), provider, self.weights, frugal=True), provider)
 
     def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Value, np.ndarray] | None = None) -> Tensors:
         given = typed(feed, self.kinds)

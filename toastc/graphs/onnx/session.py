@@ -60,13 +60,21 @@ def reason(error: Exception) -> str:
 
 
 def session_of(
-    model: bytes, folder: Path | None, provider: str = "cpu", weights: Mapping[str, np.ndarray] | None = None
+    model: bytes,
+    folder: Path | None,
+    provider: str = "cpu",
+    weights: Mapping[str, np.ndarray] | None = None,
+    frugal: bool = False,
 ) -> InferenceSession:
-    """A session of a model in memory, whose external weights are in `folder`, or are these: they must live as long as it does."""
+    """A session of a model in memory, whose external weights are in `folder`, or are these: they must live as long as it does.
+    `frugal`: as above.
+    """
     ort = runtime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.force_spinning_stop", "1")  # or it takes a core from what follows
+    if frugal:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if weights:

@@ -52,7 +52,9 @@ def stages(model: ir.Model, dtypes: Mapping[Value, int], cuts: Sequence[Operand]
         part = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
         part.graph.CopyFrom(graph)
         own_weights = {name: array for name, array in handed.items() if name in read}
-        session = running(session_of(part.SerializeToString(), folder, provider, own_weights), provider) if made else None
+        session = (
+            running(session_of(part.SerializeToString(), folder, provider, own_weights, frugal=True), provider) if made else None
+        )
 
         def run(live: Live) -> Live:
             kept = {v: t for v, t in live.items() if last.get(v.name, -1) > end}
