@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import timm
 import torch
 from models import run_file
+from zoo_exports import quiet
 
 import toastc
 from toastc.compiler.sources import open_graph
@@ -49,7 +49,7 @@ def model() -> Any:
 @pytest.fixture(scope="module")
 def file(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("toast") / "dense.onnx"
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         torch.onnx.export(
             model, (images(2),), path, dynamo=False, opset_version=17, verbose=False, input_names=["image"],
             dynamic_axes={"image": {0: "batch"}},
