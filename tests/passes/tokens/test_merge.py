@@ -141,6 +141,7 @@ def test_a_budget_is_of_the_dense_model(file: Path, tmp_path: Path) -> None:  # 
 
 def test_compiled_for_any_batch(model: Any) -> None:  # noqa: F811
     torch._dynamo.reset()
+    spell(model, True)
     ratios = {"attention": 0.25, "tokens": [{"before": "1", "merge": "horizontal"}, {"before": "2", "merge": "vertical"}]}
     compiled = torch.compile(model, backend=toastc.backend, options={"ratios": ratios, "then": "eager"}, dynamic=True)
     small = toastc.prune(model, ratios, recipe="magnitude", example_inputs=(images(2),)).model
