@@ -52,14 +52,14 @@ class Verification:
 def output_error(dense: Runner, pruned: Runner, data: Any) -> dict[str, object]:
     """How far the pruned model's outputs are from the dense one's, on a few of the calibration inputs."""
     feed, of = some_inputs(dense, data)
-    expected, got = ([as_array(as_float32(out)) for out in graph.probe([])(feed)[0]] for graph in (dense, pruned))
+    expected, got = ([numbers(out) for out in graph.probe([])(feed)[0]] for graph in (dense, pruned))
     error = rms_apart(list(zip(expected, got, strict=True)))
     return {"error": error, "inputs": len(next(iter(feed.values()))), "of": of}
 
 
-def as_float32(out: Array) -> Array:
-    """Tensors of torch, whose bfloat16 numpy does not know; counts and classes stay what they are."""
-    return out.float() if hasattr(out, "is_floating_point") and out.is_floating_point() else out
+def numbers(out: Array) -> np.ndarray:
+    """An output as numpy has it, which knows no bfloat16 of torch."""
+    return as_array(out.float() if str(out.dtype) == "torch.bfloat16" else out)
 
 
 def some_inputs(graph: Runner, data: Any) -> tuple[dict[str, np.ndarray], str]:
@@ -75,6 +75,11 @@ def rms_apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     floats = [(a[real].astype(np.float64), b[real].astype(np.float64)) for a, b, real in known]
     off, of = (sum(float(np.square(x).sum()) for x in some) for some in ((a - b for a, b in floats), (a for a, _ in floats)))
     return float((off / max(of, 1e-30)) ** 0.5)
+
+
+def furthest(dense: Sequence[Array], pruned: Sequence[Array]) -> float:
+    """The largest difference of any output, relative to the dense model's."""
+    return max((difference(numbers(a), numbers(b)) for a, b in zip(dense, pruned, strict=True)), default=0.0)
 
 
 def difference(expected: np.ndarray, got: np.ndarray) -> float:

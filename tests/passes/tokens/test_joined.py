@@ -85,6 +85,7 @@ def alike(made: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> bool:
 
 
 def exported(model: nn.Module, image: Tensor, path: Path, opset: int = 17) -> Path:
+    """Up to opset 17 by the quicker exporter, which knows neither whole attentions nor bicubic resizing."""
     options = {"dynamo": True, "external_data": False} if opset > 17 else {"dynamo": False}
     torch.onnx.export(model, (image,), path, opset_version=opset, verbose=False, input_names=["image"], **options)
     return path
