@@ -68,12 +68,12 @@ def output_error(open_dense: Callable[[], Runner], open_pruned: Callable[[], Run
 
 def outputs(graph: Runner, pieces: Sequence[dict[str, np.ndarray]]) -> list[np.ndarray]:
     probe = graph.probe([])
-    return [as_array(as_float32(out)) for piece in pieces for out in probe(piece)[0]]
+    return [numbers(out) for piece in pieces for out in probe(piece)[0]]
 
 
-def as_float32(out: Array) -> Array:
-    """Tensors of torch, whose bfloat16 numpy does not know; counts and classes stay what they are."""
-    return out.float() if hasattr(out, "is_floating_point") and out.is_floating_point() else out
+def numbers(out: Array) -> np.ndarray:
+    """An output as numpy has it, which knows no bfloat16 of torch."""
+    return as_array(out.float() if str(out.dtype) == "torch.bfloat16" else out)
 
 
 def some_inputs(graph: Runner, data: Any) -> tuple[dict[str, np.ndarray], str]:
@@ -89,6 +89,11 @@ def rms_apart(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     floats = [(a[real].astype(np.float64), b[real].astype(np.float64)) for a, b, real in known]
     off, of = (sum(float(np.square(x).sum()) for x in some) for some in ((a - b for a, b in floats), (a for a, _ in floats)))
     return float((off / max(of, 1e-30)) ** 0.5)
+
+
+def furthest(dense: Sequence[Array], pruned: Sequence[Array]) -> float:
+    """The largest difference of any output, relative to the dense model's."""
+    return max((difference(numbers(a), numbers(b)) for a, b in zip(dense, pruned, strict=True)), default=0.0)
 
 
 def difference(expected: np.ndarray, got: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from toastc.system.errors import ToastcError, VerificationFailed
 from toastc.system.files import scratch
 
 from ..shrink.selections import hold_selections
-from . import DEFAULT_TOLERANCE, TOLERANCE, Verification, difference
+from . import DEFAULT_TOLERANCE, TOLERANCE, Verification, furthest
 from .prepare import padded_into
 
 
@@ -69,10 +69,8 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
         without = got.pop() if zeros else []
         if [len(outs) for outs in expected] != [len(outs) for outs in got]:
             return Verification.failed("it has other outputs than the dense model", tolerance, padded.count, len(feeds))
-        worst = max(
-            difference(b, a) for run_a, run_b in zip(expected, got, strict=True) for a, b in zip(run_a, run_b, strict=True)
-        )
-        blank = max((difference(a, b) for a, b in zip(got[0], without, strict=False)), default=inf)
+        worst = max(map(furthest, got, expected))
+        blank = furthest(got[0], without) if without else inf
     return Verification.of(worst, tolerance, len(feeds), padded.count, blank)
 
 

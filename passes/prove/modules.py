@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
@@ -17,7 +16,7 @@ from toastc.system.errors import VerificationFailed
 from toastc.system.vocabulary import Array, Inputs
 
 from ..shrink.selections import hold_selections
-from . import DEFAULT_TOLERANCE, TOLERANCE, Verification, difference
+from . import DEFAULT_TOLERANCE, TOLERANCE, Verification, furthest
 from .prepare import padded_into
 
 
@@ -36,25 +35,21 @@ def verify_modules(dense: FxGraph, pruned: FxGraph, plan: Plan, args: Inputs, se
     for number, given in enumerate((args, [fresh(a, generator) for a in args]) if again else (args,)):
         try:
             watching = Watching(pruned.gm)
-            expected = run(watching, leaves(given))
+            small = run(watching, leaves(given))
             inputs = [*leaves(given), *(watching.seen[name] for name in chosen)]
-            got = run(fx.Interpreter(dense.gm), inputs)
+            whole = run(fx.Interpreter(dense.gm), inputs)
             if cut and not number:
-                blank = furthest(got, run(Without(dense.gm, cut), inputs))
+                blank = furthest(whole, run(Without(dense.gm, cut), inputs))
         except RuntimeError as error:  # of a model that asserts something of its inputs
             why = str(error).strip().splitlines()[0]
             return Verification.failed(f"random inputs can not be run ({why})", tolerance, padded.count)
-        errors.append(furthest(expected, got))
+        errors.append(furthest(whole, small))
     return Verification.of(max(errors), tolerance, 2 if again else 1, padded.count, blank)
 
 
 @torch.no_grad()
 def run(interpreter: fx.Interpreter, inputs: Sequence[Array]) -> list[torch.Tensor]:
     return tensors(interpreter.run(*inputs, enable_io_processing=False))
-
-
-def furthest(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
-    return max((difference(as_array(x), as_array(y)) for x, y in zip(a, b, strict=True)), default=inf)
 
 
 class Without(fx.Interpreter):
@@ -97,8 +92,3 @@ def fresh(value: Array, generator: torch.Generator) -> Any:
 def tensors(value: Array) -> list[torch.Tensor]:
     leaves = torch.utils._pytree.tree_leaves(value)
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-
-
-def as_array(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()

@@ -33,7 +33,7 @@ def check(graph: Any, feed: dict[str, np.ndarray], every: int) -> None:
     assert set(live) == set(graph.outputs), "nothing outlives its last use"
 
 
-ONNX = [("deit_tiny", "dynamo20-dyn"), ("swin_tiny", "ts17-dyn"), ("eva02_tiny", "dynamo20-dyn"), ("deit_tiny", "ort18-dyn"),
+ONNX = [("deit_tiny", "dynamo20-dyn"), ("swin_tiny", "ts17-dyn"), ("eva02_tiny", "dynamo20-dyn"), ("deit_tiny", "ort-dyn"),
         ("hf_detr", "ts17")]  # fmt: skip
 
 

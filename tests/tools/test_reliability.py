@@ -91,8 +91,8 @@ def test_damage_is_the_same_for_a_seed_and_of_every_kind() -> None:
 
 def test_damaged_files_end_well(tmp_path: Path) -> None:
     """From a process that has loaded nothing else: its workers are forked, and libraries with threads do not survive that."""
-    row = checked("fuzz", "--count", "150", "--seed", "7", "--out", tmp_path / "rows.json")
-    assert row["ends"]["exit 0"] > 12 and row["ends"]["exit 2"] > 60, "the damage does nothing, or too much"
+    row = checked("fuzz", "--count", "100", "--seed", "7", "--out", tmp_path / "rows.json")
+    assert row["ends"]["exit 0"] > 8 and row["ends"]["exit 2"] > 40, "the damage does nothing, or too much"
 
 
 IMPORTED = """Traceback (most recent call last):
@@ -118,8 +118,8 @@ def test_only_who_did_not_begin_may_leave_a_trace() -> None:
 
 
 def test_kills_leave_nothing_by_halves() -> None:
-    row = kill.run(4, seed=1, say=False)
-    assert row["bad"] == 0 and sum(row["ends"].values()) == 4, row
+    row = kill.run(3, seed=1, say=False)
+    assert row["bad"] == 0 and sum(row["ends"].values()) == 3, row
 
 
 HOSTILE = (

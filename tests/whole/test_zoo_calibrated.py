@@ -13,12 +13,12 @@ CASES = [
     ("deit_tiny", "dynamo24"),
     ("swin_tiny", "ts17-dyn"),
     ("eva02_tiny", "dynamo20-dyn"),
-    ("toy_gqa", "dynamo20-dyn"),
-    ("toy_mqa", "ts17"),
-    ("siglip_base", "dynamo18"),
-    ("vit_22b_fused", "ort18-dyn"),
-    ("hf_bert", "ort18-dyn"),
-    ("torch_encoder", "dynamo20"),
+    ("toy_gqa", "ts17-dyn"),
+    ("toy_mqa", "ts17-dyn"),
+    ("siglip_base", "ts17-dyn"),
+    ("vit_22b_fused", "ts17-dyn"),
+    ("hf_bert", "ort-dyn"),
+    ("torch_encoder", "dynamo24"),
 ]
 
 

@@ -14,7 +14,7 @@ from toastc import api
 
 torch.set_num_threads(1)
 
-TYPICAL = "ts17-dyn"  # the quickest; what Dynamo makes of all families is in test_zoo_torch.py
+TYPICAL = "ts17-dyn"  # the quickest; what torch.export makes of all families is in test_zoo_torch.py
 OTHERS = {  # what other exporters make of the plainest, and where they differ most; all of them of all families: tools/zoo.py
     "deit_tiny": ("ts17", "dynamo18", "dynamo20-dyn", "dynamo23-dyn", "dynamo24", "onnxslim-dyn", "onnxsim", "ort-dyn", "ort"),
     "swin_tiny": ("dynamo20-dyn",),

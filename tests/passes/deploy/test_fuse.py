@@ -20,8 +20,9 @@ RATIOS = {"attention": {"qk": 0.5, "vo": 0.25}, "ffn": 0.5, "round_to": 1}
 
 
 EXPORTERS = ("dynamo20-dyn", "dynamo23-dyn", "ts17-dyn", "ort-dyn")
-MODELS = ("swin_tiny", "swinv2_tiny", "xcit_tiny", "eva02_tiny", "torch_encoder", "beit_base")
-CASES = [*(("deit_tiny", exporter) for exporter in EXPORTERS), *((model, "dynamo20-dyn") for model in MODELS)]
+MODELS = {"swin_tiny": "dynamo20-dyn", "swinv2_tiny": "ts17-dyn", "xcit_tiny": "ts17-dyn", "eva02_tiny": "dynamo20-dyn",
+          "torch_encoder": "dynamo24", "beit_base": "ts17-dyn"}  # fmt: skip
+CASES = [*(("deit_tiny", exporter) for exporter in EXPORTERS), *MODELS.items()]
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES, ids=lambda x: x)

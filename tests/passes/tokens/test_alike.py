@@ -175,10 +175,10 @@ def test_dense_heads_and_sequences_get_every_patch_back(model: Any, tmp_path: Pa
         assert (c - a).abs().max() < 1e-4 * a.abs().max()
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_compiled_for_any_batch(model: Any, fused: bool) -> None:  # noqa: F811
+def test_compiled_for_any_batch(model: Any) -> None:  # noqa: F811
+    """Attention that is spelt out; whole ones are in test_merge.py."""
     torch._dynamo.reset()
-    spell(model, fused)
+    spell(model, False)
     ratios = {"attention": 0.25, "tokens": [m.to_dict() for m in parse_merges("h1:2,t2:5")]}
     compiled = torch.compile(model, backend=toastc.backend, options={"ratios": ratios, "then": "eager"}, dynamic=True)
     with torch.no_grad(), quiet():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from merging import HEIGHT, WIDTH, Dense, file, images, model, spell  # noqa: F401
 from models import run_file
 from torch import Tensor
+from zoo_exports import quiet
 
 import toastc
 from toastc.plans.merges import Layout, Merge, parse_merges
@@ -142,6 +141,7 @@ def test_a_budget_is_of_the_dense_model(file: Path, tmp_path: Path) -> None:  # 
 
 def test_compiled_for_any_batch(model: Any) -> None:  # noqa: F811
     torch._dynamo.reset()
+    spell(model, True)
     ratios = {"attention": 0.25, "tokens": [{"before": "1", "merge": "horizontal"}, {"before": "2", "merge": "vertical"}]}
     compiled = torch.compile(model, backend=toastc.backend, options={"ratios": ratios, "then": "eager"}, dynamic=True)
     small = toastc.prune(model, ratios, recipe="magnitude", example_inputs=(images(2),)).model
@@ -156,7 +156,7 @@ def test_compiled_for_any_batch(model: Any) -> None:  # noqa: F811
 
 def test_dense_heads_and_sequences_get_every_patch_back(model: Any, tmp_path: Path) -> None:  # noqa: F811
     dense = Dense(model).eval()
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         torch.onnx.export(
             dense, (images(2),), tmp_path / "dense.onnx", dynamo=False, opset_version=17, verbose=False, input_names=["image"],
             dynamic_axes={"image": {0: "batch"}},

@@ -80,12 +80,16 @@ class FxReader:
         return value in self.constants
 
     def tensor(self, value: Operand) -> torch.Tensor:
-        """The constant as it was before any edit; computed on first use where the graph computes it."""
-        if isinstance(self.constants[value], Call):
+        """The constant as it was before any edit; computed on first use where the graph computes it.
+
+        Several threads may ask at once: what is there is looked up one time.
+        """
+        found = self.constants[value]
+        if isinstance(found, Call):
             with torch.no_grad():
-                self.constants[value] = self.constants[value].run(self.tensor)
-        found: torch.Tensor = self.constants[value]
-        return found
+                found = self.constants[value] = found.run(self.tensor)
+        result: torch.Tensor = found
+        return result
 
     def constant(self, value: Value) -> np.ndarray:
         tensor = self.tensor(value).detach().cpu()
