@@ -81,17 +81,17 @@ CALIBRATED: tuple[Pass, ...] = (
 
 # The same without data, on synthetic images. How far an error reaches can be told less well on them.
 SYNTHETIC: tuple[Pass, ...] = (
-    MatchSites(), CollectMoments(synthetic=256), AnalyseLosses(), MeasureGains(images=16, temper=0.5), TimeBlocks(),
+    MatchSites(), CollectMoments(synthetic=256), AnalyseLosses(), MeasureGains(temper=0.5), TimeBlocks(),
     AllocateWidths(), SEARCH, PlanLosses(), RefitConsumers(images=256),
 )  # fmt: skip
 
 # A first look: on a few inputs, FFN channels by themselves; what they are together is told where consumers are fitted.
 QUICK: tuple[Pass, ...] = (
-    MatchSites(), CollectMoments(most=64, alone=True), AnalyseLosses(), MeasureGains(images=4, each=1), TimeBlocks(),
+    MatchSites(), CollectMoments(most=64, alone=True), AnalyseLosses(), MeasureGains(most=2), TimeBlocks(),
     AllocateWidths(), SEARCH, PlanLosses(), RefitConsumers(images=64, enough=8),
 )  # fmt: skip
 QUICK_SYNTHETIC: tuple[Pass, ...] = (
-    MatchSites(), CollectMoments(synthetic=64, alone=True), AnalyseLosses(), MeasureGains(images=4, each=1, temper=0.5),
+    MatchSites(), CollectMoments(synthetic=64, alone=True), AnalyseLosses(), MeasureGains(most=2, temper=0.5),
     TimeBlocks(), AllocateWidths(), SEARCH, PlanLosses(), RefitConsumers(images=64, enough=8),
 )  # fmt: skip
 

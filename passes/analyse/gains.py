@@ -2,8 +2,11 @@
 
 Blocks differ by orders of magnitude: what an early block gets wrong is amplified by those behind it, what the last one gets
 wrong is hardly read. So the error that a coupling would make is added to its channels, one coupling at a time, and the
-outputs are compared with the undisturbed ones. The graph is walked through once: where a coupling is met, a few of
-the undisturbed inputs branch off with its error, and from there on run beside the others.
+outputs are compared with the undisturbed ones. The graph is walked through once: where a coupling is met, a copy of the
+undisturbed inputs branches off with its error, and from there on runs beside the others.
+
+Inputs differ as much as blocks do, whatever disturbs them. So every coupling sees the same ones, and of what they
+say the fourth roots are averaged, among which no single one outweighs the others.
 """
 
 from __future__ import annotations
@@ -24,14 +27,17 @@ from ..state import State
 from .simulate import residual
 from .streams import stream_behind
 
+AT_ONCE = 8  # inputs that run together
+ROOT = 0.25  # the power whose mean is taken over inputs
+
 
 @dataclass(frozen=True)
 class MeasureGains:
     """Measure how far an error of each coupling reaches, on a few of the calibration inputs."""
 
-    images: int = 16  # undisturbed
-    each: int = 4  # of them that branch off for each coupling, at most
-    runs: int = 72  # of the whole model that branches may add up to, however many couplings there are
+    least: int = 2  # inputs
+    most: int = 16
+    share: float = 1.0  # of the runs that all inputs take; between the two it tells how many are used
     at: float = 0.5
     always: bool = False  # also where no target asks for them
     temper: float = 1.0  # below 1: drawn towards equal shares, as far as the inputs can not be trusted
@@ -40,11 +46,11 @@ class MeasureGains:
     def cost(self, state: State) -> float:
         couplings = sum(len(site.couplings) for site in state.sites)
         asked = (state.target is not None or self.always) and not (state.moments and state.moments.gains)
-        return self.images + self.branches(couplings) * couplings / 2 if asked else 0.0
+        return self.inputs(state, couplings) * (1 + couplings / 2) if asked and state.data is not None else 0.0
 
-    def branches(self, couplings: int) -> int:
-        """For each coupling; on the average a branch runs through half of the model."""
-        return max(1, min(self.each, 2 * self.runs // max(couplings, 1)))
+    def inputs(self, state: State, couplings: int) -> int:
+        """On the average a branch runs through half of the model."""
+        return int(max(self.least, min(self.most, 2 * self.share * state.data.count / max(couplings, 1))))
 
     def __call__(self, state: State) -> State:
         if state.data is None or not (state.target is not None or self.always) or state.gains:
@@ -67,35 +73,33 @@ class MeasureGains:
     def reached(self, state: State, taps: dict[str, Tap]) -> np.ndarray:
         """For each of these couplings, in the order of the graph: the error of the outputs, relative to their energy."""
         graph, names = state.graph, list(taps)
-        each = self.branches(len(names))
-        batches = few(state, self.images, each)
-        many = max(1, each // len(next(iter(batches[0].values()))))  # batches for each coupling
+        batches = few(state, self.inputs(state, len(names)), AT_ONCE)
         own = set(state.workers.own(range(len(names))))
         clean = [graph.begin(batch) for batch in batches]
-        moved: list[tuple[int, int, Live]] = []  # the coupling, the batch, and what is alive of it
+        moved: list[list[tuple[int, Live]]] = [[] for _ in clean]  # beside each: the coupling, and what is alive
         walk = stretches(state, list(taps.values()))
         stages = graph.stages([value for stretch in walk for value, _ in stretch])
         for stretch in walk:
             steps = [(value, n, next(stages)) for value, n in stretch]
-            moved = [(n, batch, through(live, steps)) for n, batch, live in moved]
             nudges = {n: self.nudge(state, names[n], taps[names[n]]) for _, n, _ in steps if n in own}
             for batch, live in enumerate(clean):
-                branches: list[tuple[int, Live]] = []
+                beside = moved[batch]
                 for value, n, stage in steps:
-                    live, branches = stage(live), [(other, stage(beside)) for other, beside in branches]
-                    if n in nudges and batch in {(n * many + i) % len(clean) for i in range(many)}:
-                        branches.append((n, live | {value: nudges[n](live[value])}))
-                clean[batch] = live
-                moved += [(n, batch, beside) for n, beside in branches]
+                    live, beside = stage(live), [(other, stage(branch)) for other, branch in beside]
+                    if n in nudges:
+                        beside.append((n, live | {value: nudges[n](live[value])}))
+                clean[batch], moved[batch] = live, beside
             past = max((n for _, n, _ in steps if n is not None), default=0)
             state.tell(self.name, ((past + 1) / len(names)) ** 2)  # the further, the more run beside
         last = next(stages)
-        ends = [outputs(state, last(live)) for live in clean]
-        off, whole = (np.zeros((len(names), len(ends[0]))) for _ in range(2))
-        for n, batch, live in moved:
-            off[n] += [size(a - b) for a, b in zip(ends[batch], outputs(state, last(live)), strict=True)]
-            whole[n] += [size(a) for a in ends[batch]]
-        return np.asarray((off / (whole + 1e-30)).sum(axis=1))
+        seen: dict[int, list[np.ndarray]] = {n: [] for n in own}
+        for batch, live, beside in zip(batches, clean, moved, strict=True):
+            count, ends = len(next(iter(batch.values()))), outputs(state, last(live))
+            of = energies(ends, count) + 1e-30
+            for n, branch in beside:
+                off = [there - here for there, here in zip(outputs(state, last(branch)), ends, strict=True)]
+                seen[n].append((energies(off, count) / of).sum(axis=0) ** ROOT)
+        return np.array([np.concatenate(seen[n]).mean() ** (1 / ROOT) if n in own else 0.0 for n in range(len(names))])
 
     def nudge(self, state: State, name: str, tap: Tap) -> Callable[[Array], Array]:
         """Adds to a tensor what the choice of a width would change of it."""
@@ -128,12 +132,6 @@ def stretches(state: State, taps: Sequence[Tap]) -> list[Stretch]:
         if stop[1] is None:
             found.append([])
     return [stretch for stretch in found if any(n is not None for _, n in stretch)]
-
-
-def through(live: Live, steps: Sequence[tuple[Value, int | None, Stage]]) -> Live:
-    for _, _, stage in steps:
-        live = stage(live)
-    return live
 
 
 def outputs(state: State, live: Live) -> list[np.ndarray]:
@@ -170,6 +168,13 @@ def first(data: Any, count: int) -> list[dict[str, np.ndarray]]:
         if have >= count:
             break
     return found
+
+
+def energies(arrays: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """[outputs, inputs]: the squares of each, summed; of all inputs together where an output does not tell them apart."""
+    rows = [a.reshape(count if len(a) % count == 0 else 1, -1) if a.ndim else a.reshape(1, 1) for a in arrays]
+    sums = [np.square(row.astype(np.float64)).sum(axis=1) for row in rows]
+    return np.stack([np.broadcast_to(own, count) for own in sums])
 
 
 def size(array: Array) -> float:

@@ -10,9 +10,11 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import picture
+import picture_cost
 import pytest
 from browser import opened
 from pages import ROOT, blocks
@@ -134,6 +136,7 @@ def test_every_message_that_is_explained_exists() -> None:
         assert any(fits.search(text) for text in known), line
 
 
-def test_the_picture_of_accuracy_shows_the_figures_as_they_are() -> None:
-    figures = json.loads(picture.FIGURES.read_text())
-    assert picture.drawn(figures) == picture.PICTURE.read_text(encoding="utf-8"), "python tools/picture.py draws it anew"
+@pytest.mark.parametrize("what", [picture, picture_cost], ids=["accuracy", "cost"])
+def test_a_picture_shows_the_figures_as_they_are(what: Any) -> None:
+    figures = json.loads(what.FIGURES.read_text())
+    assert what.drawn(figures) == what.PICTURE.read_text(encoding="utf-8"), f"python {what.__name__}.py in tools/ draws it anew"
