@@ -6,6 +6,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from threadpoolctl import threadpool_limits
+
 from toastc.plans.sites import Coupling
 
 from ..state import State, taken
@@ -35,9 +37,10 @@ class AnalyseLosses:
             return loss_of(state.graph, coupling, moments.of(name), self.int8)
 
         widest = max((sums.scatter.shape[-1] for sums in moments.sums.values()), default=1)
-        at_once = max(1, min(os.cpu_count() or 1, ROOM // (20 * widest**2)))  # five such matrices each
+        cores = os.cpu_count() or 1
+        at_once = max(1, min(cores, ROOM // (20 * widest**2)))  # five such matrices each
         found: dict[str, Loss | None] = {}
-        with ThreadPoolExecutor(at_once) as pool:
+        with threadpool_limits(max(1, cores // at_once), user_api="blas"), ThreadPoolExecutor(at_once) as pool:
             for (name, _), loss in zip(pairs, pool.map(analyse, pairs), strict=True):
                 found[name] = loss
                 state.tell(self.name, len(found) / len(pairs))

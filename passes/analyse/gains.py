@@ -19,7 +19,7 @@ import numpy as np
 
 from toastc.calibration.data import as_array, fixed_batch
 from toastc.calibration.taps import Tap
-from toastc.graphs import Live, Stage, Value
+from toastc.graphs import Live, Value
 from toastc.system.errors import ToastcError
 from toastc.system.vocabulary import Array
 
@@ -93,8 +93,8 @@ class MeasureGains:
             state.tell(self.name, ((past + 1) / len(names)) ** 2)  # the further, the more run beside
         last = next(stages)
         seen: dict[int, list[np.ndarray]] = {n: [] for n in own}
-        for batch, live, beside in zip(batches, clean, moved, strict=True):
-            count, ends = len(next(iter(batch.values()))), outputs(state, last(live))
+        for feed, live, beside in zip(batches, clean, moved, strict=True):
+            count, ends = len(next(iter(feed.values()))), outputs(state, last(live))
             of = energies(ends, count) + 1e-30
             for n, branch in beside:
                 off = [there - here for there, here in zip(outputs(state, last(branch)), ends, strict=True)]

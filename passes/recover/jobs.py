@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -10,9 +11,10 @@ import numpy as np
 from toastc.calibration.moments import Sums
 from toastc.calibration.taps import Tap
 from toastc.graphs import Live, Op, Value
-from toastc.plans.plan import Choice
+from toastc.plans.plan import Choice, Consumer
 from toastc.system.vocabulary import Array
 
+from ..analyse.algebra import like
 from ..analyse.gains import few
 from ..analyse.losses import consumed
 from ..analyse.streams import stream_behind
@@ -33,13 +35,21 @@ class Job:
     groups: Sequence[int]
     out: Value | None = None  # what the consumer makes of them, if that can be told
     stream: Value | None = None  # the sum that it goes into
+    whole: bool = False  # the consumer sees no other channels
+    lonely: bool = False  # nothing else that is fitted comes between the two
+    nothing: np.ndarray | None = None  # [out]: what the consumer makes of no channels
     kept: dict[int, Array] = field(default_factory=dict)  # the channels that stay, for every batch
     sums: Sums | None = None  # of those channels
-    cross: Array = None  # [out, kept], of their products with the error of the stream, both less their means
-    missing: np.ndarray | None = None  # the sum of that error
+    cross: Array = None  # [out, kept], of their products with what the stream lacks, both less their means
+    missing: np.ndarray | None = None  # the sum of what it lacks
     nudge: Array = None  # random numbers added to what the consumer made of the first batch
     nudged: Live | None = None  # what is alive of it then
     gain: np.ndarray | None = None
+    placed: set[int] = field(default_factory=set)  # the batches in which the planned consumer stands
+
+    def there(self, rows: Array, consumer: Consumer) -> Array:
+        """What a consumer makes of these channels, as it arrives in the stream."""
+        return rows @ like(consumer.weight * self.gain, rows) + like(consumer.bias * self.gain, rows)
 
 
 def jobs_of(state: State) -> Iterator[Job]:
@@ -55,6 +65,8 @@ def jobs_of(state: State) -> Iterator[Job]:
             if choice.consumer is not None:
                 op: Op = next(m for m in coupling.members if m.role == "out").operand[0]
                 job.out, job.stream = op.outputs[0], stream_behind(state.graph, op)
+                shape = state.graph.shape(tap.value)
+                job.whole = tap.index.size == math.prod(shape[axis] for axis in tap.axes)
             yield job
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -84,6 +85,8 @@ def steps_of(state: State, jobs: Sequence[Job]) -> list[Step]:
         if job.stream is not None:
             steps.append((job.stream, job, compare))
     steps.sort(key=lambda step: state.graph.position(step[0]))
+    for (_, job, act), (_, after, then) in pairwise(steps):
+        job.lonely |= act is put_in and then is compare and after is job
     last = max((n for n, step in enumerate(steps) if step[2] is compare), default=-1)
     return steps[: last + 1]
 
@@ -104,13 +107,26 @@ def walk(
     """One batch, dense and as pruned, along a stretch; with the first, what is nudged to measure gains."""
     nudged = [job for _, job, _, _ in steps if job.nudged is not None]
     for _, job, act, stage in steps:
-        dense, pruned = stage(dense), stage(pruned)
+        before, dense = dense, stage(dense)
+        pruned = behind(job, before, dense, pruned, stage) if act is put_in else stage(pruned)
         for other in nudged if not n else ():
             assert other.nudged is not None
             other.nudged = stage(other.nudged)
         act(job, n, dense, pruned, workers)
         nudged = [other for other in {*nudged, job} if other.nudged is not None]
     return dense, pruned
+
+
+def behind(job: Job, before: Live, dense: Live, pruned: Live, stage: Stage) -> Live:
+    """Along a stretch that holds a consumer alone, which sees no channels: it makes the same of nothing every time."""
+    if job.nothing is None:
+        pruned = stage(pruned)
+        if [value for value in dense if value not in before] == [job.out] and job.whole:
+            job.nothing = to_float64(flat(pruned[job.out])[0, :])
+        return pruned
+    now = dense[job.out]
+    nothing = array_namespace(now).broadcast_to(like(job.nothing, now), tuple(now.shape))
+    return {value: nothing if value == job.out else pruned[value] for value in dense}
 
 
 def cut(job: Job, n: int, dense: Live, pruned: Live, workers: Workers) -> None:
@@ -124,14 +140,19 @@ def take_out(job: Job, n: int, dense: Live, pruned: Live, workers: Workers) -> N
     now = pruned[job.tap.value]
     rows = job.tap.rows(now)
     job.kept[n] = flat(surviving(rows, job.choice, job.groups))
-    pruned[job.tap.value] = now + job.tap.put(-rows, now)
+    pruned[job.tap.value] = array_namespace(now).zeros_like(now) if job.whole else now + job.tap.put(-rows, now)
 
 
 def put_in(job: Job, n: int, dense: Live, pruned: Live, workers: Workers) -> None:
-    """What the planned consumer makes of them is added to what it makes of nothing."""
+    """What the planned consumer makes of them is added to what it makes of nothing. Where how that gets to the stream is
+    known, and nothing looks at it before, it is added there.
+    """
     assert job.out is not None and not isinstance(job.choice, Select) and job.choice.consumer is not None
+    if n and job.lonely and job.gain is not None:
+        return
     rows, fit, now = job.kept[n], job.choice.consumer, pruned[job.out]
     pruned[job.out] = now + shaped(rows @ like(fit.weight, rows) + like(fit.bias, rows), now)
+    job.placed.add(n)
     if job.stream is None:
         del job.kept[n]
     elif not n:
@@ -142,8 +163,8 @@ def put_in(job: Job, n: int, dense: Live, pruned: Live, workers: Workers) -> Non
 
 
 def compare(job: Job, n: int, dense: Live, pruned: Live, workers: Workers) -> None:
-    """How far the stream is from the dense one, and what the channels that stay say of that."""
-    assert job.stream is not None
+    """How far the stream is from the dense one without the consumer, and what the channels that stay say of that."""
+    assert job.stream is not None and not isinstance(job.choice, Select) and job.choice.consumer is not None
     if not n:
         assert job.nudged is not None
         there = flat(dense[job.stream])
@@ -152,6 +173,8 @@ def compare(job: Job, n: int, dense: Live, pruned: Live, workers: Workers) -> No
     if job.gain is None:
         return
     rows, error = job.kept[n], flat(dense[job.stream]) - flat(pruned[job.stream])
+    if n in job.placed:
+        error = error + job.there(rows, job.choice.consumer)
     xp, own = array_namespace(rows), Sums.of(rows[:, None, :], True)
     missing = to_float64(xp.sum(error, axis=0, dtype=xp.float64))
     cross = (error - like(missing / own.count, error)).T @ (rows - like(own.mean.ravel(), rows))
@@ -202,16 +225,17 @@ def refit(job: Job, value: Value, pruned: list[Live], workers: Workers) -> None:
         return
     gather(job, workers)
     assert not isinstance(job.choice, Select) and job.choice.consumer is not None
-    own, consumer = job.sums, job.choice.consumer
-    mean, off = own.mean.ravel(), job.missing / own.count
-    slope = as_array(fitted(job.cross / own.count, shrunken(own)))  # [out, kept]
-    scale = np.where(np.abs(job.gain) > 1e-6 * np.abs(job.gain).max(), job.gain, np.inf)
-    weight, bias = (slope / scale[:, None]).T, (off - slope @ mean) / scale
-    now, const = weight * job.gain, bias * job.gain
+    own, planned, gain = job.sums, job.choice.consumer, job.gain
+    mean, cov = own.mean.ravel(), own.covariance[0, ...]
+    cross = job.cross / own.count - (cov @ like(planned.weight * gain, cov)).T  # what the planned one leaves
+    slope = as_array(fitted(cross, shrunken(own)))  # [out, kept]
+    off = job.missing / own.count - (mean @ planned.weight + planned.bias) * gain
+    scale = np.where(np.abs(gain) > 1e-6 * np.abs(gain).max(), gain, np.inf)
+    more = Consumer((slope / scale[:, None]).T, (off - slope @ mean) / scale, planned.of)
+    weight, bias = (planned.weight + more.weight).astype(np.float32), (planned.bias + more.bias).astype(np.float32)
+    fit = Consumer(weight, bias, planned.of)
     for n, live in enumerate(pruned):
-        rows = kept.pop(n)
-        live[value] = live[value] + shaped(rows @ like(now, rows) + like(const, rows), live[value])
-    fit = Consumer((consumer.weight + weight).astype(np.float32), (consumer.bias + bias).astype(np.float32), consumer.of)
+        live[value] = live[value] + shaped(job.there(kept.pop(n), more if n in job.placed else fit), live[value])
     job.choice, job.sums, job.cross = replace(job.choice, consumer=fit), None, None
 
 

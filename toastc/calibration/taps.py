@@ -31,6 +31,10 @@ class Tap:
     def copies(self) -> int:
         return int(self.index.shape[2])
 
+    def in_order(self, size: int) -> bool:
+        """Are these all positions there are, as they stand?"""
+        return bool(self.index.size == size and np.array_equal(self.index.ravel(), np.arange(size)))
+
     def rows(self, array: Array, part: float = 1.0, rng: np.random.Generator | None = None) -> Array:
         """[samples, groups, width * copies], keys less their mean; of a random part of the tokens, if that is wanted."""
         xp = array_namespace(array)
@@ -45,9 +49,8 @@ class Tap:
         flat = xp.reshape(xp.permute_dims(array, (*others, *self.axes)), (-1, math.prod(array.shape[a] for a in self.axes)))
         if self.plus is not None:
             flat = flat + xp.asarray(self.plus, dtype=flat.dtype, device=device(flat))
-        where = self.index.ravel()
-        if not np.array_equal(where, np.arange(flat.shape[1])):
-            flat = xp.take(flat, xp.asarray(where, device=device(flat)), axis=1)
+        if not self.in_order(flat.shape[1]):
+            flat = xp.take(flat, xp.asarray(self.index.ravel(), device=device(flat)), axis=1)
         return xp.reshape(flat, (-1, len(self.index), self.index.shape[1] * self.copies))
 
     def put(self, rows: Array, like: Array) -> Array:
@@ -56,9 +59,11 @@ class Tap:
         others = [i for i in range(like.ndim) if i not in self.axes]
         order = (*others, *self.axes)
         shape = tuple(like.shape[i] for i in order)
-        where = device(like)
-        flat = xp.zeros((math.prod(shape[: len(others)]), math.prod(shape[len(others) :])), dtype=like.dtype, device=where)
-        flat[:, xp.asarray(self.index.ravel(), device=where)] = xp.astype(xp.reshape(rows, (flat.shape[0], -1)), like.dtype)
+        where, size = device(like), (math.prod(shape[: len(others)]), math.prod(shape[len(others) :]))
+        flat = xp.astype(xp.reshape(rows, (size[0], -1)), like.dtype)
+        if not self.in_order(size[1]):
+            given, flat = flat, xp.zeros(size, dtype=like.dtype, device=where)
+            flat[:, xp.asarray(self.index.ravel(), device=where)] = given
         return xp.permute_dims(xp.reshape(flat, shape), tuple(int(i) for i in np.argsort(order)))
 
 

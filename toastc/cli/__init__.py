@@ -16,6 +16,7 @@ from .parser import COMMANDS, parser_for
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status; every foreseen error is one line on stderr."""
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # or numpy's threads keep the cores busy, waiting, while the model runs
     asked = list(sys.argv[1:] if argv is None else argv)
     command, given = (asked[0], asked[1:]) if asked and asked[0] in COMMANDS else ("prune", asked)
     args = parser_for(command).parse_args(given)
