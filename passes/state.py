@@ -25,6 +25,7 @@ from toastc.plans.plan import Plan
 from toastc.plans.ratios import Ratios
 from toastc.plans.sites import Coupling, Reject, Site
 from toastc.system.errors import ToastcError
+from toastc.system.memory import give_back
 from toastc.system.progress import Tell, silent
 from toastc.system.vocabulary import Read
 
@@ -125,6 +126,7 @@ def run(passes: Sequence[Pass], state: State) -> tuple[State, dict[str, float]]:
         except Exception as error:
             before = ", ".join(seconds) or "none"
             raise PassFailed(f"pass {step.name} failed (passes before it: {before}): {type(error).__name__} {error}") from error
+        give_back()
         seconds[step.name] = time.perf_counter() - start
     return state, seconds
 

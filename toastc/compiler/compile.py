@@ -15,6 +15,7 @@ from ..report import Report, Size
 from ..report.data import coupling_rows, site_rows, token_rows
 from ..report.evidence import curves, kernel_rows, photo, surroundings
 from ..system.errors import VerificationFailed
+from ..system.memory import give_back
 from ..system.progress import Tell, silent
 from .choose import Seconds, apply_merges, choose_widths
 from .request import Request
@@ -50,6 +51,7 @@ def compile(source: Source, request: Request, tell: Tell = silent) -> Result:
                 raise VerificationFailed(f"{source.name}: verification failed: {proof.reason}{source.consequence}")
             verified = proof.to_dict()
             if state.data is not None:
+                give_back(cycles=True)
                 measured = output_error(source.open, made.graph, state.data)
         if request.deploy:
             assert isinstance(made, Deployable), "its room's row says that it is"

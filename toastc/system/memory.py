@@ -1,5 +1,7 @@
 """Memory that native libraries take without asking: where there is none they end the process, and nobody can say why."""
 
+import ctypes
+import gc
 import mmap
 import resource
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,14 @@ def free_memory() -> int | None:
         with suppress(OSError, ValueError):
             known.append(allowed - mmap.PAGESIZE * int(Path("/proc/self/statm").read_text().split()[0]))
     return min(known, default=None)
+
+
+def give_back(cycles: bool = False) -> None:
+    """What nothing uses any more goes back to the system: the allocator would keep it. `cycles`, as models are, are looked for."""
+    if cycles:
+        gc.collect()
+    with suppress(AttributeError, OSError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def number(file: Path, name: str) -> int:
