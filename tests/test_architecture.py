@@ -49,6 +49,7 @@ OPTIONAL = {"torch", "onnxruntime", "onnxscript", "timm", "transformers", "rich"
 TORCH_ROOMS = (
     "toastc.graphs.fx", "toastc.training", "toastc.timing.modules", "toastc.calibration.workers", "toastc.passes.prove.modules",
     "toastc.compiler.sources.module", "toastc.compiler.sources.dynamo", "toastc.compiler.sources.named",
+    "toastc.graphs.onnx.bound",
 )  # fmt: skip
 ONNX_ROOMS = (
     "toastc.graphs.onnx", "toastc.passes.prove.files", "toastc.compiler.sources.onnx",

@@ -52,7 +52,8 @@ def eliminate(cov: Array, weight: Array, rms: np.ndarray | None = None) -> tuple
             own = xp.take(across, rows, axis=0)
             short = np.maximum(least - to_float64(xp.linalg.diagonal(own)), 0)  # what rounding took
             own += xp.asarray(np.diag(short), dtype=own.dtype, device=device(own))
-            root = xp.linalg.inv(xp.linalg.cholesky(floored(own)))
+            values, vectors = xp.linalg.eigh(own)  # none is less, but for rounding: so many correlations add up to no more
+            root = (vectors / xp.sqrt(xp.clip(values, min=least / many))).T
             panel, taken = across @ root.T, root @ xp.take(weight, rows, axis=0)
             weight = weight - panel @ taken
             precision = precision - to_float64(xp.sum(panel**2, axis=1))

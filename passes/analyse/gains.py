@@ -46,11 +46,12 @@ class MeasureGains:
     def cost(self, state: State) -> float:
         couplings = sum(len(site.couplings) for site in state.sites)
         asked = (state.target is not None or self.always) and not (state.moments and state.moments.gains)
-        return self.inputs(state, couplings) * (1 + couplings / 2) if asked and state.data is not None else 0.0
+        known = 0 if state.data is None else state.data.count
+        return self.inputs(known, couplings) * (1 + couplings / 2) if asked else 0.0
 
-    def inputs(self, state: State, couplings: int) -> int:
-        """On the average a branch runs through half of the model."""
-        return int(max(self.least, min(self.most, 2 * self.share * state.data.count / max(couplings, 1))))
+    def inputs(self, known: int, couplings: int) -> int:
+        """How many; on the average a branch runs through half of the model."""
+        return int(max(self.least, min(self.most, 2 * self.share * known / max(couplings, 1))))
 
     def __call__(self, state: State) -> State:
         if state.data is None or not (state.target is not None or self.always) or state.gains:
@@ -73,7 +74,7 @@ class MeasureGains:
     def reached(self, state: State, taps: dict[str, Tap]) -> np.ndarray:
         """For each of these couplings, in the order of the graph: the error of the outputs, relative to their energy."""
         graph, names = state.graph, list(taps)
-        batches = few(state, self.inputs(state, len(names)), AT_ONCE)
+        batches = few(state, self.inputs(state.moments.images if state.moments else 0, len(names)), AT_ONCE)
         own = set(state.workers.own(range(len(names))))
         clean = [graph.begin(batch) for batch in batches]
         moved: list[list[tuple[int, Live]]] = [[] for _ in clean]  # beside each: the coupling, and what is alive

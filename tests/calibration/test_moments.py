@@ -131,6 +131,6 @@ def test_constant_activations_are_no_accident(data_folder: Path) -> None:
 
 def test_synthetic_images_need_no_data(data_folder: Path) -> None:
     path = models.save(models.vit(), data_folder / "model.onnx")
-    passes = "collect-moments{synthetic=32},analyse-losses,measure-gains{images=4},allocate-widths,plan-losses"
+    passes = "collect-moments{synthetic=32},analyse-losses,measure-gains{most=4},allocate-widths,plan-losses"
     result = toastc.prune(path, target="macs=0.8", passes=passes)
     assert any("synthetic" in note for note in result.report.notes)

@@ -38,7 +38,7 @@ def free_memory() -> int | None:
 
 
 def give_back(cycles: bool = False) -> None:
-    """What nothing uses any more goes back to the system: the allocator would keep it. `cycles`, as models are, are looked for."""
+    """What nothing uses any more goes back to the system, which the allocator would keep. `cycles`: models are such."""
     if cycles:
         gc.collect()
     with suppress(AttributeError, OSError):  # only glibc has it

@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from ...system.vocabulary import Json, Operand, Read
 from .. import Tensors, Value
-from .session import running, session_of
+from .bound import running
+from .session import session_of
 from .upcast import has_bfloat16, upcast
 from .weights import folder_of, without_weights
 

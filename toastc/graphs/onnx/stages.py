@@ -9,8 +9,9 @@ import onnx_ir as ir
 
 from ...system.vocabulary import Operand
 from .. import Live, Stage, Value
+from .bound import running
 from .probe import runnable, runnable_type
-from .session import running, session_of
+from .session import session_of
 from .weights import folder_of, without_weights
 
 END = 1 << 60
