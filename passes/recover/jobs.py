@@ -20,7 +20,8 @@ from ..analyse.losses import consumed
 from ..analyse.streams import stream_behind
 from ..state import State
 
-AT_ONCE = 8  # images in view
+AT_ONCE = 8  # inputs in view, at most
+IN_VIEW = 1 << 25  # bytes of them that will wait for a fit: while they run, the model takes several times as much
 ENOUGH = 48  # tokens for each of the channels that are fitted
 MOST = 1 << 30  # bytes of streams and channels that wait for a fit
 
@@ -72,16 +73,30 @@ def jobs_of(state: State) -> Iterator[Job]:
 
 def enough(state: State, each: int = ENOUGH) -> int:
     """How many inputs show every channel that may be fitted often enough, and are not too many to be held."""
-    graph, need, held = state.graph, 1.0, 1.0
+    need = max((each * channels / tokens for tokens, channels, _ in sizes(state)), default=1.0)
+    return int(max(1, min(np.ceil(need), MOST // held(state))))
+
+
+def at_once(state: State) -> int:
+    """How many inputs are in view together."""
+    return int(max(1, min(AT_ONCE, IN_VIEW // held(state))))
+
+
+def held(state: State) -> float:
+    """Bytes that wait for a fit, of one input: two streams, and the channels that stay."""
+    return max((4 * tokens * (2 * out + channels) for tokens, channels, out in sizes(state)), default=1.0)
+
+
+def sizes(state: State) -> Iterator[tuple[float, int, int]]:
+    """Of every consumer: tokens of one input, channels that it takes and that it puts out."""
+    graph = state.graph
     for site in state.sites:
         for coupling in site.couplings:
             tap = state.taps.get(f"{site.name}.{coupling.name}/out")
             if tap is not None:
-                tokens = np.prod(graph.shape(tap.value)) / tap.index.size / graph.batch
-                out = graph.shape(next(m for m in coupling.members if m.role == "out").operand[0].outputs[0])[-1]
-                need = max(need, each * tap.index.size / tokens)
-                held = max(held, 4 * tokens * (2 * out + tap.index.size))
-    return int(max(1, min(np.ceil(need), MOST // held)))
+                tokens = math.prod(graph.shape(tap.value)) / tap.index.size / graph.batch
+                op: Op = next(m for m in coupling.members if m.role == "out").operand[0]
+                yield tokens, tap.index.size, graph.shape(op.outputs[0])[-1]
 
 
 def inputs_to_keep(state: State) -> dict[str, np.ndarray]:

@@ -31,7 +31,7 @@ from ..analyse.algebra import fitted, like, shrunken
 from ..analyse.gains import few
 from ..analyse.simulate import residual, surviving
 from ..state import State
-from .jobs import AT_ONCE, ENOUGH, Job, enough, jobs_of
+from .jobs import ENOUGH, Job, at_once, enough, jobs_of
 
 STRAIGHT = 1e-2  # relative error up to which the way to the stream counts as a gain alone
 
@@ -52,7 +52,7 @@ class RefitConsumers:
             return state
         jobs = list(jobs_of(state))
         steps = steps_of(state, jobs)
-        workers, batches = state.workers, few(state, min(self.images, enough(state, self.enough)), AT_ONCE)
+        workers, batches = state.workers, few(state, min(self.images, enough(state, self.enough)), at_once(state))
         if len(batches) < workers.count:
             workers = Workers()  # each does all of it
         batches = workers.own(batches)
