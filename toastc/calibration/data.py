@@ -200,7 +200,11 @@ def fixed_batch(inputs: Mapping[str, Sequence[int | None]]) -> int | None:
 
 
 def as_array(value: Array) -> np.ndarray:
-    return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+    """Of numpy, which knows no bfloat16 of torch: such numbers become float32."""
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    tensor = value.detach().cpu()
+    return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
 
 
 def open_data(source: Any, inputs: Mapping[str, Sequence[int | None]], **options: Any) -> Batches:
