@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from toastc.calibration.data import as_array, fixed_batch
+from toastc.calibration.data import fixed_batch
 from toastc.calibration.taps import Tap
 from toastc.graphs import Live, Value
+from toastc.system.arrays import as_array
 from toastc.system.errors import ToastcError
 from toastc.system.vocabulary import Array
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 from array_api_compat import array_namespace
 
-from toastc.calibration.data import as_array
 from toastc.calibration.moments import Sums, to_float64
 from toastc.calibration.taps import Tap
 from toastc.graphs import Op
 from toastc.graphs.protocols import Reader
 from toastc.plans.plan import Basis, Choice, Consumer, Keep, Select
 from toastc.plans.sites import Coupling, Member
+from toastc.system.arrays import as_array
 from toastc.system.vocabulary import Array
 
 from .algebra import fitted, like, roots, shrunken, tails

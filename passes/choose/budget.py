@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from toastc.calibration.data import as_array
 from toastc.graphs.protocols import Graph
 from toastc.plans.cost import Target
 from toastc.plans.merges import UNREAD, Merge
+from toastc.system.arrays import as_array
 from toastc.system.errors import ToastcError
 from toastc.system.vocabulary import Array
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toastc.calibration.data import as_array
 from toastc.calibration.taps import Tap
 from toastc.graphs import Live, Stage, Value
 from toastc.plans.plan import Choice
+from toastc.system.arrays import as_array
 
 from ..analyse.gains import MeasureGains, first, size
 from ..analyse.simulate import residual

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from toastc.calibration.data import as_array, fixed_batch
+from toastc.calibration.data import fixed_batch
 from toastc.calibration.synthetic import Synthetic
 from toastc.graphs import Kind, Op, Role, Value
 from toastc.graphs.protocols import Graph, Quantizer, Reader, bias_of
+from toastc.system.arrays import as_array
 from toastc.system.errors import CannotShrink, NothingToPrune
 from toastc.system.vocabulary import Array
 

@@ -70,7 +70,7 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
         if [len(outs) for outs in expected] != [len(outs) for outs in got]:
             return Verification.failed("it has other outputs than the dense model", tolerance, padded.count, len(feeds))
         worst = max(map(furthest, got, expected))
-        blank = furthest(got[0], without) if without else inf
+        blank = furthest(got[0], without) if zeros else inf
     return Verification.of(worst, tolerance, len(feeds), padded.count, blank)
 
 

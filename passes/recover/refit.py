@@ -20,11 +20,11 @@ from itertools import pairwise
 import numpy as np
 from array_api_compat import array_namespace
 
-from toastc.calibration.data import as_array
 from toastc.calibration.moments import Sums, to_float64
 from toastc.calibration.workers import Workers
 from toastc.graphs import Live, Stage, Value
 from toastc.plans.plan import Consumer, Plan, Select
+from toastc.system.arrays import as_array
 from toastc.system.vocabulary import Array
 
 from ..analyse.algebra import fitted, like, shrunken

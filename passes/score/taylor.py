@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toastc.calibration.data import as_array
 from toastc.graphs.protocols import Gradients
+from toastc.system.arrays import as_array
 from toastc.system.errors import ToastcError
 
 from ..analyse.gains import first

@@ -11,9 +11,9 @@ from conftest import ZooFile
 from zoo_exports import quiet
 from zoo_models import FAMILIES
 
-from toastc.calibration.data import as_array
 from toastc.compiler.sources import open_graph
 from toastc.graphs.onnx import OnnxGraph, load_model, sample_inputs, sizes_for
+from toastc.system.arrays import as_array
 
 torch.set_num_threads(1)
 

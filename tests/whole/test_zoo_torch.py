@@ -31,16 +31,15 @@ def test_family_shrinks_through_export_and_the_backend_gives_the_same(name: str)
         found = api.inspect(program)
         error = check_module(program, args, basis=True, seed=3)  # others made of them
         made = toastc.prune(program, RATIOS, recipe="magnitude")  # channels left out
-        expected = leaf(made.model(*args))
         if name in DISTINCT:  # of the others tools/zoo.py
+            expected = leaf(made.model(*args))
             got = leaf(torch.compile(model, backend=toastc.backend, options={"ratios": RATIOS, "then": "eager"})(*args))
+            same = (expected - got).abs().max() <= 1e-4 * expected.abs().max()
+            assert same or name == "siglip_base", "its pooling query is a constant of Dynamo's: its scores differ by right"
     assert error <= 1e-4 and made.report.verified["error"] <= 1e-4
     if not family.unprunable:
         kinds = [s["kind"] for s in found["sites"] if all(c["prunable"] for c in s["couplings"])]
         assert (kinds.count("attention"), kinds.count("ffn")) == family.sites[0], found["rejects"]
-    # siglip's pooling query is a constant in Dynamo's static graph: its scores differ by right
-    if name in DISTINCT and name != "siglip_base":
-        assert (expected - got).abs().max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", ["deit_tiny", "swin_tiny", "hf_vit_sdpa", "dinov2", "toy_packed"])

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..system.arrays import as_array
 from ..system.errors import ToastcError
-from ..system.vocabulary import Array
 from .arrays import ARRAY_SUFFIXES, Rows, load_arrays
 from .images import Preprocess
 
@@ -217,10 +217,6 @@ def image_files(folder: Path) -> list[Path]:
 
 def fixed_batch(inputs: Mapping[str, Sequence[int | None]]) -> int | None:
     return next((sizes[0] for sizes in inputs.values() if sizes and sizes[0] is not None), None)
-
-
-def as_array(value: Array) -> np.ndarray:
-    return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
 
 
 def open_data(source: Any, inputs: Mapping[str, Sequence[int | None]], **options: Any) -> Batches:

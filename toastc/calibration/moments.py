@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from array_api_compat import array_namespace, device
 
+from ..system.arrays import as_array
 from ..system.errors import ToastcError
 from ..system.files import write_beside
 from ..system.vocabulary import Array, Json, Read
-from .data import BATCH, Batch, as_array
+from .data import BATCH, Batch
 from .workers import Workers
 
 FORMAT = 4

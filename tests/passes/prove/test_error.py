@@ -1,4 +1,4 @@
-"""How far outputs moved is said of those that are numbers of a kind: a class or a count beside them is none."""
+"""How far outputs moved: said of numbers of a kind, which a class or a count beside them is not, in any type of torch's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from small import vit_of_transformers
 from torch import Tensor, nn
 
 import toastc
+from toastc.passes.prove import furthest
 
 
 class Counted(nn.Module):
@@ -33,3 +34,12 @@ def test_whole_numbers_are_left_out() -> None:
         assert report.measured is not None
         errors.append(report.measured["error"])
     assert errors[0] == errors[1] > 0
+
+
+def test_bfloat16_is_compared_as_it_is() -> None:
+    dense = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
+    assert furthest([dense], [dense]) == 0 < furthest([dense], [dense + 1])
+
+
+def test_no_outputs_prove_nothing() -> None:
+    assert furthest([], []) == float("inf")

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from ...system.arrays import as_array
 from ...system.vocabulary import Operand
 from .. import AttentionSpec, Dim, Kind, Op, Value, wiring
 from ..macs import macs_of
@@ -92,8 +93,7 @@ class FxReader:
         return result
 
     def constant(self, value: Value) -> np.ndarray:
-        tensor = self.tensor(value).detach().cpu()
-        return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+        return as_array(self.tensor(value))
 
     def identity(self, value: Value) -> Hashable:
         found = self.constants.get(value)
