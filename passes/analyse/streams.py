@@ -1,8 +1,10 @@
-"""Where a consumer meets the residual stream: little is alive there, and what arrives goes to all blocks behind."""
+"""The residual stream: little is alive there, and what arrives goes to all blocks behind."""
 
 from __future__ import annotations
 
-from toastc.graphs import Kind, Op, Value
+from array_api_compat import array_namespace
+
+from toastc.graphs import Kind, Live, Op, Value
 from toastc.graphs.protocols import Reader
 
 
@@ -18,3 +20,8 @@ def stream_behind(graph: Reader, op: Op) -> Value | None:
             return None
         if sum(v is not None and not graph.is_constant(v) for v in op.inputs) > 1:
             return op.outputs[0]
+
+
+def settled(live: Live) -> Live:
+    """The same tensors by themselves: as a session of ONNX Runtime puts them out, each holds all the memory of its run."""
+    return {value: array_namespace(tensor).asarray(tensor, copy=True) for value, tensor in live.items()}

@@ -27,9 +27,10 @@ from toastc.plans.plan import Consumer, Plan, Select
 from toastc.system.arrays import as_array
 from toastc.system.vocabulary import Array
 
-from ..analyse.algebra import fitted, like, shrunken
+from ..analyse.algebra import fitted, flat, like, shaped, shrunken
 from ..analyse.gains import few
 from ..analyse.simulate import residual, surviving
+from ..analyse.streams import settled
 from ..state import State
 from .jobs import ENOUGH, Job, at_once, enough, jobs_of
 
@@ -114,7 +115,7 @@ def walk(
             other.nudged = stage(other.nudged)
         act(job, n, dense, pruned, workers)
         nudged = [other for other in {*nudged, job} if other.nudged is not None]
-    return dense, pruned
+    return settled(dense), settled(pruned)
 
 
 def behind(job: Job, before: Live, dense: Live, pruned: Live, stage: Stage) -> Live:
@@ -237,14 +238,3 @@ def refit(job: Job, value: Value, pruned: list[Live], workers: Workers) -> None:
     for n, live in enumerate(pruned):
         live[value] = live[value] + shaped(job.there(kept.pop(n), more if n in job.placed else fit), live[value])
     job.choice, job.sums, job.cross = replace(job.choice, consumer=fit), None, None
-
-
-def shaped(rows: Array, tensor: Array) -> Array:
-    xp = array_namespace(tensor)
-    return xp.reshape(xp.astype(rows, tensor.dtype), tuple(tensor.shape))
-
-
-def flat(array: Array) -> Array:
-    xp = array_namespace(array)
-    rows = xp.reshape(array, (-1, array.shape[-1]))
-    return rows if rows.dtype in (xp.float32, xp.float64) else xp.astype(rows, xp.float32)
