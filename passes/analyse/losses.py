@@ -204,9 +204,11 @@ def lone_channels(out: Sums, weight: np.ndarray) -> Loss:
 def folded(index: np.ndarray, groups: Sequence[int], mean: np.ndarray, cov: Array) -> Keep:
     """These channels stay, of these groups, and take over what the others did as far as they vary alike."""
     flat = (index + mean.shape[1] * np.arange(len(mean))[:, None])[list(groups)].ravel()
+    gone = np.setdiff1d(np.arange(mean.size), flat)
     rows = array_namespace(cov).take(cov, like(flat, cov), axis=0)
-    fold = as_array(fitted(rows.T, rows[:, like(flat, cov)]))
-    fold[flat] = np.eye(len(flat))
+    made = as_array(fitted(rows[:, like(gone, cov)].T, rows[:, like(flat, cov)]))
+    fold = np.zeros((mean.size, len(flat)), made.dtype)
+    fold[flat, np.arange(len(flat))], fold[gone] = 1, made
     shift = mean.ravel() - fold @ mean.ravel()[flat]
     return Keep(index, fold, shift.reshape(mean.shape))
 
@@ -219,7 +221,7 @@ def consumed(graph: Reader, coupling: Coupling, tap: Tap | None, choice: Choice)
     back = choice.right if isinstance(choice, Basis) else choice.fold
     if back is None or back.ndim == 3 or tap.value is not consumers[0].operand[0].inputs[0]:
         return choice
-    weight = columns(graph, consumers[0])
+    weight = columns(graph, consumers[0]).astype(back.dtype)
     shift = np.zeros(weight.shape[1]) if choice.shift is None else choice.shift.ravel() @ weight
     made = Consumer((back.T @ weight).astype(np.float32), shift.astype(np.float32), coupling.width)
     return Basis(choice.left, None, None, made) if isinstance(choice, Basis) else Keep(choice.index, consumer=made)

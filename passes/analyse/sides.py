@@ -11,7 +11,8 @@ from toastc.system.memory import free_memory
 
 from ..state import State
 
-BESIDE = 1 << 30  # bytes of streams, of images, of libraries
+BESIDE = 1 << 30  # bytes of streams, of images, of the model while it runs, at most
+WAITING = 32  # inputs whose streams wait for a fit, as bytes that are watched
 AT_ONCE = 5  # matrices as large as the largest, while losses are analysed
 
 
@@ -47,16 +48,17 @@ def check_room(state: State, sides: Sides, others: Mapping[str, Sides]) -> None:
     need, free = room(state, sides), free_memory()
     if free is None or need <= free:
         return
-    fit = [f"{word} needs about {gigabytes(size)}" for word, own in others.items() if (size := room(state, own)) <= free]
+    fit = [f"{word} needs about {bytes_as_text(size)}" for word, own in others.items() if (size := room(state, own)) <= free]
     say = f"; {' and '.join(fit)}" if fit else "; --recipe magnitude needs little beside the model"
-    raise ToastcError(f"memory: this run needs about {gigabytes(need)}, and {gigabytes(free)} are free{say}")
+    raise ToastcError(f"memory: this run needs about {bytes_as_text(need)}, and {bytes_as_text(free)} are free{say}")
 
 
 def room(state: State, sides: Sides) -> int:
-    """Bytes, more or less, of all sums, of the model while it runs, and of what fits consumers."""
+    """Bytes, more or less, of all sums, of the weights, of the model while it runs, and of what fits consumers."""
     stored = [side.products for side in sides.values()]
-    return 4 * (sum(stored) + AT_ONCE * max(stored, default=0) + 2 * int(state.graph.totals()[1])) + BESIDE
+    beside = min(BESIDE, WAITING * state.watched_bytes)
+    return 4 * (sum(stored) + AT_ONCE * max(stored, default=0) + int(state.graph.totals()[1])) + beside
 
 
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
+def bytes_as_text(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(size, 0) / 1e6:.0f} MB"

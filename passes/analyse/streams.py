@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_array_api_obj
 
 from toastc.graphs import Kind, Live, Op, Value
 from toastc.graphs.protocols import Reader
+from toastc.system.vocabulary import Array
 
 
 def stream_behind(graph: Reader, op: Op) -> Value | None:
@@ -24,4 +25,8 @@ def stream_behind(graph: Reader, op: Op) -> Value | None:
 
 def settled(live: Live) -> Live:
     """The same tensors by themselves: as a session of ONNX Runtime puts them out, each holds all the memory of its run."""
-    return {value: array_namespace(tensor).asarray(tensor, copy=True) for value, tensor in live.items()}
+
+    def alone(tensor: Array) -> Array:
+        return array_namespace(tensor).asarray(tensor, copy=True) if is_array_api_obj(tensor) else tensor
+
+    return {value: alone(tensor) for value, tensor in live.items()}
