@@ -12,10 +12,11 @@ LEAST = 1e-6  # of the mean variance, added to every variance before a system is
 
 
 def floored(cov: Array, by: float = LEAST) -> Array:
-    """With every variance a little larger."""
+    """With every variance a little larger; in place, because covariances are large."""
     xp, count = array_namespace(cov), cov.shape[0]
-    floor = by * float(xp.linalg.trace(cov)) / count + 1e-30
-    return cov + floor * xp.eye(count, dtype=cov.dtype, device=device(cov))
+    each = xp.arange(count, device=device(cov))
+    cov[each, each] += by * float(xp.linalg.trace(cov)) / count + 1e-30
+    return cov
 
 
 def like(numbers: np.ndarray, array: Array) -> Array:
@@ -38,7 +39,7 @@ def roots(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fitted(cross: Array, own: Array) -> Array:
-    """cross . own^-1, with every variance a little larger."""
+    """cross . own^-1, with every variance a little larger; `own` is not to be used again."""
     return array_namespace(own).linalg.solve(floored(own), cross.T).T
 
 
@@ -51,7 +52,7 @@ def shrunken(sums: Sums) -> Array:
     cov = sums.covariance
     cov = cov[0] if cov.shape[0] == 1 else block_diagonal(cov)
     size, variances = cov.shape[0], xp.asarray(xp.linalg.diagonal(cov), copy=True)
-    squares = float(xp.sum(cov**2))
+    squares = float(xp.sum(xp.vecdot(cov, cov)))
     apart = squares - float(xp.sum(variances)) ** 2 / size
     raw = squares + 2 * float(like(mean.ravel(), cov) @ cov @ like(mean.ravel(), cov)) + float((mean**2).sum()) ** 2
     noise = max(sums.energy2 / sums.count - raw, 0.0) / sums.count

@@ -227,8 +227,8 @@ def refit(job: Job, value: Value, pruned: list[Live], workers: Workers) -> None:
     gather(job, workers)
     assert not isinstance(job.choice, Select) and job.choice.consumer is not None
     own, planned, gain = job.sums, job.choice.consumer, job.gain
-    mean, cov = own.mean.ravel(), own.covariance[0, ...]
-    cross = job.cross / own.count - (cov @ like(planned.weight * gain, cov)).T  # what the planned one leaves
+    mean, scatter = own.mean.ravel(), own.scatter[0, ...]
+    cross = (job.cross - (scatter @ like(planned.weight * gain, scatter)).T) / own.count  # what the planned one leaves
     slope = as_array(fitted(cross, shrunken(own)))  # [out, kept]
     off = job.missing / own.count - (mean @ planned.weight + planned.bias) * gain
     scale = np.where(np.abs(gain) > 1e-6 * np.abs(gain).max(), gain, np.inf)
