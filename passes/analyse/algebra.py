@@ -8,6 +8,7 @@ from array_api_compat import array_namespace, device
 from toastc.calibration.moments import Sums
 from toastc.system.vocabulary import Array
 
+LEAF = 128  # channels that a library inverts as well
 LEAST = 1e-6  # of the mean variance, added to every variance before a system is solved
 
 
@@ -41,6 +42,39 @@ def roots(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def fitted(cross: Array, own: Array) -> Array:
     """cross . own^-1, with every variance a little larger; `own` is not to be used again."""
     return array_namespace(own).linalg.solve(floored(own), cross.T).T
+
+
+def inverse_of(cov: Array) -> Array:
+    """Of a positive definite matrix, nearly all of it in products of large ones: factored in double precision, where rounding
+    tells, and put together in the matrix's own.
+    """
+    xp = array_namespace(cov)
+    return squared(xp.astype(inverse_factor(xp.astype(cov, xp.float64)), cov.dtype))
+
+
+def inverse_factor(matrix: Array) -> Array:
+    """L^-1 of L L'."""
+    xp, half = array_namespace(matrix), matrix.shape[0] // 2
+    if 2 * half <= LEAF:
+        return xp.linalg.inv(xp.linalg.cholesky(matrix))
+    first = inverse_factor(matrix[:half, :half])
+    below = matrix[half:, :half] @ first.T
+    second = inverse_factor(matrix[half:, half:] - below @ below.T)
+    made = xp.zeros_like(matrix)
+    made[:half, :half], made[half:, half:], made[half:, :half] = first, second, -(second @ below) @ first
+    return made
+
+
+def squared(lower: Array) -> Array:
+    """L' L"""
+    half = lower.shape[0] // 2
+    if 2 * half <= LEAF:
+        return lower.T @ lower
+    made, below, last = array_namespace(lower).empty_like(lower), lower[half:, :half], lower[half:, half:]
+    made[:half, :half] = squared(lower[:half, :half]) + below.T @ below
+    made[half:, :half] = last.T @ below
+    made[:half, half:], made[half:, half:] = made[half:, :half].T, squared(last)
+    return made
 
 
 def shrunken(sums: Sums) -> Array:

@@ -13,7 +13,7 @@ from array_api_compat import array_namespace, device
 from toastc.calibration.moments import to_float64
 from toastc.system.vocabulary import Array
 
-from .algebra import floored
+from .algebra import floored, inverse_of
 
 COARSE = 1e-4  # of its own variance: single precision tells no finer differences, and channels are only ranked
 STEPS = 96  # of backward elimination
@@ -30,7 +30,7 @@ def eliminate(cov: Array, weight: Array, rms: np.ndarray | None = None) -> tuple
     xp, count = array_namespace(cov), cov.shape[0]
     loud = xp.sqrt(xp.linalg.diagonal(cov))  # channels are measured by themselves: some are a thousand times louder than others
     scale, weight = xp.where(loud > 0, loud, xp.ones_like(loud)), weight * loud[:, None]
-    inverse = xp.linalg.inv(floored(cov / scale[:, None] / scale[None, :], COARSE))
+    inverse = inverse_of(floored(cov / scale[:, None] / scale[None, :], COARSE))
     least, loudness = 1 / (1 + COARSE), to_float64(scale)
     left, known, lost, order = np.arange(count), {count: 0.0}, 0.0, []
     step = max(1, count // STEPS)
@@ -48,7 +48,7 @@ def eliminate(cov: Array, weight: Array, rms: np.ndarray | None = None) -> tuple
             going = np.argpartition(cost, many - 1)[:many]
             going = going[np.argsort(cost[going], kind="stable")]
             rows = xp.asarray(going, device=device(cov))
-            across = xp.take(inverse, rows, axis=1) - panels @ xp.take(panels, rows, axis=0).T
+            across = xp.take(inverse, rows, axis=0).T - panels @ xp.take(panels, rows, axis=0).T
             own = xp.take(across, rows, axis=0)
             short = np.maximum(least - to_float64(xp.linalg.diagonal(own)), 0)  # what rounding took
             own += xp.asarray(np.diag(short), dtype=own.dtype, device=device(own))
