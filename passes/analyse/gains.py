@@ -26,7 +26,7 @@ from toastc.system.vocabulary import Array
 
 from ..state import State
 from .simulate import residual
-from .streams import stream_behind
+from .streams import settled, stream_behind
 
 AT_ONCE = 8  # inputs that run together
 ROOT = 0.25  # the power whose mean is taken over inputs
@@ -37,7 +37,7 @@ class MeasureGains:
     """Measure how far an error of each coupling reaches, on a few of the calibration inputs."""
 
     least: int = 2  # inputs
-    most: int = 16
+    most: int = 8
     share: float = 1.0  # of the runs that all inputs take; between the two it tells how many are used
     at: float = 0.5
     always: bool = False  # also where no target asks for them
@@ -90,7 +90,7 @@ class MeasureGains:
                     live, beside = stage(live), [(other, stage(branch)) for other, branch in beside]
                     if n in nudges:
                         beside.append((n, live | {value: nudges[n](live[value])}))
-                clean[batch], moved[batch] = live, beside
+                clean[batch], moved[batch] = settled(live), [(n, settled(branch)) for n, branch in beside]
             past = max((n for _, n, _ in steps if n is not None), default=0)
             state.tell(self.name, ((past + 1) / len(names)) ** 2)  # the further, the more run beside
         last = next(stages)

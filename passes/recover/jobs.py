@@ -22,8 +22,8 @@ from ..state import State
 
 AT_ONCE = 8  # inputs in view, at most
 IN_VIEW = 1 << 25  # bytes of them that will wait for a fit: while they run, the model takes several times as much
-ENOUGH = 48  # tokens for each of the channels that are fitted
-MOST = 1 << 30  # bytes of streams and channels that wait for a fit
+ENOUGH = 24  # tokens for each of the channels that are fitted
+MOST = 1 << 29  # bytes of streams and channels that wait for a fit
 
 
 @dataclass(eq=False)
