@@ -104,16 +104,3 @@ def block_diagonal(blocks: Array) -> Array:
     for g in range(groups):
         whole[g * width : (g + 1) * width, g * width : (g + 1) * width] = blocks[g]
     return whole
-
-
-def shaped(rows: Array, tensor: Array) -> Array:
-    """Rows as they stand in a tensor like this one."""
-    xp = array_namespace(tensor)
-    return xp.reshape(xp.astype(rows, tensor.dtype), tuple(tensor.shape))
-
-
-def flat(array: Array) -> Array:
-    """[tokens, channels], in float32 at least."""
-    xp = array_namespace(array)
-    rows = xp.reshape(array, (-1, array.shape[-1]))
-    return rows if rows.dtype in (xp.float32, xp.float64) else xp.astype(rows, xp.float32)

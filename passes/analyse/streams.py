@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array_api_compat import array_namespace, is_array_api_obj
 
+from toastc.calibration.taps import widened
 from toastc.graphs import Kind, Live, Op, Value
 from toastc.graphs.protocols import Reader
 from toastc.system.vocabulary import Array
@@ -30,3 +31,14 @@ def settled(live: Live) -> Live:
         return array_namespace(tensor).asarray(tensor, copy=True) if is_array_api_obj(tensor) else tensor
 
     return {value: alone(tensor) for value, tensor in live.items()}
+
+
+def flat(tensor: Array) -> Array:
+    """[tokens, channels], in float32 at least."""
+    return widened(array_namespace(tensor).reshape(tensor, (-1, tensor.shape[-1])))
+
+
+def shaped(rows: Array, tensor: Array) -> Array:
+    """The inverse: rows as they stand in a tensor like this one."""
+    xp = array_namespace(tensor)
+    return xp.reshape(xp.astype(rows, tensor.dtype), tuple(tensor.shape))

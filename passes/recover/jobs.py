@@ -15,12 +15,11 @@ from toastc.plans.plan import Choice, Consumer
 from toastc.system.vocabulary import Array
 
 from ..analyse.algebra import like
-from ..analyse.gains import few
+from ..analyse.gains import AT_ONCE, few
 from ..analyse.losses import consumed
 from ..analyse.streams import stream_behind
 from ..state import State
 
-AT_ONCE = 8  # inputs in view, at most
 IN_VIEW = 1 << 25  # bytes of them that will wait for a fit: while they run, the model takes several times as much
 ENOUGH = 24  # tokens for each of the channels that are fitted
 MOST = 1 << 29  # bytes of streams and channels that wait for a fit

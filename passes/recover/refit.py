@@ -27,10 +27,10 @@ from toastc.plans.plan import Consumer, Plan, Select
 from toastc.system.arrays import as_array
 from toastc.system.vocabulary import Array
 
-from ..analyse.algebra import fitted, flat, like, shaped, shrunken
+from ..analyse.algebra import fitted, like, shrunken
 from ..analyse.gains import few
 from ..analyse.simulate import residual, surviving
-from ..analyse.streams import settled
+from ..analyse.streams import flat, settled, shaped
 from ..state import State
 from .jobs import ENOUGH, Job, at_once, enough, jobs_of
 

@@ -14,9 +14,8 @@ import toastc
 from toastc.calibration import open_data
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.passes import RECIPES, CollectMoments, FoldConsumers, MatchSites, PlanRatios, RefitConsumers, ScoreMoments
-from toastc.passes.analyse.algebra import flat
 from toastc.passes.analyse.simulate import surviving
-from toastc.passes.analyse.streams import stream_behind
+from toastc.passes.analyse.streams import flat, stream_behind
 from toastc.passes.match.taps import taps_of
 from toastc.passes.recover.jobs import jobs_of
 from toastc.passes.state import State, run
