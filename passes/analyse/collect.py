@@ -23,7 +23,7 @@ from toastc.calibration.taps import Tap
 from toastc.system.errors import ToastcError
 from toastc.system.vocabulary import Array
 
-from ..match.taps import taps_of
+from ..match.taps import all_taps
 from ..state import State
 from .sides import Side, check_room, sides_of
 
@@ -52,7 +52,7 @@ class CollectMoments:
         return int(max(LEAST_IMAGES, min(self.synthetic, ENOUGH / max(state.graph.totals()[0], 1)))) if self.synthetic else 0
 
     def __call__(self, state: State) -> State:
-        taps = {f"{s.name}.{key}": tap for s in state.sites for key, tap in taps_of(state.matched, s).items()}
+        taps = all_taps(state.matched, state.sites)
         state = replace(state, taps=taps)
         if state.data is None and self.synthetic:
             state = replace(state, data=Synthetic(state.graph.input_sizes(), self.inputs(state), state.seed))

@@ -2,8 +2,8 @@
 
 Blocks differ by orders of magnitude: what an early block gets wrong is amplified by those behind it, what the last one gets
 wrong is hardly read. So the error that a coupling would make is added to its channels, one coupling at a time, and the
-outputs are compared with the undisturbed ones. The graph is walked through once: where a coupling is met, a copy of the
-undisturbed inputs branches off with its error, and from there on runs beside the others.
+outputs are compared with the undisturbed ones. Where the undisturbed inputs come to a coupling, a copy of them branches off
+with its error and runs to the end: what stands before it is not computed again.
 
 Inputs differ as much as blocks do, whatever disturbs them. So every coupling sees the same ones, and of what they
 say the fourth roots are averaged, among which no single one outweighs the others.
@@ -19,16 +19,15 @@ import numpy as np
 
 from toastc.calibration.data import fixed_batch
 from toastc.calibration.taps import Tap
-from toastc.graphs import Live, Value
+from toastc.graphs import Live, Stage
 from toastc.system.arrays import as_array
 from toastc.system.errors import ToastcError
 from toastc.system.vocabulary import Array
 
 from ..state import State
 from .simulate import residual
-from .streams import settled, stream_behind
 
-AT_ONCE = 8  # inputs that run together
+AT_ONCE = 4  # inputs that run together
 ROOT = 0.25  # the power whose mean is taken over inputs
 
 
@@ -77,31 +76,20 @@ class MeasureGains:
         graph, names = state.graph, list(taps)
         batches = few(state, self.inputs(state.moments.images if state.moments else 0, len(names)), AT_ONCE)
         own = set(state.workers.own(range(len(names))))
+        stages = list(graph.stages([taps[name].value for name in names]))
         clean = [graph.begin(batch) for batch in batches]
-        moved: list[list[tuple[int, Live]]] = [[] for _ in clean]  # beside each: the coupling, and what is alive
-        walk = stretches(state, list(taps.values()))
-        stages = graph.stages([value for stretch in walk for value, _ in stretch])
-        for stretch in walk:
-            steps = [(value, n, next(stages)) for value, n in stretch]
-            nudges = {n: self.nudge(state, names[n], taps[names[n]]) for _, n, _ in steps if n in own}
-            for batch, live in enumerate(clean):
-                beside = moved[batch]
-                for value, n, stage in steps:
-                    live, beside = stage(live), [(other, stage(branch)) for other, branch in beside]
-                    if n in nudges:
-                        beside.append((n, live | {value: nudges[n](live[value])}))
-                clean[batch], moved[batch] = settled(live), [(n, settled(branch)) for n, branch in beside]
-            past = max((n for _, n, _ in steps if n is not None), default=0)
-            state.tell(self.name, ((past + 1) / len(names)) ** 2)  # the further, the more run beside
-        last = next(stages)
-        seen: dict[int, list[np.ndarray]] = {n: [] for n in own}
-        for feed, live, beside in zip(batches, clean, moved, strict=True):
-            count, ends = len(next(iter(feed.values()))), outputs(state, last(live))
-            of = energies(ends, count) + 1e-30
-            for n, branch in beside:
-                off = [there - here for there, here in zip(outputs(state, last(branch)), ends, strict=True)]
-                seen[n].append((energies(off, count) / of).sum(axis=0) ** ROOT)
-        return np.array([np.concatenate(seen[n]).mean() ** (1 / ROOT) if n in own else 0.0 for n in range(len(names))])
+        ends = [outputs(state, walked(live, stages)) for live in clean]
+        counts = [len(next(iter(batch.values()))) for batch in batches]
+        found = np.zeros(len(names))
+        for n, name in enumerate(names):
+            clean = [stages[n](live) for live in clean]
+            if n in own:
+                value, nudge = taps[name].value, self.nudge(state, name, taps[name])
+                moved = (outputs(state, walked(live | {value: nudge(live[value])}, stages[n + 1 :])) for live in clean)
+                seen = np.concatenate([apart(*each) for each in zip(moved, ends, counts, strict=True)])
+                found[n] = (seen**ROOT).mean() ** (1 / ROOT)
+            state.tell(self.name, 1 - ((len(names) - n - 1) / len(names)) ** 2)  # a branch runs to the end
+        return found
 
     def nudge(self, state: State, name: str, tap: Tap) -> Callable[[Array], Array]:
         """Adds to a tensor what the choice of a width would change of it."""
@@ -118,22 +106,10 @@ class MeasureGains:
         return state.taps.get(f"{name}/q") or state.taps.get(f"{name}/out")
 
 
-Stretch = list[tuple[Value, int | None]]  # values to stop at, and the tap that is there
-
-
-def stretches(state: State, taps: Sequence[Tap]) -> list[Stretch]:
-    """From stream to stream, up to the last tap."""
-    stops: Stretch = [(tap.value, n) for n, tap in enumerate(taps)]
-    consumers = {m.operand[0] for s in state.sites for c in s.couplings for m in c.members if m.role == "out"}
-    streams = {stream_behind(state.graph, op) for op in consumers} - {None}
-    stops += [(stream, None) for stream in streams]
-    stops.sort(key=lambda stop: state.graph.position(stop[0]))
-    found: list[Stretch] = [[]]
-    for stop in stops:
-        found[-1].append(stop)
-        if stop[1] is None:
-            found.append([])
-    return [stretch for stretch in found if any(n is not None for _, n in stretch)]
+def walked(live: Live, stages: Sequence[Stage]) -> Live:
+    for stage in stages:
+        live = stage(live)
+    return live
 
 
 def outputs(state: State, live: Live) -> list[np.ndarray]:
@@ -170,6 +146,12 @@ def first(data: Any, count: int) -> list[dict[str, np.ndarray]]:
         if have >= count:
             break
     return found
+
+
+def apart(here: Sequence[np.ndarray], there: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """[inputs]: the error between outputs, each relative to the energy of its own."""
+    off = [one - other for one, other in zip(here, there, strict=True)]
+    return np.asarray((energies(off, count) / (energies(there, count) + 1e-30)).sum(axis=0))
 
 
 def energies(arrays: Sequence[np.ndarray], count: int) -> np.ndarray:

@@ -3,6 +3,7 @@ linear that consumes them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,11 @@ from toastc.graphs.protocols import Reader
 from toastc.plans.sites import Coupling, Site
 
 from .couplings import Ledger
+
+
+def all_taps(ledger: Ledger, sites: Iterable[Site]) -> dict[str, Tap]:
+    """Of all sites, by their names: `{"blocks.0.attn.qk/q": .., ..}`."""
+    return {f"{site.name}.{key}": tap for site in sites for key, tap in taps_of(ledger, site).items()}
 
 
 def taps_of(ledger: Ledger, site: Site) -> dict[str, Tap]:

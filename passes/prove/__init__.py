@@ -17,7 +17,7 @@ from toastc.system.vocabulary import Array
 
 TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}  # bfloat16 in torch; files are computed in float32
 DEFAULT_TOLERANCE = 1e-4
-COMPARED = 16  # calibration inputs
+COMPARED = 8  # calibration inputs
 AT_ONCE = 4
 BLIND = (
     "this proof says little: with all weights that were cut at zero, the outputs change by {:.0e} of their scale "

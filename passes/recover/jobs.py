@@ -22,7 +22,7 @@ from ..state import State
 
 IN_VIEW = 1 << 25  # bytes of them that will wait for a fit: while they run, the model takes several times as much
 ENOUGH = 24  # tokens for each of the channels that are fitted
-MOST = 1 << 29  # bytes of streams and channels that wait for a fit
+MOST = 1 << 28  # bytes of streams and channels that wait for a fit
 
 
 @dataclass(eq=False)

@@ -31,6 +31,7 @@ from ..analyse.algebra import fitted, like, shrunken
 from ..analyse.gains import few
 from ..analyse.simulate import residual, surviving
 from ..analyse.streams import flat, settled, shaped
+from ..match.taps import all_taps
 from ..state import State
 from .jobs import ENOUGH, Job, at_once, enough, jobs_of
 
@@ -46,7 +47,9 @@ class RefitConsumers:
     name = "refit-consumers"
 
     def cost(self, state: State) -> float:
-        return 2.5 * min(self.images, state.data.count) if state.data is not None else 2.5 * self.images
+        known = replace(state, taps=state.taps or all_taps(state.matched, state.sites))
+        most = min(self.images, enough(known, self.enough))
+        return 2.5 * (most if state.data is None else min(most, state.data.count or most))
 
     def __call__(self, state: State) -> State:
         if not state.plan or state.data is None:
@@ -56,8 +59,8 @@ class RefitConsumers:
         workers, batches = state.workers, few(state, min(self.images, enough(state, self.enough)), at_once(state))
         if len(batches) < workers.count:
             workers = Workers()  # each does all of it
-        batches = workers.own(batches)
-        dense = [state.graph.begin(batch) for batch in batches]
+        dense = [state.graph.begin(batch) for batch in workers.own(batches)]
+        del batches  # each is in memory until its first stretch is walked
         pruned = [dict(live) for live in dense]
         done = 0
         stages = state.graph.stages([value for value, _, _ in steps])

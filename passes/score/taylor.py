@@ -17,7 +17,7 @@ from toastc.system.arrays import as_array
 from toastc.system.errors import ToastcError
 
 from ..analyse.gains import first
-from ..match.taps import taps_of
+from ..match.taps import all_taps
 from ..state import State
 
 
@@ -31,7 +31,7 @@ class ScoreTaylor:
     def __call__(self, state: State) -> State:
         if state.data is None:
             raise ToastcError("score-taylor: needs calibration data")
-        found = {f"{s.name}.{key}": tap for s in state.sites for key, tap in taps_of(state.matched, s).items()}
+        found = all_taps(state.matched, state.sites)
         taps = {key.rpartition("/")[0]: tap for key, tap in found.items() if key.endswith(("/q", "/out"))}
         if not isinstance(state.graph, Gradients):
             raise ToastcError("an ONNX file has no gradients; give the torch module, or take another score")

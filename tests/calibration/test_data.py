@@ -34,8 +34,8 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
 def test_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By whoever comes first: all of them, or the first few; and as many are kept as there is room for."""
     folder, seen = photos(tmp_path / "photos", 70).resolve(), []
-    decode = Preprocess.__call__
-    monkeypatch.setattr(Preprocess, "__call__", lambda self, path: seen.append(path) or decode(self, path))
+    decode = Preprocess.pixels
+    monkeypatch.setattr(Preprocess, "pixels", lambda self, path: seen.append(path) or decode(self, path))
     data = open_data(folder, {"x": (None, 3, 16, 16)})
     assert data.count == 70
     assert len(next(iter(data))["x"]) == 32
@@ -46,7 +46,7 @@ def test_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     before = len(seen)
     list(data)
     assert len(seen) == before
-    monkeypatch.setattr("toastc.calibration.data.DECODED", 40 * 3 * 16 * 16 * 4)
+    monkeypatch.setattr("toastc.calibration.data.DECODED", 40 * 3 * 16 * 16)
     data = open_data(folder, {"x": (None, 3, 16, 16)})
     list(data), seen.clear(), list(data)
     assert len(seen) == 38

@@ -24,7 +24,7 @@ from .images import Preprocess
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"}
 BATCH = 32  # inputs that are read at one time
 AHEAD = 3  # batches decoded in advance
-DECODED = 128 << 20  # bytes of images that are kept, so that they are not decoded again for the next pass
+DECODED = 64 << 20  # bytes of pixels that are kept, so that they are not decoded again for the next pass
 
 Batch = dict[str, np.ndarray]
 
@@ -43,7 +43,7 @@ class Batches:
     notes: list[str] = field(default_factory=list)
     shard: tuple[int, int] = (0, 1)  # every so many batches are read, from this one on
     size: int = 0  # how many inputs there will be, as far as one knows
-    decoded: list[Batch] = field(default_factory=list)  # the first batches of images
+    decoded: list[list[np.ndarray]] = field(default_factory=list)  # the pixels of the first batches of images
 
     def __post_init__(self) -> None:
         fixed = self._fixed()
@@ -166,31 +166,30 @@ class Batches:
 
         def decode(path: Path) -> np.ndarray | None:
             try:
-                return prepare(path)
+                return prepare.pixels(path)
             except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
                 failed.append(f"{path.name} ({' '.join(str(error).split())[:60]})")
                 return None
 
-        yield from (dict(batch) for batch in self.decoded if batch)
+        yield from ({name: prepare.scaled(np.stack(pixels))} for pixels in self.decoded if pixels)
         with contextlib.ExitStack() as stack:
             pool = ThreadPoolExecutor(4)
             stack.callback(pool.shutdown, cancel_futures=True)  # whoever asked has had enough, or has failed
             queue: list[list[Future[np.ndarray | None]]] = []
             done = len(self.decoded)
             rest = itertools.islice(self._own(files), done, None)
-            room = DECODED - sum(array.nbytes for batch in self.decoded for array in batch.values())
+            room = DECODED - sum(image.nbytes for pixels in self.decoded for image in pixels)
             while True:
                 queue += [[pool.submit(decode, p) for p in paths] for paths in itertools.islice(rest, AHEAD - len(queue))]
                 if not queue:
                     break
-                made = [image for future in queue.pop(0) if (image := future.result()) is not None]
-                batch = {name: np.stack(made)} if made else {}
-                room -= sum(array.nbytes for array in batch.values())
+                pixels = [image for future in queue.pop(0) if (image := future.result()) is not None]
+                room -= sum(image.nbytes for image in pixels)
                 if room >= 0 and len(self.decoded) == done:  # and nobody else went through them meanwhile
-                    self.decoded.append(batch)
+                    self.decoded.append(pixels)
                     done += 1
-                if batch:
-                    yield dict(batch)
+                if pixels:
+                    yield {name: prepare.scaled(np.stack(pixels))}
         if failed:
             self.notes.append(f"{len(failed)} of {len(files)} images could not be read and were skipped: {', '.join(failed[:3])}")
 

@@ -37,6 +37,11 @@ class Preprocess:
         return replace(self, size=self.size or sizes[2] or 224)
 
     def __call__(self, path: Path) -> np.ndarray:
+        """[channels, size, size]"""
+        return np.asarray(self.scaled(self.pixels(path)[None])[0])
+
+    def pixels(self, path: Path) -> np.ndarray:
+        """[size, size, channels], bytes"""
         from PIL import Image
 
         try:
@@ -49,8 +54,12 @@ class Preprocess:
         width, height = (max(self.size, round(s * scale)) for s in image.size)
         left, top = (width - self.size) // 2, (height - self.size) // 2
         image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + self.size, top + self.size))
-        array = np.asarray(image, np.float32).reshape(self.size, self.size, len(self.mean)) / 255
-        return ((array - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)).transpose(2, 0, 1)
+        return np.asarray(image).reshape(self.size, self.size, len(self.mean))
+
+    def scaled(self, pixels: np.ndarray) -> np.ndarray:
+        """[images, channels, size, size], as the model takes them."""
+        mean, std = (np.array(each, np.float32) for each in (self.mean, self.std))
+        return np.transpose((pixels.astype(np.float32) / 255 - mean) / std, (0, 3, 1, 2))
 
     @staticmethod
     def of(config: Any) -> Preprocess | None:

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +64,7 @@ def read_model(path: Path) -> ir.Model:
     put_in_order(model, path)
     for tensor in tensors_of(model):
         check_tensor(tensor, path)
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = unlinked(value.const_value)
+    replace_tensors(model, by_itself)
     return model
 
 
@@ -101,6 +98,17 @@ def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
                     yield attribute.value
+
+
+def replace_tensors(model: ir.Model, by: Callable[[ir.TensorProtocol], ir.TensorProtocol]) -> None:
+    for graph in (*model.graphs(), *model.functions.values()):
+        for value in getattr(graph, "initializers", {}).values():
+            if value.const_value is not None:
+                value.const_value = by(value.const_value)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    node.attributes[name] = ir.AttrTensor(name, by(attribute.value))
 
 
 def prepare(model: ir.Model, what: str) -> ir.Model:
@@ -150,8 +158,17 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
-def unlinked(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
-    """The same, at the file that was checked and not at a link to it."""
+def by_itself(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The same; not a part of the file's message, all of which stays in memory as long as any part is read; and where it is in
+    a file of its own, at the one that was checked and not at a link to it.
+    """
+    if isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype.bitwidth >= 8:
+        return ir.Tensor(
+            tensor.numpy(), tensor.dtype, shape=tensor.shape, name=tensor.name, doc_string=tensor.doc_string,
+            metadata_props=tensor.metadata_props,
+        )  # fmt: skip
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
     file = Path(tensor.path).resolve()
     return ir.ExternalTensor(
         file.name, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name,

@@ -42,6 +42,7 @@ def session(
     options.add_session_config_entry("session.force_spinning_stop", "1")  # or it takes a core from whoever runs next
     if frugal:
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     make_room()
@@ -73,6 +74,7 @@ def session_of(
     options.add_session_config_entry("session.force_spinning_stop", "1")  # or it takes a core from what follows
     if frugal:
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if weights:

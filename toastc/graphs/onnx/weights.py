@@ -22,8 +22,7 @@ def without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, np.ndar
             tensor = value.const_value
             if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.dtype not in HANDED or tensor.nbytes < LIGHT:
                 continue
-            weights[name] = np.ascontiguousarray(tensor.numpy())
-            kept[name] = ir.Tensor(weights[name], name=name)  # in place of the file's bytes, or both would stay
+            weights[name], kept[name] = np.ascontiguousarray(tensor.numpy()), tensor
             value.const_value = ir.ExternalTensor(
                 "handed", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(weights[name].shape), name=name
             )
