@@ -49,20 +49,25 @@ def inverse_of(cov: Array) -> Array:
     tells, and put together in the matrix's own.
     """
     xp = array_namespace(cov)
-    return squared(xp.astype(inverse_factor(xp.astype(cov, xp.float64)), cov.dtype))
+    matrix = xp.astype(cov, xp.float64)  # a copy, also of what is double already
+    made = xp.zeros_like(matrix)
+    factor_inverse(matrix, made)
+    return squared(xp.astype(made, cov.dtype))
 
 
-def inverse_factor(matrix: Array) -> Array:
-    """L^-1 of L L'."""
+def factor_inverse(matrix: Array, made: Array) -> None:
+    """L^-1 of L L', put where zeros are; `matrix` is not to be used again."""
     xp, half = array_namespace(matrix), matrix.shape[0] // 2
     if 2 * half <= LEAF:
-        return xp.linalg.inv(xp.linalg.cholesky(matrix))
-    first = inverse_factor(matrix[:half, :half])
+        made[...] = xp.linalg.inv(xp.linalg.cholesky(matrix))
+        return
+    first, second = made[:half, :half], made[half:, half:]
+    factor_inverse(matrix[:half, :half], first)
     below = matrix[half:, :half] @ first.T
-    second = inverse_factor(matrix[half:, half:] - below @ below.T)
-    made = xp.zeros_like(matrix)
-    made[:half, :half], made[half:, half:], made[half:, :half] = first, second, -(second @ below) @ first
-    return made
+    matrix[half:, half:] -= below @ below.T
+    factor_inverse(matrix[half:, half:], second)
+    made[half:, :half] = second @ (below @ first)
+    made[half:, :half] *= -1
 
 
 def squared(lower: Array) -> Array:

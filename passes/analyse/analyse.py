@@ -13,7 +13,7 @@ from toastc.plans.sites import Coupling
 from ..state import State, taken
 from .losses import Loss, loss_of
 
-ROOM = 1 << 28  # bytes of matrices that are worked on at one time
+ROOM = 1 << 29  # bytes of matrices that are worked on at one time
 
 
 @dataclass(frozen=True)

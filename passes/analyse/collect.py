@@ -27,9 +27,10 @@ from ..match.taps import all_taps
 from ..state import State
 from .sides import Side, check_room, sides_of
 
-LEAST_IMAGES = 64
+LEAST_IMAGES = 32
 WATCHED = 64 << 20  # bytes of tensors in view at one time
-ENOUGH = 2e13  # MACs spent on synthetic images; large models get fewer
+WAITING = 128 << 20  # bytes of rows that are summed together: a wide sum costs as much to add as to make
+ENOUGH = 6e12  # MACs spent on synthetic images; large models get fewer
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,12 @@ class Look:
             _, arrays = self.probe({name: array[start : start + self.pieces] for name, array in batch.items()})
             for (key, tap), array in zip(self.taps.items(), arrays, strict=True):
                 rows[key].append(tap.rows(array, self.part, rng))
-            if start + self.pieces >= count or sum(piece.nbytes for own in rows.values() for piece in own) > WATCHED:
+            if start + self.pieces >= count or sum(piece.nbytes for own in rows.values() for piece in own) > WAITING:
                 yield rows
 
 
 def note_together(moments: Moments, rows: dict[str, list[Array]], sides: Mapping[str, Side]) -> None:
-    """One sum for several pieces, which are dropped: adding wide sums costs as much as making them."""
+    """One sum for several pieces, which are dropped."""
     for key, pieces in rows.items():
         xp, side = array_namespace(pieces[0]), sides[key]
         with np.errstate(over="ignore", invalid="ignore"):  # which is said below

@@ -144,12 +144,13 @@ def ranked(energy: np.ndarray) -> Loss:
 def turned_values(out: Sums, weight: np.ndarray) -> Loss:
     mean, cov = out.mean, shrunken(out)
     count, width = mean.shape
-    lefts, energy = [], np.zeros((count, width))
+    lefts, energy = [], np.empty((count, width))
     for g in range(count):
         own = slice(g * width, (g + 1) * width)
         root, back = roots(to_float64(cov[own, own]))
-        _, s, v = np.linalg.svd(weight[own].T @ root, full_matrices=True)
-        energy[g, : len(s)] = s[:width] ** 2
+        read = weight[own].T @ root
+        values, vectors = np.linalg.eigh(read.T @ read)
+        energy[g], v = np.maximum(values[::-1], 0), vectors[:, ::-1].T
         lefts.append(v @ back)
 
     def choose(kept: int, groups: Sequence[int]) -> Choice:

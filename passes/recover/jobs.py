@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from toastc.calibration.moments import Sums
 from toastc.calibration.taps import Tap
 from toastc.graphs import Live, Op, Value
 from toastc.plans.plan import Choice, Consumer
@@ -39,9 +38,6 @@ class Job:
     lonely: bool = False  # nothing else that is fitted comes between the two
     nothing: np.ndarray | None = None  # [out]: what the consumer makes of no channels
     kept: dict[int, Array] = field(default_factory=dict)  # the channels that stay, for every batch
-    sums: Sums | None = None  # of those channels
-    cross: Array = None  # [out, kept], of their products with what the stream lacks, both less their means
-    missing: np.ndarray | None = None  # the sum of what it lacks
     nudge: Array = None  # random numbers added to what the consumer made of the first batch
     nudged: Live | None = None  # what is alive of it then
     gain: np.ndarray | None = None

@@ -20,7 +20,7 @@ from itertools import pairwise
 import numpy as np
 from array_api_compat import array_namespace
 
-from toastc.calibration.moments import Sums, to_float64
+from toastc.calibration.moments import to_float64
 from toastc.calibration.workers import Workers
 from toastc.graphs import Live, Stage, Value
 from toastc.plans.plan import Consumer, Plan, Select
@@ -33,6 +33,7 @@ from ..analyse.simulate import residual, surviving
 from ..analyse.streams import flat, settled, shaped
 from ..match.taps import all_taps
 from ..state import State
+from .evidence import evidence
 from .jobs import ENOUGH, Job, at_once, enough, jobs_of
 
 STRAIGHT = 1e-2  # relative error up to which the way to the stream counts as a gain alone
@@ -71,7 +72,7 @@ class RefitConsumers:
                 dense[n], pruned[n] = walk(walked, n, dense[n], pruned[n], workers)
             done += len(stretch)
             value, job, _ = stretch[-1]
-            refit(job, value, pruned, workers)
+            refit(job, value, dense, pruned, workers)
         return replace(state, plan=Plan(dict(state.plan.choices) | {job.name: job.choice for job in jobs}))
 
 
@@ -167,28 +168,13 @@ def put_in(job: Job, n: int, dense: Live, pruned: Live, workers: Workers) -> Non
 
 
 def compare(job: Job, n: int, dense: Live, pruned: Live, workers: Workers) -> None:
-    """How far the stream is from the dense one without the consumer, and what the channels that stay say of that."""
-    assert job.stream is not None and not isinstance(job.choice, Select) and job.choice.consumer is not None
+    """How what is added to the consumer's output arrives in the stream."""
+    assert job.stream is not None
     if not n:
         assert job.nudged is not None
         there = flat(dense[job.stream])
         job.gain = agreed(gain_of(job.nudge, flat(job.nudged[job.stream]) - there), there.shape[-1], workers)
         job.nudged = job.nudge = None
-    if job.gain is None:
-        return
-    rows, error = job.kept[n], flat(dense[job.stream]) - flat(pruned[job.stream])
-    if n in job.placed:
-        error = error + job.there(rows, job.choice.consumer)
-    xp, own = array_namespace(rows), Sums.of(rows[:, None, :], True)
-    missing = to_float64(xp.sum(error, axis=0, dtype=xp.float64))
-    cross = (error - like(missing / own.count, error)).T @ (rows - like(own.mean.ravel(), rows))
-    if job.sums is None or job.missing is None:
-        job.sums, job.cross, job.missing = own, cross, missing
-        return
-    share = job.sums.count * own.count / (job.sums.count + own.count)
-    drift = share * np.outer(missing / own.count - job.missing / job.sums.count, (own.mean - job.sums.mean).ravel())
-    job.cross += cross + like(drift, cross)
-    job.sums, job.missing = job.sums + own, job.missing + missing
 
 
 def gain_of(nudge: Array, moved: Array) -> np.ndarray | None:
@@ -210,34 +196,23 @@ def agreed(gain: np.ndarray | None, size: int, workers: Workers) -> np.ndarray |
     return said if np.isfinite(said).all() else None
 
 
-def gather(job: Job, workers: Workers) -> None:
-    """What all processes have seen."""
-    assert job.sums is not None and job.missing is not None
-    if workers.count == 1:
-        return
-    count, missing = job.sums.count, workers.add(job.missing)
-    own, mean = job.missing / count, job.sums.mean
-    job.sums = job.sums.gathered(workers)
-    drift = count * np.outer(own - missing / job.sums.count, (mean - job.sums.mean).ravel())
-    job.cross, job.missing = workers.add(as_array(job.cross + like(drift, job.cross))), missing
-
-
-def refit(job: Job, value: Value, pruned: list[Live], workers: Workers) -> None:
+def refit(job: Job, value: Value, dense: Sequence[Live], pruned: list[Live], workers: Workers) -> None:
     """The choice with its consumer fitted anew; `pruned` moves along."""
-    kept, job.kept = job.kept, {}
-    if job.gain is None or job.sums is None or job.missing is None:
+    if job.gain is None:
+        job.kept = {}
         return
-    gather(job, workers)
+    seen = evidence(job, dense, pruned).gathered(workers)
+    kept, job.kept = job.kept, {}
     assert not isinstance(job.choice, Select) and job.choice.consumer is not None
-    own, planned, gain = job.sums, job.choice.consumer, job.gain
-    mean, scatter = own.mean.ravel(), own.scatter[0, ...]
-    cross = (job.cross - (scatter @ like(planned.weight * gain, scatter)).T) / own.count  # what the planned one leaves
-    slope = as_array(fitted(cross, shrunken(own)))  # [out, kept]
-    off = job.missing / own.count - (mean @ planned.weight + planned.bias) * gain
+    count, mean, scatter = seen.sums.count, seen.sums.mean.ravel(), seen.sums.scatter[0, ...]
+    planned, gain = job.choice.consumer, job.gain
+    cross = (seen.cross - (scatter @ like(planned.weight * gain, scatter)).T) / count  # what the planned one leaves
+    slope = as_array(fitted(cross, shrunken(seen.sums)))  # [out, kept]
+    off = seen.missing / count - (mean @ planned.weight + planned.bias) * gain
     scale = np.where(np.abs(gain) > 1e-6 * np.abs(gain).max(), gain, np.inf)
     more = Consumer((slope / scale[:, None]).T, (off - slope @ mean) / scale, planned.of)
     weight, bias = (planned.weight + more.weight).astype(np.float32), (planned.bias + more.bias).astype(np.float32)
     fit = Consumer(weight, bias, planned.of)
     for n, live in enumerate(pruned):
         live[value] = live[value] + shaped(job.there(kept.pop(n), more if n in job.placed else fit), live[value])
-    job.choice, job.sums, job.cross = replace(job.choice, consumer=fit), None, None
+    job.choice = replace(job.choice, consumer=fit)

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from .inference import fewest
 from .names import UNDERSTOOD, named
 from .operators import OPERATORS
 from .unpack import unpack_attention
+from .weights import by_itself, replace_tensors, tensors_of
 
 SINGLE_FILE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
 IN_FLIGHT = 256 * 2**20  # bytes of weights computed and not yet written
@@ -88,29 +89,6 @@ def unheard() -> Iterator[None]:
             log.setLevel(level)
 
 
-def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Every tensor the file speaks of: weights and constants, of the graph, its branches and its functions."""
-    for graph in (*model.graphs(), *model.functions.values()):
-        for value in getattr(graph, "initializers", {}).values():
-            if value.const_value is not None:
-                yield value.const_value
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    yield attribute.value
-
-
-def replace_tensors(model: ir.Model, by: Callable[[ir.TensorProtocol], ir.TensorProtocol]) -> None:
-    for graph in (*model.graphs(), *model.functions.values()):
-        for value in getattr(graph, "initializers", {}).values():
-            if value.const_value is not None:
-                value.const_value = by(value.const_value)
-        for node in graph:
-            for name, attribute in list(node.attributes.items()):
-                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    node.attributes[name] = ir.AttrTensor(name, by(attribute.value))
-
-
 def prepare(model: ir.Model, what: str) -> ir.Model:
     """Refuse what can not be compiled; inline functions; constants become initializers."""
     if model.functions:
@@ -156,24 +134,6 @@ def is_written_out(function: ir.Function) -> bool:
 def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 160 else text[:157] + "..."
-
-
-def by_itself(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """The same; not a part of the file's message, all of which stays in memory as long as any part is read; and where it is in
-    a file of its own, at the one that was checked and not at a link to it.
-    """
-    if isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype.bitwidth >= 8:
-        return ir.Tensor(
-            tensor.numpy(), tensor.dtype, shape=tensor.shape, name=tensor.name, doc_string=tensor.doc_string,
-            metadata_props=tensor.metadata_props,
-        )  # fmt: skip
-    if not isinstance(tensor, ir.ExternalTensor):
-        return tensor
-    file = Path(tensor.path).resolve()
-    return ir.ExternalTensor(
-        file.name, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name,
-        doc_string=tensor.doc_string, metadata_props=tensor.metadata_props, base_dir=file.parent,
-    )  # fmt: skip
 
 
 def is_external(model: ir.Model) -> bool:

@@ -1,7 +1,10 @@
-"""A model without its weights, which a runtime is handed as they are: written into the model, each would be there three times."""
+"""Where weights are: apart from the message they were read from, and handed to a runtime as they are, outside of the model. Else
+each would be in memory several times.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +39,44 @@ def folder_of(model: ir.Model) -> Path | None:
     """Where the weights are that are in files."""
     found = (value.const_value for value in model.graph.initializers.values())
     return next((Path(tensor.path).parent for tensor in found if isinstance(tensor, ir.ExternalTensor)), None)
+
+
+def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every tensor the file speaks of: weights and constants, of the graph, its branches and its functions."""
+    for graph in (*model.graphs(), *model.functions.values()):
+        for value in getattr(graph, "initializers", {}).values():
+            if value.const_value is not None:
+                yield value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    yield attribute.value
+
+
+def replace_tensors(model: ir.Model, by: Callable[[ir.TensorProtocol], ir.TensorProtocol]) -> None:
+    for graph in (*model.graphs(), *model.functions.values()):
+        for value in getattr(graph, "initializers", {}).values():
+            if value.const_value is not None:
+                value.const_value = by(value.const_value)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    node.attributes[name] = ir.AttrTensor(name, by(attribute.value))
+
+
+def by_itself(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The same; not a part of the file's message, all of which stays in memory as long as any part is read; and where it is in
+    a file of its own, at the one that was checked and not at a link to it.
+    """
+    if isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype.bitwidth >= 8:
+        return ir.Tensor(
+            tensor.numpy(), tensor.dtype, shape=tensor.shape, name=tensor.name, doc_string=tensor.doc_string,
+            metadata_props=tensor.metadata_props,
+        )  # fmt: skip
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    file = Path(tensor.path).resolve()
+    return ir.ExternalTensor(
+        file.name, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name,
+        doc_string=tensor.doc_string, metadata_props=tensor.metadata_props, base_dir=file.parent,
+    )  # fmt: skip
