@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-
-from threadpoolctl import threadpool_limits
 
 from toastc.plans.sites import Coupling
 
 from ..state import State, taken
 from .losses import Loss, loss_of
-
-ROOM = 1 << 29  # bytes of matrices that are worked on at one time
+from .threads import beside_each_other
 
 
 @dataclass(frozen=True)
@@ -36,12 +31,8 @@ class AnalyseLosses:
             name, coupling = pair
             return loss_of(state.graph, coupling, moments.of(name), self.int8)
 
-        widest = max((sums.scatter.shape[-1] for sums in moments.sums.values()), default=1)
-        cores = os.cpu_count() or 1
-        at_once = max(1, min(cores, ROOM // (20 * widest**2)))  # five such matrices each
         found: dict[str, Loss | None] = {}
-        with threadpool_limits(max(1, cores // at_once), user_api="blas"), ThreadPoolExecutor(at_once) as pool:
-            for (name, _), loss in zip(pairs, pool.map(analyse, pairs), strict=True):
-                found[name] = loss
-                state.tell(self.name, len(found) / len(pairs))
+        for (name, _), loss in zip(pairs, beside_each_other(analyse, pairs, [c for _, c in pairs]), strict=True):
+            found[name] = loss
+            state.tell(self.name, len(found) / len(pairs))
         return replace(state, losses={name: loss for name, loss in found.items() if loss is not None})

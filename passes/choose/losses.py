@@ -5,15 +5,18 @@ Couplings of which nothing could be watched (a query that is a learnt constant) 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from toastc.plans.plan import Choice, Keep, Plan
+from toastc.plans.sites import Coupling
 from toastc.system.errors import ToastcError
 
 from ..analyse.losses import consumed
 from ..analyse.members import Weights
+from ..analyse.threads import beside_each_other
 from ..score.weights import ScoreWeights
 from ..state import State
 from .ratios import best
@@ -26,11 +29,10 @@ class PlanLosses:
     name = "plan-losses"
 
     def __call__(self, state: State) -> State:
-        choices: dict[str, Choice] = {}
-        notes: list[str] = []
         heads = {s.name: self.heads(state, s.name) for s in state.sites if f"{s.name}.heads" in state.widths}
-        for name, kept in heads.items():
-            choices[f"{name}.heads"] = Keep(kept[None])
+        choices: dict[str, Choice] = {f"{name}.heads": Keep(kept[None]) for name, kept in heads.items()}
+        notes: list[str] = []
+        known: list[tuple[str, Coupling, int, Sequence[int]]] = []  # of which there is a choice that costs least
         for site in state.sites:
             for coupling in site.couplings:
                 name = f"{site.name}.{coupling.name}"
@@ -39,12 +41,17 @@ class PlanLosses:
                     continue
                 width = state.widths.get(name, coupling.width)
                 if name in state.losses:
-                    groups = heads[site.name].tolist() if gone else range(coupling.groups)
-                    choice = state.losses[name].choose(width, groups)
-                    choices[name] = consumed(state.graph, coupling, state.taps.get(f"{name}/out"), choice)
+                    known.append((name, coupling, width, heads[site.name].tolist() if gone else range(coupling.groups)))
                 else:
                     choices[name] = Keep(best(ScoreWeights().score(Weights(state.graph), coupling), width))
                     notes.append(f"{name}: could not be watched; its largest channels stay")
+
+        def choose(what: tuple[str, Coupling, int, Sequence[int]]) -> Choice:
+            name, coupling, width, groups = what
+            return consumed(state.graph, coupling, state.taps.get(f"{name}/out"), state.losses[name].choose(width, groups))
+
+        made = beside_each_other(choose, known, [coupling for _, coupling, _, _ in known])
+        choices |= {name: choice for (name, *_), choice in zip(known, made, strict=True)}
         return replace(state, plan=Plan(choices), notes=(*state.notes, *notes))
 
     def heads(self, state: State, site: str) -> np.ndarray:
