@@ -36,7 +36,7 @@ class MeasureGains:
     """Measure how far an error of each coupling reaches, on a few of the calibration inputs."""
 
     least: int = 2  # inputs
-    most: int = 8
+    most: int = 16
     share: float = 1.0  # of the runs that all inputs take; between the two it tells how many are used
     at: float = 0.5
     always: bool = False  # also where no target asks for them
