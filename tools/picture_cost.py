@@ -20,7 +20,7 @@ from picture import DIM, GRID, INK, Point, stroke, text
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES, PICTURE = ROOT / "benchmarks" / "cost-cpu.json", ROOT / "docs" / "cost.svg"
-WIDTH, HEIGHT = 900, 620
+WIDTH, HEIGHT = 900, 640
 WIDE, HIGH = 330, 200  # of a plot
 RUN, PLAIN = "#e8743b", "#74a5cf"
 NAMES = {"deit_small": "DeiT-S", "deit_base": "DeiT-B", "vit_large": "ViT-L", "vit_huge": "ViT-H", "swin_tiny": "Swin-T"}
@@ -47,7 +47,7 @@ class Plot:
 
     def span(self, axis: int) -> tuple[float, float]:
         every = [point[axis] for _, _, points in self.series for point in points]
-        return min(map(float, every)) / 1.5, max(map(float, every)) * 1.5
+        return min(map(float, every)) / 2, max(map(float, every)) * 1.5
 
     def drawn(self) -> Iterator[str]:
         yield text(self.left, self.top - 14, self.title, 15, weight=600)
@@ -64,15 +64,15 @@ class Plot:
                 yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
                 if not number:
                     yield text(x, self.top + HIGH + 20, label, 12, DIM, "middle")
-            x, y = placed[-1]
-            yield text(x - 8, y + (22 if number else -10), name, 13, colour, "end", 600)
+            (x, y), up, anchor = (placed[0], 18, "start") if number else (placed[-1], -10, "end")
+            yield text(x, y + up, name, 13, colour, anchor, 600)
 
 
 def ticks(least: float, most: float) -> list[float]:
-    """Ones, and threes where there are few of them."""
+    """Ones, and twos and fives where there are few of them."""
     powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
     ones = [10.0**n for n in powers if least <= 10.0**n <= most]
-    return ones if len(ones) > 2 else [value for n in powers for value in (10.0**n, 3 * 10.0**n) if least <= value <= most]
+    return ones if len(ones) > 2 else [value for n in powers for m in (1, 2, 5) if least <= (value := m * 10.0**n) <= most]
 
 
 def seconds(row: Row) -> float:
@@ -97,7 +97,7 @@ def drawn(figures: Mapping[str, Any]) -> str:
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" {about}>',
              f'<rect x="1" y="1" width="{WIDTH - 2}" height="{HEIGHT - 2}" rx="14" fill="#fdfdfe" stroke="#d8dee4"/>',
              text(24, 38, title, 19, INK, weight=600)]  # fmt: skip
-    for top, what, unit in ((96, "time", "s"), (372, "memory, above the file", "GB")):
+    for top, what, unit in ((96, "time", "s"), (372, "memory", "GB")):
         for left, by, some in ((80, "by parameters, 64 images", sizes), (530, "by images, DeiT-S", counts)):
             labels = [NAMES[row["model"]] if some is sizes else str(row["images"]) for row in some]
             across = [row["file"] / 4e6 if some is sizes else row["images"] for row in some]
@@ -107,7 +107,9 @@ def drawn(figures: Mapping[str, Any]) -> str:
                 series.append(("plain inference", PLAIN, list(zip(across, map(inference, some), labels, strict=True))))
             parts += Plot(left, top, f"{what} {by}", unit, series).drawn()
     parts.append(
-        text(24, HEIGHT - 14, f"{figures['surroundings']['cores']} cores, ONNX Runtime on the CPU, random weights.", 12, DIM)
+        text(
+            24, HEIGHT - 14, f"{figures['surroundings']['cores']} cores, random weights; memory beyond the model's file.", 12, DIM
+        )
     )
     return "\n".join([*parts, "</svg>", ""])
 
