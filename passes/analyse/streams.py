@@ -25,7 +25,7 @@ def stream_behind(graph: Reader, op: Op) -> Value | None:
 
 
 def settled(live: Live) -> Live:
-    """The same tensors by themselves: as a session of ONNX Runtime puts them out, each holds all the memory of its run."""
+    """Copies, made when the run is over: they stand where its memory was, which the tensors that it put out stand behind."""
 
     def alone(tensor: Array) -> Array:
         return array_namespace(tensor).asarray(tensor, copy=True) if is_array_api_obj(tensor) else tensor

@@ -32,17 +32,15 @@ def runtime() -> Operand:
 def session(
     path: Path, provider: str = "cpu", threads: int = 0, frugal: bool = False, given: Mapping[str, str] | None = None
 ) -> InferenceSession:
-    """`frugal` keeps one copy of the weights in memory, not a second, rearranged one; `given` are the provider's options."""
+    """`frugal` keeps one copy of the weights in memory, not a second, rearranged one, and nothing of a run that is over. `given`
+    are the provider's options.
+    """
     name, ort = PROVIDERS[provider], runtime()
     if name not in ort.get_available_providers():
         raise ToastcError(f"ONNX Runtime here has no {name}; install the matching extra (toastc[gpu])")
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong comes as an exception
+    options = options_of(frugal)
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # or it takes a core from whoever runs next
     if frugal:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     make_room()
@@ -50,6 +48,16 @@ def session(
         return ort.InferenceSession(str(path), options, providers=[(name, dict(given or {}))])
     except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that share no base
         raise ToastcError(f"{path}: ONNX Runtime can not load it ({reason(error)})") from None
+
+
+def options_of(frugal: bool) -> Operand:
+    options = runtime().SessionOptions()
+    options.log_severity_level = 4  # what goes wrong comes as an exception
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or it takes a core from whoever runs next
+    if frugal:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False
+    return options
 
 
 def reason(error: Exception) -> str:
@@ -69,12 +77,7 @@ def session_of(
     `frugal`: as above.
     """
     ort = runtime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # or it takes a core from what follows
-    if frugal:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.enable_cpu_mem_arena = False
+    options = options_of(frugal)
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if weights:

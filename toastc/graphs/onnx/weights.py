@@ -5,6 +5,7 @@ each would be in memory several times.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,25 +44,28 @@ def folder_of(model: ir.Model) -> Path | None:
 
 def tensors_of(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """Every tensor the file speaks of: weights and constants, of the graph, its branches and its functions."""
-    for graph in (*model.graphs(), *model.functions.values()):
-        for value in getattr(graph, "initializers", {}).values():
-            if value.const_value is not None:
-                yield value.const_value
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    yield attribute.value
+    return (tensor for tensor, _ in places_of(model))
 
 
 def replace_tensors(model: ir.Model, by: Callable[[ir.TensorProtocol], ir.TensorProtocol]) -> None:
+    for tensor, put in places_of(model):
+        put(by(tensor))
+
+
+def places_of(model: ir.Model) -> Iterator[tuple[ir.TensorProtocol, Callable[[ir.TensorProtocol], None]]]:
+    """Each tensor, and what puts another one there."""
     for graph in (*model.graphs(), *model.functions.values()):
         for value in getattr(graph, "initializers", {}).values():
             if value.const_value is not None:
-                value.const_value = by(value.const_value)
+                yield value.const_value, partial(setattr, value, "const_value")
         for node in graph:
             for name, attribute in list(node.attributes.items()):
                 if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    node.attributes[name] = ir.AttrTensor(name, by(attribute.value))
+                    yield attribute.value, partial(put_attribute, node, name)
+
+
+def put_attribute(node: ir.Node, name: str, tensor: ir.TensorProtocol) -> None:
+    node.attributes[name] = ir.AttrTensor(name, tensor)
 
 
 def by_itself(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
