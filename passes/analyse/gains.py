@@ -13,11 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from toastc.calibration.data import fixed_batch
 from toastc.calibration.taps import Tap
 from toastc.graphs import Live, Stage
 from toastc.system.arrays import as_array
@@ -25,9 +23,9 @@ from toastc.system.errors import ToastcError
 from toastc.system.vocabulary import Array
 
 from ..state import State
+from .inputs import AT_ONCE, few
 from .simulate import residual
 
-AT_ONCE = 4  # inputs that run together
 ROOT = 0.25  # the power whose mean is taken over inputs
 
 
@@ -116,36 +114,11 @@ def outputs(state: State, live: Live) -> list[np.ndarray]:
     return [as_array(live[value]) for value in sorted(state.graph.outputs, key=state.graph.position)]
 
 
-def few(state: State, count: int, at_once: int) -> list[dict[str, np.ndarray]]:
-    """So many inputs of the data, a few at a time; as many as the model takes where it takes no other number."""
-    batches = first(state.data, count)
-    if fixed_batch(state.graph.input_sizes()) is not None:
-        return batches
-    found: list[dict[str, np.ndarray]] = []
-    for batch in batches:
-        own = min(count, len(next(iter(batch.values()))))
-        count -= own
-        found += [{k: array[at : min(at + at_once, own)] for k, array in batch.items()} for at in range(0, own, at_once)]
-    return found
-
-
 def tempered(gains: np.ndarray, whole: np.ndarray, power: float) -> np.ndarray:
     """Gains whose effect of losing all of a coupling differs less from the others', on a logarithmic scale."""
     share = np.maximum(gains * whole, 1e-30)
     middle = np.exp(np.log(share).mean())
     return np.asarray(middle * (share / middle) ** power / np.maximum(whole, 1e-30))
-
-
-def first(data: Any, count: int) -> list[dict[str, np.ndarray]]:
-    """As many batches as hold `count` inputs, as the model takes them."""
-    found: list[dict[str, np.ndarray]] = []
-    have = 0
-    for batch in data:
-        found.append(batch)
-        have += len(next(iter(batch.values())))
-        if have >= count:
-            break
-    return found
 
 
 def apart(here: Sequence[np.ndarray], there: Sequence[np.ndarray], count: int) -> np.ndarray:

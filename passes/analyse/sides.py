@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,10 +11,10 @@ from toastc.system.errors import ToastcError
 from toastc.system.memory import free_memory
 
 from ..state import State
+from .threads import MATRICES, at_once
 
 BESIDE = 1 << 30  # bytes of streams, of images, of the model while it runs, at most
 WAITING = 32  # inputs whose streams wait for a fit, as bytes that are watched
-AT_ONCE = 5  # matrices as large as the largest, while losses are analysed
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def room(state: State, sides: Sides) -> int:
     """Bytes, more or less, of all sums, of the weights, of the model while it runs, and of what fits consumers."""
     stored = [side.products for side in sides.values()]
     beside = min(BESIDE, WAITING * state.watched_bytes)
-    return 4 * (sum(stored) + AT_ONCE * max(stored, default=0) + int(state.graph.totals()[1])) + beside
+    largest = max(stored, default=1)
+    algebra = MATRICES * at_once(math.isqrt(largest)) * largest
+    return 4 * (sum(stored) + algebra + int(state.graph.totals()[1])) + beside
 
 
 def bytes_as_text(size: int) -> str:

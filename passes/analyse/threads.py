@@ -13,14 +13,18 @@ from toastc.plans.sites import Coupling
 
 ROOM = 1 << 29  # bytes of matrices that are worked on at one time
 MATRICES = 5  # as large as a coupling's covariance, in float32
+CORES = os.cpu_count() or 1
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def at_once(widest: int) -> int:
+    """How many couplings of so many channels."""
+    return max(1, min(CORES, ROOM // (4 * MATRICES * widest**2)))
+
+
 def beside_each_other(work: Callable[[Item], Result], items: Sequence[Item], couplings: Sequence[Coupling]) -> Iterator[Result]:
     """The results in order; as many at one time as there are cores, and room for such couplings."""
-    widest = max((c.groups * c.width for c in couplings), default=1)
-    cores = os.cpu_count() or 1
-    at_once = max(1, min(cores, ROOM // (4 * MATRICES * widest**2)))
-    with threadpool_limits(max(1, cores // at_once), user_api="blas"), ThreadPoolExecutor(at_once) as pool:
+    many = at_once(max((c.groups * c.width for c in couplings), default=1))
+    with threadpool_limits(max(1, CORES // many), user_api="blas"), ThreadPoolExecutor(many) as pool:
         yield from pool.map(work, items)

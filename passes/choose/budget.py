@@ -20,7 +20,8 @@ from toastc.system.arrays import as_array
 from toastc.system.errors import ToastcError
 from toastc.system.vocabulary import Array
 
-from ..analyse.gains import few, size
+from ..analyse.gains import size
+from ..analyse.inputs import few
 from ..state import State
 from ..tokens.merge import merge_tokens
 from .allocate import AllocateWidths, loss_of

@@ -18,7 +18,8 @@ from toastc.graphs import Live, Stage, Value
 from toastc.plans.plan import Choice
 from toastc.system.arrays import as_array
 
-from ..analyse.gains import MeasureGains, first, size
+from ..analyse.gains import MeasureGains, size
+from ..analyse.inputs import first
 from ..analyse.simulate import residual
 from ..state import State, taken
 

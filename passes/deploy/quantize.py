@@ -22,7 +22,8 @@ from toastc.system.arrays import as_array
 from toastc.system.errors import CannotShrink, NothingToPrune
 from toastc.system.vocabulary import Array
 
-from ..analyse.gains import first, size
+from ..analyse.gains import size
+from ..analyse.inputs import first
 from ..state import State
 
 SHRINKS = (1.0, 0.97, 0.94, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)

@@ -14,7 +14,7 @@ from toastc.plans.plan import Choice, Consumer
 from toastc.system.vocabulary import Array
 
 from ..analyse.algebra import like
-from ..analyse.gains import AT_ONCE, few
+from ..analyse.inputs import AT_ONCE, few
 from ..analyse.losses import consumed
 from ..analyse.streams import stream_behind
 from ..state import State

@@ -28,7 +28,7 @@ from toastc.system.arrays import as_array
 from toastc.system.vocabulary import Array
 
 from ..analyse.algebra import fitted, like, shrunken
-from ..analyse.gains import few
+from ..analyse.inputs import few
 from ..analyse.simulate import residual, surviving
 from ..analyse.streams import flat, settled, shaped
 from ..match.taps import all_taps

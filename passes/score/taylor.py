@@ -16,7 +16,7 @@ from toastc.graphs.protocols import Gradients
 from toastc.system.arrays import as_array
 from toastc.system.errors import ToastcError
 
-from ..analyse.gains import first
+from ..analyse.inputs import first
 from ..match.taps import all_taps
 from ..state import State
 

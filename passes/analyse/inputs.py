@@ -1,0 +1,38 @@
+"""The first of the calibration inputs, as many as a pass needs, in batches that fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from toastc.calibration.data import fixed_batch
+
+from ..state import State
+
+AT_ONCE = 4  # inputs that run together
+
+
+def few(state: State, count: int, at_once: int) -> list[dict[str, np.ndarray]]:
+    """So many inputs of the data, a few at a time; as many as the model takes where it takes no other number."""
+    batches = first(state.data, count)
+    if fixed_batch(state.graph.input_sizes()) is not None:
+        return batches
+    found: list[dict[str, np.ndarray]] = []
+    for batch in batches:
+        own = min(count, len(next(iter(batch.values()))))
+        count -= own
+        found += [{k: array[at : min(at + at_once, own)] for k, array in batch.items()} for at in range(0, own, at_once)]
+    return found
+
+
+def first(data: Any, count: int) -> list[dict[str, np.ndarray]]:
+    """As many batches as hold `count` inputs, as the model takes them."""
+    found: list[dict[str, np.ndarray]] = []
+    have = 0
+    for batch in data:
+        found.append(batch)
+        have += len(next(iter(batch.values())))
+        if have >= count:
+            break
+    return found
