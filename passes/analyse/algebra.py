@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from toastc.calibration.moments import Sums
 from toastc.system.vocabulary import Array
 
 LEAF = 128  # channels that a library inverts as well
@@ -70,6 +69,30 @@ def factor_inverse(matrix: Array, made: Array) -> None:
     made[half:, :half] *= -1
 
 
+def solved_lower(lower: Array, given: Array) -> Array:
+    """L^-1 of this, which is not to be used again; nearly all of it in products of large matrices."""
+    xp, half = array_namespace(lower), lower.shape[0] // 2
+    if 2 * half <= LEAF:
+        given[...] = xp.linalg.inv(lower) @ given
+        return given
+    first = solved_lower(lower[:half, :half], given[:half, :])
+    given[half:, :] -= lower[half:, :half] @ first
+    solved_lower(lower[half:, half:], given[half:, :])
+    return given
+
+
+def solved_upper(lower: Array, given: Array) -> Array:
+    """L'^-1 of this, in the same way."""
+    xp, half = array_namespace(lower), lower.shape[0] // 2
+    if 2 * half <= LEAF:
+        given[...] = xp.linalg.inv(lower).T @ given
+        return given
+    last = solved_upper(lower[half:, half:], given[half:, :])
+    given[:half, :] -= lower[half:, :half].T @ last
+    solved_upper(lower[:half, :half], given[:half, :])
+    return given
+
+
 def squared(lower: Array) -> Array:
     """L' L"""
     half = lower.shape[0] // 2
@@ -80,32 +103,3 @@ def squared(lower: Array) -> Array:
     made[half:, :half] = last.T @ below
     made[:half, half:], made[half:, half:] = made[half:, :half].T, squared(last)
     return made
-
-
-def shrunken(sums: Sums) -> Array:
-    """The covariance, drawn towards its diagonal as far as the sample is too small for it (as Ledoit and Wolf do).
-
-    What never varied stays at zero: a dead channel costs nothing to lose.
-    """
-    xp, mean = array_namespace(sums.scatter), sums.mean
-    cov = sums.covariance
-    cov = cov[0] if cov.shape[0] == 1 else block_diagonal(cov)
-    size, variances = cov.shape[0], xp.asarray(xp.linalg.diagonal(cov), copy=True)
-    squares = float(xp.sum(xp.vecdot(cov, cov)))
-    apart = squares - float(xp.sum(variances)) ** 2 / size
-    raw = squares + 2 * float(like(mean.ravel(), cov) @ cov @ like(mean.ravel(), cov)) + float((mean**2).sum()) ** 2
-    noise = max(sums.energy2 / sums.count - raw, 0.0) / sums.count
-    share = min(1.0, noise / apart) if apart > 0 else 0.0
-    cov *= 1 - share
-    eps = float(xp.finfo(cov.dtype).eps)  # what varies less than its numbers can tell does not
-    xp.reshape(cov, (-1,))[:: size + 1] = variances + like((4 * eps) ** 2 * sums.squares.ravel() / sums.count, cov)
-    return cov
-
-
-def block_diagonal(blocks: Array) -> Array:
-    xp = array_namespace(blocks)
-    groups, width, _ = blocks.shape
-    whole = xp.zeros((groups * width, groups * width), dtype=blocks.dtype, device=device(blocks))
-    for g in range(groups):
-        whole[g * width : (g + 1) * width, g * width : (g + 1) * width] = blocks[g]
-    return whole

@@ -8,7 +8,7 @@ from toastc.plans.sites import Coupling
 
 from ..state import State, taken
 from .losses import Loss, loss_of
-from .threads import beside_each_other
+from .threads import at_once, beside_each_other
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class AnalyseLosses:
             return loss_of(state.graph, coupling, moments.of(name), self.int8)
 
         found: dict[str, Loss | None] = {}
-        for (name, _), loss in zip(pairs, beside_each_other(analyse, pairs, [c for _, c in pairs]), strict=True):
+        for (name, _), loss in zip(pairs, beside_each_other(analyse, pairs, at_once(moments.largest)), strict=True):
             found[name] = loss
             state.tell(self.name, len(found) / len(pairs))
         return replace(state, losses={name: loss for name, loss in found.items() if loss is not None})

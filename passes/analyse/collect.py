@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,9 +26,11 @@ from toastc.system.vocabulary import Array
 from ..match.taps import all_taps
 from ..state import State
 from .sides import Side, check_room, sides_of
+from .threads import beside_each_other
 
 LEAST_IMAGES = 32
 WATCHED = 64 << 20  # bytes of tensors in view at one time
+MOST = 4  # inputs that run together
 WAITING = 128 << 20  # bytes of rows that are summed together: a wide sum costs as much to add as to make
 ENOUGH = 6e12  # MACs spent on synthetic images; large models get fewer
 
@@ -64,17 +66,19 @@ class CollectMoments:
             return replace(state, gains=state.moments.gains)
         if state.data is None:
             raise ToastcError("this recipe needs calibration data; give --calibrate DATA, or take recipe synthetic")
-        check_room(state, self.sides(state), {"--quick": sides_of(state.taps, alone=True)})
+        seen = self.inputs(state) * self.part(state) or math.inf
+        check_room(state, self.sides(state), seen, {"--quick": sides_of(state.taps, alone=True)})
         moments, notes = self.collect(state)
         return replace(state, moments=moments, notes=(*state.notes, *notes, *warnings(moments, taps)))
 
     def collect(self, state: State) -> tuple[Moments, list[str]]:
         workers, kept = state.workers, state.unfinished
-        probe = state.graph.probe([tap.value for tap in state.taps.values()])
+        lanes = state.graph.lanes
+        probe = state.graph.probe([tap.value for tap in state.taps.values()], lanes=lanes)
         moments, done, notes = self.start_or_resume(state)
         data = state.data.part(workers.rank, workers.count)
         sides = self.sides(state)
-        look = Look(state.taps, sides, probe, self.part(state), self.inputs_at_a_time(state))
+        look = Look(state.taps, sides, probe, self.part(state), self.inputs_at_a_time(state, lanes), lanes)
         whole = True  # no batch is in the sums in part
         try:
             for number, batch in enumerate(data):
@@ -82,8 +86,7 @@ class CollectMoments:
                     continue
                 if self.most and moments.images * workers.count >= self.most:
                     break
-                rng = np.random.default_rng([state.seed, number * workers.count + workers.rank])
-                for rows in look.at(batch, rng):
+                for rows in look.at(batch, (state.seed, number * workers.count + workers.rank)):
                     whole = False
                     note_together(moments, rows, sides)
                 moments.images += len(next(iter(batch.values())))
@@ -128,9 +131,9 @@ class CollectMoments:
         return min(1.0, self.share * state.graph.totals()[0] * state.graph.batch / max(cost, 1))
 
     @staticmethod
-    def inputs_at_a_time(state: State) -> int:
+    def inputs_at_a_time(state: State, lanes: int) -> int:
         """As many as keep what is watched within bounds; all of a batch where the model takes no other size."""
-        return fixed_batch(state.graph.input_sizes()) or max(1, WATCHED // state.watched_bytes)
+        return fixed_batch(state.graph.input_sizes()) or max(1, min(MOST, WATCHED // (lanes * state.watched_bytes)))
 
 
 @dataclass(frozen=True)
@@ -142,14 +145,21 @@ class Look:
     probe: Any
     part: float  # of the tokens
     pieces: int  # inputs at a time
+    lanes: int
 
-    def at(self, batch: Batch, rng: np.random.Generator) -> Iterator[dict[str, list[Array]]]:
+    def at(self, batch: Batch, seed: Sequence[int]) -> Iterator[dict[str, list[Array]]]:
         count = len(next(iter(batch.values())))
-        rows: dict[str, list[Array]] = {key: [] for key in self.taps}
-        for start in range(0, count, self.pieces):
+
+        def seen(start: int) -> list[Array]:
+            rng = np.random.default_rng([*seed, start])
             _, arrays = self.probe({name: array[start : start + self.pieces] for name, array in batch.items()})
-            for (key, tap), array in zip(self.taps.items(), arrays, strict=True):
-                rows[key].append(tap.rows(array, self.part, rng))
+            return [tap.rows(array, self.part, rng) for tap, array in zip(self.taps.values(), arrays, strict=True)]
+
+        rows: dict[str, list[Array]] = {key: [] for key in self.taps}
+        starts = range(0, count, self.pieces)
+        for start, found in zip(starts, beside_each_other(seen, starts, self.lanes), strict=True):
+            for key, own in zip(self.taps, found, strict=True):
+                rows[key].append(own)
             if start + self.pieces >= count or sum(piece.nbytes for own in rows.values() for piece in own) > WAITING:
                 yield rows
 

@@ -14,6 +14,7 @@ from toastc.calibration.moments import to_float64
 from toastc.system.vocabulary import Array
 
 from .algebra import floored, inverse_of
+from .covariances import Covariance
 
 COARSE = 1e-4  # of its own variance: single precision tells no finer differences, and channels are only ranked
 STEPS = 96  # of backward elimination
@@ -21,53 +22,52 @@ BLOCK = 8  # steps, before the inverse covariance is made smaller
 ROUNDING = 4 / 255  # of an 8-bit grid that is cut off at four times the loudest channel's root mean square
 
 
-def eliminate(cov: Array, weight: Array, rms: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def eliminate(cov: Covariance, weight: Array, rms: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Channels in the order in which they go, and what is lost when k stay.
 
     Each step takes those whose loss is smallest, several at once. With the root mean square of each channel, those go sooner
     without which the others can be rounded more finely.
     """
-    xp, count = array_namespace(cov), cov.shape[0]
-    loud = xp.sqrt(xp.linalg.diagonal(cov))  # channels are measured by themselves: some are a thousand times louder than others
+    xp, count, place = array_namespace(weight), weight.shape[0], device(weight)
+    loud = xp.sqrt(cov.variances)  # channels are measured by themselves: some are a thousand times louder than others
     scale, weight = xp.where(loud > 0, loud, xp.ones_like(loud)), weight * loud[:, None]
-    inverse = inverse_of(floored(cov / scale[:, None] / scale[None, :], COARSE))
+    inverse = cov.inverse(scale, COARSE)
     least, loudness = 1 / (1 + COARSE), to_float64(scale)
     left, known, lost, order = np.arange(count), {count: 0.0}, 0.0, []
     step = max(1, count // STEPS)
     while len(left) > 1:
         alive, panels = np.ones(len(left), bool), weight[:, :0]
-        precision = to_float64(xp.linalg.diagonal(inverse))
+        precision = to_float64(inverse.diagonal())
         for _ in range(BLOCK):
             many = min(step, int(alive.sum()) - 1)
             if not many:
                 break
-            cost = to_float64(xp.sum(weight**2, axis=1)) / np.maximum(precision, least)
+            cost = to_float64(xp.vecdot(weight, weight)) / np.maximum(precision, least)
             if rms is not None:
                 cost[alive] -= rounding_without(rms[left[alive]], to_float64(weight)[alive] / loudness[left[alive], None])
             cost[~alive] = np.inf
             going = np.argpartition(cost, many - 1)[:many]
             going = going[np.argsort(cost[going], kind="stable")]
-            rows = xp.asarray(going, device=device(cov))
-            across = xp.take(inverse, rows, axis=0).T - panels @ xp.take(panels, rows, axis=0).T
+            rows = xp.asarray(going, device=place)
+            across = inverse.columns(rows) - panels @ xp.take(panels, rows, axis=0).T
             own = xp.take(across, rows, axis=0)
             short = np.maximum(least - to_float64(xp.linalg.diagonal(own)), 0)  # what rounding took
             own += xp.asarray(np.diag(short), dtype=own.dtype, device=device(own))
             values, vectors = xp.linalg.eigh(own)  # none is less, but for rounding: so many correlations add up to no more
             root = (vectors / xp.sqrt(xp.clip(values, min=least / many))).T
             panel, taken = across @ root.T, root @ xp.take(weight, rows, axis=0)
-            weight = weight - panel @ taken
+            weight -= panel @ taken
             precision = precision - to_float64(xp.sum(panel**2, axis=1))
             panels = xp.concat([panels, panel], axis=1)
             lost += float(xp.sum(taken**2))
             alive[going] = False
             order.append(left[going])
             known[int(alive.sum())] = lost
-        stay = xp.asarray(np.flatnonzero(alive), device=device(cov))
-        panels = xp.take(panels, stay, axis=0)
-        inverse = xp.take(xp.take(inverse, stay, axis=0), stay, axis=1) - panels @ panels.T
+        stay = xp.asarray(np.flatnonzero(alive), device=place)
+        inverse = inverse.without(stay, xp.take(panels, stay, axis=0))
         weight, left = xp.take(weight, stay, axis=0), left[alive]
     order.append(left)
-    known[0] = lost + float(xp.sum(weight**2) / inverse[0, 0])
+    known[0] = lost + float(xp.sum(weight**2) / inverse.diagonal()[0])
     widths = np.array(sorted(known))
     return np.concatenate(order), np.interp(np.arange(count + 1), widths, [known[w] for w in widths])
 
@@ -86,15 +86,17 @@ def rounding_without(rms: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def eliminate_groups(cov: Array, weight: Array, count: int) -> np.ndarray:
     """Groups in the order in which they go, each time the one that the others can best make up for."""
     xp, size = array_namespace(cov), cov.shape[0]
-    inverse, weight = xp.linalg.inv(floored(cov)), xp.asarray(weight, copy=True)
+    inverse, weight = inverse_of(floored(cov)), xp.asarray(weight, copy=True)
     spans = [slice(start, start + size // count) for start in range(0, size, size // count)]
     left, order = list(range(count)), []
+
+    def lost(own: slice) -> float:
+        return float(xp.linalg.trace(xp.linalg.solve(inverse[own, own], weight[own] @ weight[own].T)))
+
     while left:
-        solved = [xp.linalg.solve(inverse[spans[g], spans[g]], weight[spans[g]]) for g in left]
-        at = int(np.argmin([float(xp.sum(weight[spans[g]] * s)) for g, s in zip(left, solved, strict=True)]))
-        own = spans[left[at]]
+        own = spans[left.pop(int(np.argmin([lost(spans[g]) for g in left])))]
+        order.append(own.start // (size // count))
         across = xp.linalg.solve(inverse[own, own], inverse[own])
-        weight -= inverse[:, own] @ solved[at]
+        weight -= across.T @ weight[own]
         inverse -= inverse[:, own] @ across
-        order.append(left.pop(at))
     return np.array(order)

@@ -11,7 +11,7 @@ say the fourth roots are averaged, among which no single one outweighs the other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from toastc.system.vocabulary import Array
 from ..state import State
 from .inputs import AT_ONCE, few
 from .simulate import residual
+from .threads import beside_each_other
 
 ROOT = 0.25  # the power whose mean is taken over inputs
 
@@ -74,18 +75,28 @@ class MeasureGains:
         graph, names = state.graph, list(taps)
         batches = few(state, self.inputs(state.moments.images if state.moments else 0, len(names)), AT_ONCE)
         own = set(state.workers.own(range(len(names))))
-        stages = list(graph.stages([taps[name].value for name in names]))
-        clean = [graph.begin(batch) for batch in batches]
-        ends = [outputs(state, walked(live, stages)) for live in clean]
+        stages = list(graph.stages([taps[name].value for name in names], graph.lanes))
+        begun = [graph.begin(batch) for batch in batches]
+        ends = list(beside_each_other(lambda live: outputs(state, walked(live, stages)), begun, graph.lanes))
         counts = [len(next(iter(batch.values()))) for batch in batches]
+
+        def branches() -> Iterator[tuple[int, list[Live]]]:
+            clean = begun
+            for n in range(len(names)):
+                clean = [stages[n](live) for live in clean]
+                if n in own:
+                    yield n, clean
+
+        def far(branch: tuple[int, list[Live]]) -> tuple[int, float]:
+            n, clean = branch
+            value, nudge = taps[names[n]].value, self.nudge(state, names[n], taps[names[n]])
+            moved = (outputs(state, walked(live | {value: nudge(live[value])}, stages[n + 1 :])) for live in clean)
+            seen = np.concatenate([apart(*each) for each in zip(moved, ends, counts, strict=True)])
+            return n, float((seen**ROOT).mean() ** (1 / ROOT))
+
         found = np.zeros(len(names))
-        for n, name in enumerate(names):
-            clean = [stages[n](live) for live in clean]
-            if n in own:
-                value, nudge = taps[name].value, self.nudge(state, name, taps[name])
-                moved = (outputs(state, walked(live | {value: nudge(live[value])}, stages[n + 1 :])) for live in clean)
-                seen = np.concatenate([apart(*each) for each in zip(moved, ends, counts, strict=True)])
-                found[n] = (seen**ROOT).mean() ** (1 / ROOT)
+        for n, reached in beside_each_other(far, branches(), graph.lanes):
+            found[n] = reached
             state.tell(self.name, 1 - ((len(names) - n - 1) / len(names)) ** 2)  # a branch runs to the end
         return found
 

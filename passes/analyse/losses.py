@@ -22,9 +22,9 @@ from toastc.graphs.protocols import Reader
 from toastc.plans.plan import Basis, Choice, Consumer, Keep, Select
 from toastc.plans.sites import Coupling, Member
 from toastc.system.arrays import as_array
-from toastc.system.vocabulary import Array
 
-from .algebra import fitted, like, roots, shrunken, tails
+from .algebra import fitted, like, roots, tails
+from .covariances import Covariance, covariance_of, shrunken
 from .elimination import eliminate, eliminate_groups
 
 
@@ -170,19 +170,20 @@ def turned_values(out: Sums, weight: np.ndarray) -> Loss:
 
 
 def kept_channels(out: Sums, weight: np.ndarray, coupling: Coupling, rounded: bool) -> Loss:
-    mean, cov = out.mean, shrunken(out)
+    mean = out.mean
     if coupling.groups == 1:
-        rms = np.sqrt(out.squares / out.count).ravel() if rounded else None
-        order, curve = eliminate(cov, like(weight, cov), rms)
+        cov, rms = covariance_of(out), np.sqrt(out.squares / out.count).ravel() if rounded else None
+        order, curve = eliminate(cov, like(weight, cov.variances), rms)
         curves, gone = curve[None], np.zeros(1, int)
     else:
-        variance = to_float64(array_namespace(cov).linalg.diagonal(cov))
+        whole = shrunken(out)
+        variance = to_float64(array_namespace(whole).linalg.diagonal(whole))
         energy = (variance * (weight**2).sum(axis=1)).reshape(mean.shape)
         order, curves = np.argsort(energy, axis=1, kind="stable"), tails(-np.sort(-energy, axis=1))
-        gone = eliminate_groups(cov, like(weight, cov), coupling.groups)
+        gone = eliminate_groups(whole, like(weight, whole), coupling.groups)
 
     def choose(kept: int, groups: Sequence[int]) -> Choice:
-        return folded(np.sort(np.atleast_2d(order)[:, -kept:], axis=1), groups, mean, shrunken(out))
+        return folded(np.sort(np.atleast_2d(order)[:, -kept:], axis=1), groups, mean, covariance_of(out))
 
     return Loss(curves, choose, gone)
 
@@ -202,12 +203,11 @@ def lone_channels(out: Sums, weight: np.ndarray) -> Loss:
     return Loss(tails(energy[order][None]), choose, np.zeros(1, int))
 
 
-def folded(index: np.ndarray, groups: Sequence[int], mean: np.ndarray, cov: Array) -> Keep:
+def folded(index: np.ndarray, groups: Sequence[int], mean: np.ndarray, cov: Covariance) -> Keep:
     """These channels stay, of these groups, and take over what the others did as far as they vary alike."""
     flat = (index + mean.shape[1] * np.arange(len(mean))[:, None])[list(groups)].ravel()
     gone = np.setdiff1d(np.arange(mean.size), flat)
-    rows = array_namespace(cov).take(cov, like(flat, cov), axis=0)
-    made = as_array(fitted(rows[:, like(gone, cov)].T, rows[:, like(flat, cov)]))
+    made = as_array(cov.fit(gone, flat))
     fold = np.zeros((mean.size, len(flat)), made.dtype)
     fold[flat, np.arange(len(flat))], fold[gone] = 1, made
     shift = mean.ravel() - fold @ mean.ravel()[flat]

@@ -36,6 +36,10 @@ class Side:
     def products(self) -> int:
         return self.groups * self.width**2 * (self.groups if self.together else 1)
 
+    def stored(self, seen: float) -> int:
+        """How many numbers are kept, when so many were seen: rows, while they are fewer than channels."""
+        return int(min(self.products, seen)) if self.together else self.products
+
 
 Sides = Mapping[str, Side]
 
@@ -44,22 +48,26 @@ def sides_of(taps: Mapping[str, Tap], alone: bool) -> dict[str, Side]:
     return {key: Side.of(key, tap, alone) for key, tap in taps.items()}
 
 
-def check_room(state: State, sides: Sides, others: Mapping[str, Sides]) -> None:
-    """Better said now than by the kernel, which ends the process. `others` are words that ask for less."""
-    need, free = room(state, sides), free_memory()
+def check_room(state: State, sides: Sides, seen: float, others: Mapping[str, Sides]) -> None:
+    """Better said now than by the kernel, which ends the process. `seen`: of so many inputs all tokens are summed. `others` are
+    words that ask for less.
+    """
+    need, free = room(state, sides, seen), free_memory()
     if free is None or need <= free:
         return
-    fit = [f"{word} needs about {bytes_as_text(size)}" for word, own in others.items() if (size := room(state, own)) <= free]
+    sizes = {word: room(state, own, seen) for word, own in others.items()}
+    fit = [f"{word} needs about {bytes_as_text(size)}" for word, size in sizes.items() if size <= free]
     say = f"; {' and '.join(fit)}" if fit else "; --recipe magnitude needs little beside the model"
     raise ToastcError(f"memory: this run needs about {bytes_as_text(need)}, and {bytes_as_text(free)} are free{say}")
 
 
-def room(state: State, sides: Sides) -> int:
+def room(state: State, sides: Sides, seen: float) -> int:
     """Bytes, more or less, of all sums, of the weights, of the model while it runs, and of what fits consumers."""
-    stored = [side.products for side in sides.values()]
+    inputs = {key: math.prod(state.graph.shape(tap.value)) / state.graph.batch for key, tap in state.taps.items()}
+    stored = [side.stored(seen * inputs[key]) for key, side in sides.items()]
     beside = min(BESIDE, WAITING * state.watched_bytes)
     largest = max(stored, default=1)
-    algebra = MATRICES * at_once(math.isqrt(largest)) * largest
+    algebra = MATRICES * at_once(largest) * largest
     return 4 * (sum(stored) + algebra + int(state.graph.totals()[1])) + beside
 
 

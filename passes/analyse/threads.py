@@ -1,30 +1,38 @@
-"""Couplings beside each other: algebra of one keeps few cores busy."""
+"""Work beside each other: the algebra of one coupling, or one batch that runs, keeps few cores busy."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from toastc.plans.sites import Coupling
+from toastc.system.cores import CORES
 
 ROOM = 1 << 29  # bytes of matrices that are worked on at one time
-MATRICES = 5  # as large as a coupling's covariance, in float32
-CORES = os.cpu_count() or 1
+MATRICES = 5  # as large as what is known of a coupling, in float32
+AHEAD = 2  # times as many wait, because those before them may be the slow ones
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def at_once(widest: int) -> int:
-    """How many couplings of so many channels."""
-    return max(1, min(CORES, ROOM // (4 * MATRICES * widest**2)))
+def at_once(largest: int) -> int:
+    """How many couplings, of which so many numbers are known."""
+    return max(1, min(CORES, ROOM // (4 * MATRICES * max(largest, 1))))
 
 
-def beside_each_other(work: Callable[[Item], Result], items: Sequence[Item], couplings: Sequence[Coupling]) -> Iterator[Result]:
-    """The results in order; as many at one time as there are cores, and room for such couplings."""
-    many = at_once(max((c.groups * c.width for c in couplings), default=1))
+def beside_each_other(work: Callable[[Item], Result], items: Iterable[Item], many: int) -> Iterator[Result]:
+    """The results in order; so many at one time, each with its share of the cores for its algebra."""
+    if many == 1:
+        yield from map(work, items)
+        return
     with threadpool_limits(max(1, CORES // many), user_api="blas"), ThreadPoolExecutor(many) as pool:
-        yield from pool.map(work, items)
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > AHEAD * many:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

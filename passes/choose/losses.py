@@ -16,7 +16,7 @@ from toastc.system.errors import ToastcError
 
 from ..analyse.losses import consumed
 from ..analyse.members import Weights
-from ..analyse.threads import beside_each_other
+from ..analyse.threads import at_once, beside_each_other
 from ..score.weights import ScoreWeights
 from ..state import State
 from .ratios import best
@@ -50,7 +50,7 @@ class PlanLosses:
             name, coupling, width, groups = what
             return consumed(state.graph, coupling, state.taps.get(f"{name}/out"), state.losses[name].choose(width, groups))
 
-        made = beside_each_other(choose, known, [coupling for _, coupling, _, _ in known])
+        made = beside_each_other(choose, known, at_once(state.moments.largest if state.moments else 1))
         choices |= {name: choice for (name, *_), choice in zip(known, made, strict=True)}
         return replace(state, plan=Plan(choices), notes=(*state.notes, *notes))
 

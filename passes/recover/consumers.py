@@ -17,7 +17,8 @@ from toastc.plans.plan import Choice, Keep, Plan
 from toastc.plans.sites import Coupling
 from toastc.system.errors import ToastcError
 
-from ..analyse.algebra import fitted, shrunken
+from ..analyse.algebra import fitted
+from ..analyse.covariances import covariance_of
 from ..analyse.losses import folded
 from ..state import State
 
@@ -60,7 +61,7 @@ class FoldConsumers:
             return choice
         sums = moments[f"{name}/out"]
         if self.by == "least-squares":
-            return folded(choice.index, groups, sums.mean, shrunken(sums))
+            return folded(choice.index, groups, sums.mean, covariance_of(sums))
         gone = np.ones_like(sums.mean)
         for g in groups:
             gone[g, choice.index[g]] = 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -17,6 +19,7 @@ from toastc.system.vocabulary import Array
 
 from ..analyse.algebra import like
 from ..analyse.streams import flat
+from ..analyse.threads import beside_each_other
 from .jobs import Job
 
 TOGETHER = 2  # vectors for each channel, summed at one time: sums of wide couplings cost as much to add as to make
@@ -53,19 +56,30 @@ class Evidence:
         return Evidence(sums, workers.add(as_array(self.cross + like(drift, self.cross))), missing)
 
 
-def evidence(job: Job, dense: Sequence[Live], pruned: Sequence[Live]) -> Evidence:
+def evidence(job: Job, dense: Sequence[Live], pruned: Sequence[Live], lanes: int) -> Evidence:
     """Of all batches, where they have come to the stream."""
-    found: Evidence | None = None
-    waiting: list[tuple[Array, Array]] = []
-    for n, (whole, cut) in enumerate(zip(dense, pruned, strict=True)):
-        rows, lacks = job.kept[n], flat(whole[job.stream]) - flat(cut[job.stream])
-        if n in job.placed:
-            assert not isinstance(job.choice, Select) and job.choice.consumer is not None
-            lacks = lacks + job.there(rows, job.choice.consumer)
-        waiting.append((rows, lacks))
-        if n + 1 == len(dense) or sum(len(own) for own, _ in waiting) >= TOGETHER * rows.shape[1]:
-            more = Evidence.of(*(array_namespace(rows).concat(each) for each in zip(*waiting, strict=True)))
-            found = more if found is None else found + more
-            waiting.clear()
-    assert found is not None
-    return found
+
+    def of(batches: Sequence[int]) -> Evidence:
+        xp = array_namespace(job.kept[batches[0]])
+        return Evidence.of(xp.concat([job.kept[n] for n in batches]), xp.concat([lacking(n) for n in batches]))
+
+    def lacking(n: int) -> Array:
+        lacks = flat(dense[n][job.stream]) - flat(pruned[n][job.stream])
+        if n not in job.placed:
+            return lacks
+        assert not isinstance(job.choice, Select) and job.choice.consumer is not None
+        return lacks + job.there(job.kept[n], job.choice.consumer)
+
+    return reduce(add, beside_each_other(of, together(job), lanes))
+
+
+def together(job: Job) -> Iterator[list[int]]:
+    """Batches that are summed at one time."""
+    own: list[int] = []
+    for n, rows in sorted(job.kept.items()):
+        own.append(n)
+        if sum(len(job.kept[n]) for n in own) >= TOGETHER * rows.shape[1]:
+            yield own
+            own = []
+    if own:
+        yield own

@@ -13,6 +13,7 @@ two of them only a few are in view.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -27,10 +28,12 @@ from toastc.plans.plan import Consumer, Plan, Select
 from toastc.system.arrays import as_array
 from toastc.system.vocabulary import Array
 
-from ..analyse.algebra import fitted, like, shrunken
+from ..analyse.algebra import fitted, like
+from ..analyse.covariances import shrunken
 from ..analyse.inputs import few
 from ..analyse.simulate import residual, surviving
 from ..analyse.streams import flat, settled, shaped
+from ..analyse.threads import beside_each_other
 from ..match.taps import all_taps
 from ..state import State
 from .evidence import evidence
@@ -64,20 +67,27 @@ class RefitConsumers:
         del batches  # each is in memory until its first stretch is walked
         pruned = [dict(live) for live in dense]
         done = 0
-        stages = state.graph.stages([value for value, _, _ in steps])
+        lanes = min(state.graph.lanes, len(dense))
+        stages = state.graph.stages([value for value, _, _ in steps], lanes)
         for stretch in stretches(steps):
             walked = [(*step, next(stages)) for step in stretch]
-            for n in range(len(dense)):
-                state.tell(self.name, (done + len(stretch) * n / len(dense)) / len(steps))
+
+            def along(n: int, walked: Sequence[Walked] = walked) -> int:
                 dense[n], pruned[n] = walk(walked, n, dense[n], pruned[n], workers)
+                return n
+
+            along(0)  # which tells how the others are walked
+            for n in beside_each_other(along, range(1, len(dense)), lanes):
+                state.tell(self.name, (done + len(stretch) * n / len(dense)) / len(steps))
             done += len(stretch)
             value, job, _ = stretch[-1]
-            refit(job, value, dense, pruned, workers)
+            refit(job, value, dense, pruned, workers, lanes)
         return replace(state, plan=Plan(dict(state.plan.choices) | {job.name: job.choice for job in jobs}))
 
 
 Act = Callable[[Job, int, Live, Live, Workers], None]
 Step = tuple[Value, Job, Act]
+Walked = tuple[Value, Job, Act, Stage]
 
 
 def steps_of(state: State, jobs: Sequence[Job]) -> list[Step]:
@@ -106,9 +116,7 @@ def stretches(steps: Sequence[Step]) -> Iterator[list[Step]]:
             own = []
 
 
-def walk(
-    steps: Sequence[tuple[Value, Job, Act, Stage]], n: int, dense: Live, pruned: Live, workers: Workers
-) -> tuple[Live, Live]:
+def walk(steps: Sequence[Walked], n: int, dense: Live, pruned: Live, workers: Workers) -> tuple[Live, Live]:
     """One batch, dense and as pruned, along a stretch; with the first, what is nudged to measure gains."""
     nudged = [job for _, job, _, _ in steps if job.nudged is not None]
     for _, job, act, stage in steps:
@@ -196,12 +204,12 @@ def agreed(gain: np.ndarray | None, size: int, workers: Workers) -> np.ndarray |
     return said if np.isfinite(said).all() else None
 
 
-def refit(job: Job, value: Value, dense: Sequence[Live], pruned: list[Live], workers: Workers) -> None:
+def refit(job: Job, value: Value, dense: Sequence[Live], pruned: list[Live], workers: Workers, lanes: int) -> None:
     """The choice with its consumer fitted anew; `pruned` moves along."""
     if job.gain is None:
         job.kept = {}
         return
-    seen = evidence(job, dense, pruned).gathered(workers)
+    seen = evidence(job, dense, pruned, lanes).gathered(workers)
     kept, job.kept = job.kept, {}
     assert not isinstance(job.choice, Select) and job.choice.consumer is not None
     count, mean, scatter = seen.sums.count, seen.sums.mean.ravel(), seen.sums.scatter[0, ...]
@@ -213,6 +221,10 @@ def refit(job: Job, value: Value, dense: Sequence[Live], pruned: list[Live], wor
     more = Consumer((slope / scale[:, None]).T, (off - slope @ mean) / scale, planned.of)
     weight, bias = (planned.weight + more.weight).astype(np.float32), (planned.bias + more.bias).astype(np.float32)
     fit = Consumer(weight, bias, planned.of)
-    for n, live in enumerate(pruned):
+
+    def arrived(n: int) -> None:
+        live = pruned[n]
         live[value] = live[value] + shaped(job.there(kept.pop(n), more if n in job.placed else fit), live[value])
+
+    deque(beside_each_other(arrived, range(len(pruned)), lanes), maxlen=0)
     job.choice = replace(job.choice, consumer=fit)

@@ -29,6 +29,19 @@ def test_sums_are_what_numpy_says_and_add_up(rng: np.random.Generator) -> None:
     assert np.allclose(apart.second[1], rows[:, 1].T @ rows[:, 1] / 500)
 
 
+def test_few_vectors_are_kept_until_they_are_as_many_as_channels(rng: np.random.Generator) -> None:
+    rows = correlated(rng, 60, 2, 8)
+    sums = Sums.of(rows[:4], True)
+    for seen, at in enumerate(range(4, 60, 4), 2):
+        sums = sums + Sums.of(rows[at : at + 4], True)
+        assert (sums.rows is None) == (seen > 3)
+        apart = (rows[: at + 4] - rows[: at + 4].mean(axis=0)).reshape(-1, 16)
+        assert np.allclose(sums.scatter[0], apart.T @ apart) and np.allclose(sums.squares, (rows[: at + 4] ** 2).sum(axis=0))
+    few = Sums.of(rows[:9], True)
+    assert few.rows is not None and few.outer.nbytes < Sums.of(rows[:16], True).outer.nbytes
+    assert np.allclose(few.about(np.zeros((2, 8))).scatter[0], rows[:9].reshape(9, 16).T @ rows[:9].reshape(9, 16))
+
+
 def test_what_hardly_varies_is_not_lost_in_its_mean(rng: np.random.Generator) -> None:
     """In single precision, over many batches, and shared by processes."""
     rows = (1000 + 1e-2 * rng.standard_normal((4000, 1, 3))).astype(np.float32)

@@ -203,6 +203,17 @@ def test_a_dry_run_writes_nothing(here: Command, done: tuple[Any, Path], tiny: P
         assert dry["after"][what] in (None, real["after"][what])
 
 
+@pytest.mark.parametrize("said", ["0.5", '{"attention": 0.5, "ffn": 0.5}'])
+def test_ratios_are_a_file_or_what_it_would_say(here: Command, tiny: Path, tmp_path: Path, said: str) -> None:
+    (tmp_path / "r.json").write_text(said)
+    found = []
+    for ratios in (said, tmp_path / "r.json"):
+        made = here(tiny, "--dry-run", "--ratios", ratios, *PLAIN, "--json", "--quiet")
+        assert made.returncode == 0, made.stderr
+        found.append(strict(made.stdout)["couplings"])
+    assert found[0] == found[1] and found[0]
+
+
 def test_the_report_is_one_page_that_needs_no_other(done: tuple[Any, Path]) -> None:
     page = (done[1] / "report.html").read_text(encoding="utf-8")
     assert page.lstrip().lower().startswith("<!doctype html>")

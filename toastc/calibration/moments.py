@@ -1,12 +1,14 @@
 """Moments: sums over everything a channel did. They stream, so memory does not grow with the data, and they add.
 
 `Sums` holds, of vectors with some channels, their number, their sum and the sum of their outer products about their mean, either
-of all channels together ([channels, channels]) or of each group alone ([groups, width, width]).
+of all channels together ([channels, channels]) or of each group alone ([groups, width, width]). While there are fewer vectors
+than channels, the vectors themselves are kept, which take less.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ from ..system.vocabulary import Array, Json, Read
 from .data import BATCH, Batch
 from .workers import Workers
 
-FORMAT = 4
+FORMAT = 5
 INPUTS = "inputs"  # where a file has them; no coupling is called that
 
 
@@ -35,7 +37,7 @@ class Sums:
 
     count: float
     total: np.ndarray  # [groups, width]
-    scatter: Array  # [groups, width, width], or [1, channels, channels]
+    outer: Array  # [groups, width, width], or [1, channels, channels]; or [rows, channels], rows whose products they are
     absolute: np.ndarray  # [groups, width], of |x|
     energy: float = 0.0
     energy2: float = 0.0
@@ -53,27 +55,47 @@ class Sums:
         mean = xp.sum(apart, axis=0, keepdims=True) / samples
         apart -= mean
         total = samples * (to_float64(some[0, ...]) + to_float64(mean[0, ...]))
-        side = xp.permute_dims(xp.reshape(apart, (samples, 1, groups * width)) if together else apart, (1, 0, 2))
-        scatter = xp.matmul(xp.permute_dims(side, (0, 2, 1)), side)
-        return Sums(float(samples), total, scatter, absolute, float(xp.sum(lengths)), float(xp.sum(lengths**2)))
+        outer = xp.reshape(apart, (samples, -1))
+        if not together:
+            side = xp.permute_dims(apart, (1, 0, 2))
+            outer = xp.matmul(xp.permute_dims(side, (0, 2, 1)), side)
+        elif samples >= groups * width:
+            outer = products(outer)
+        return Sums(float(samples), total, outer, absolute, float(xp.sum(lengths)), float(xp.sum(lengths**2)))
 
     @staticmethod
     def none(groups: int, width: int, together: bool) -> Sums:
         """Of no vectors."""
         side = groups * width if together else width
-        scatter = np.zeros((1 if together else groups, side, side), np.float32)
-        return Sums(0.0, np.zeros((groups, width)), scatter, np.zeros((groups, width)))
+        outer = np.zeros((1 if together else groups, side, side), np.float32)
+        return Sums(0.0, np.zeros((groups, width)), outer, np.zeros((groups, width)))
 
     def __add__(self, other: Sums) -> Sums:
         """Adds in place, because the sums of wide couplings are large; `self` is not to be used again."""
         if not (self.count and other.count):
             return other if other.count else self
-        scatter = array_namespace(other.scatter).asarray(self.scatter, device=device(other.scatter))
-        scatter += other.scatter
-        count = self.count + other.count
-        add_products(scatter, other.mean - self.mean, self.count * other.count / count)
+        mine, theirs, count = self.rows, other.rows, self.count + other.count
+        drift, share = other.mean - self.mean, self.count * other.count / count
+        xp, place = array_namespace(other.outer), device(other.outer)
+        if mine is not None and theirs is not None and len(mine) + len(theirs) < drift.size:
+            row = xp.asarray(math.sqrt(share) * drift.reshape(1, -1), dtype=theirs.dtype, device=place)
+            outer = xp.concat([xp.asarray(mine, device=place), theirs, row])
+        else:
+            outer = xp.asarray(self.scatter, device=place)
+            outer += other.scatter
+            add_products(outer, drift, share)
         total, absolute = self.total + other.total, self.absolute + other.absolute
-        return Sums(count, total, scatter, absolute, self.energy + other.energy, self.energy2 + other.energy2)
+        return Sums(count, total, outer, absolute, self.energy + other.energy, self.energy2 + other.energy2)
+
+    @property
+    def rows(self) -> Array | None:
+        """[rows, channels]: as many vectors, or a few more, with the same outer products; None where those are known instead."""
+        return self.outer if len(self.outer.shape) == 2 else None
+
+    @property
+    def scatter(self) -> Array:
+        """The outer products, [groups, width, width] or [1, channels, channels]."""
+        return self.outer if self.rows is None else products(self.outer)
 
     @property
     def mean(self) -> np.ndarray:
@@ -83,7 +105,8 @@ class Sums:
     @property
     def squares(self) -> np.ndarray:
         """[groups, width]: the sums of x^2"""
-        diagonal = to_float64(array_namespace(self.scatter).linalg.diagonal(self.scatter))
+        xp, rows = array_namespace(self.outer), self.rows
+        diagonal = to_float64(xp.linalg.diagonal(self.outer) if rows is None else xp.sum(rows**2, axis=0))
         return np.asarray(diagonal.reshape(self.total.shape) + self.count * self.mean**2)
 
     @property
@@ -99,8 +122,9 @@ class Sums:
 
     def about(self, mean: np.ndarray) -> Sums:
         """The same, with outer products about another mean, so that they can be added up; in place."""
+        self.outer = self.scatter
         if self.count:
-            add_products(self.scatter, self.mean - mean, self.count)
+            add_products(self.outer, self.mean - mean, self.count)
         return self
 
     def gathered(self, workers: Workers) -> Sums:
@@ -113,12 +137,17 @@ class Sums:
 
     def arrays(self) -> dict[str, np.ndarray]:
         numbers = np.array([self.count, self.energy, self.energy2])
-        return {"numbers": numbers, "total": self.total, "scatter": as_array(self.scatter), "absolute": self.absolute}
+        return {"numbers": numbers, "total": self.total, "outer": as_array(self.outer), "absolute": self.absolute}
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, np.ndarray]) -> Sums:
         count, energy, energy2 = (float(x) for x in arrays["numbers"])
-        return Sums(count, arrays["total"], arrays["scatter"], arrays["absolute"], energy, energy2)
+        return Sums(count, arrays["total"], arrays["outer"], arrays["absolute"], energy, energy2)
+
+
+def products(rows: Array) -> Array:
+    """[1, channels, channels]"""
+    return (rows.T @ rows)[None, ...]
 
 
 def add_products(scatter: Array, vectors: np.ndarray, weight: float) -> None:
@@ -157,6 +186,11 @@ class Moments:
 
     def __bool__(self) -> bool:
         return bool(self.sums)
+
+    @property
+    def largest(self) -> int:
+        """How many numbers are known of the widest coupling."""
+        return max((math.prod(own.outer.shape) for own in self.sums.values()), default=1)
 
     def of(self, coupling: str) -> dict[str, Sums]:
         """What is known of one coupling, by the side it was watched on."""

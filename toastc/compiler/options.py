@@ -7,6 +7,7 @@ are all made from `Options`. A new option is one field here; a pass that wants i
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Flag, auto
@@ -67,6 +68,15 @@ def number(least: float, what: str, kind: Callable[[str], Any] = int, most: floa
     return parse
 
 
+def file_or_content(text: str) -> Any:
+    """An object or a number of JSON as it stands; else the path of a file."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return Path(text)
+    return found if isinstance(found, dict | int | float) else Path(text)
+
+
 whole, counted = number(0, "whole number"), number(1, "whole number from 1")
 minutes = number(0, "number of minutes", float)
 
@@ -76,7 +86,7 @@ class Options:
     """What can be asked of a compile, as it was said. `compiler.request` makes sense of it."""
 
     ratios: Any = word(None, "how much of every coupling to remove: a ratio file, its content, or a number", metavar="R.json",
-                       type=dict | str | float, parse=Path)  # fmt: skip
+                       type=dict | str | float, parse=file_or_content)  # fmt: skip
     target: str | float | Target | None = word(None, "share of the MACs (or params, or latency) to keep", metavar="macs=0.6")
     plan: Plan | str | Path | None = word(None, "replay a plan written by --plan-out", metavar="P.safetensors", parse=Path)
     data: Any = word(None, "a folder of images, or .npy, .npz, .safetensors of ready inputs", flag="calibrate", metavar="DATA",

@@ -53,10 +53,15 @@ class Probe(Protocol):
 
 
 class Runner(Reader, Protocol):
-    def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> Probe: ...
+    """What it runs with is made for one run at a time, or for as many `lanes` beside each other."""
+
+    @property
+    def lanes(self) -> int: ...  # with which many inputs are through soonest
+
+    def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = (), lanes: int = 1) -> Probe: ...
     def stopwatch(self, block: Block) -> float: ...  # milliseconds of a block of these sizes, where the probe runs
     def begin(self, feed: Mapping[str, np.ndarray]) -> Live: ...  # what is alive before the first op
-    def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]: ...  # up to each of these values, in order; last to the outputs
+    def stages(self, cuts: Sequence[Value], lanes: int = 1) -> Iterator[Stage]: ...  # up to each of these, then to the outputs
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from toastc.passes.analyse.algebra import LEAF, floored, inverse_of
+from toastc.passes.analyse.algebra import LEAF, floored, inverse_of, solved_lower, solved_upper
 from toastc.system.arrays import as_array
 
 
@@ -21,6 +21,15 @@ def test_an_inverse_of_halves_is_the_inverse(size: int, make: object) -> None:
     made = inverse_of(make(cov))  # type: ignore[operator]
     assert type(made) is type(make(cov)) and made.dtype == make(cov).dtype  # type: ignore[operator]
     assert np.abs(as_array(made) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_triangles_are_solved_by_halves(make: object) -> None:
+    rng, size = np.random.default_rng(0), 3 * LEAF + 5
+    lower, given = np.tril(rng.standard_normal((size, size)) / size) + np.eye(size), rng.standard_normal((size, 7))
+    for solved, matrix in ((solved_lower, lower), (solved_upper, lower.T)):
+        made = solved(make(lower), make(given.copy()))  # type: ignore[operator]
+        assert np.allclose(matrix @ as_array(made), given)
 
 
 def test_a_floor_is_added_whatever_way_a_matrix_lies_in_memory() -> None:

@@ -7,6 +7,7 @@ import pytest
 from drawn import correlated
 
 from toastc.passes.analyse.algebra import roots
+from toastc.passes.analyse.covariances import Matrix
 from toastc.passes.analyse.elimination import COARSE, eliminate
 from toastc.system.vocabulary import Array
 
@@ -14,7 +15,7 @@ from toastc.system.vocabulary import Array
 def test_backward_elimination_is_exact_one_by_one(rng: np.random.Generator) -> None:
     rows, weight = correlated(rng, 500, 1, 8), rng.standard_normal((8, 3))
     cov = np.cov(rows.reshape(500, 8).T, bias=True)
-    order, curve = eliminate(cov, weight)
+    order, curve = eliminate(Matrix(cov), weight)
     for kept in range(1, 9):
         stay, gone = np.sort(order[-kept:]), np.sort(order[:-kept])
         across = cov[np.ix_(stay, gone)]
@@ -55,7 +56,7 @@ def test_blocks_of_steps_in_single_precision_lose_what_single_steps_in_double_lo
     if kind == "torch":
         torch = pytest.importorskip("torch")
         given = torch.from_numpy(given[0]), torch.from_numpy(given[1])
-    order, curve = eliminate(*given)
+    order, curve = eliminate(Matrix(given[0]), given[1])
     expected = one_at_a_time(cov, weight)
     widths = np.arange(20, 190)
     assert sorted(order) == list(range(200))

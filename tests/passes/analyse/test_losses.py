@@ -10,6 +10,7 @@ from drawn import batches, correlated
 
 import toastc
 from toastc.calibration import Sums
+from toastc.passes.analyse.covariances import Matrix
 from toastc.passes.analyse.elimination import ROUNDING, eliminate, rounding_without
 from toastc.passes.analyse.losses import energy, ranked, turned_products, turned_values
 from toastc.passes.analyse.simulate import remade
@@ -66,7 +67,7 @@ def test_loud_channels_go_sooner_where_all_are_rounded(rng: np.random.Generator)
     cov, rms = np.cov(rows.T, bias=True), np.sqrt(np.square(rows).mean(axis=0))
     errors = []
     for given in (None, rms):
-        order, curve = eliminate(cov, weight, given)
+        order, curve = eliminate(Matrix(cov), weight, given)
         stay = order[1:]
         errors.append(curve[7] + rounded(rms[stay], weight[stay]))
         assert (order[0] == 2) == (given is not None)

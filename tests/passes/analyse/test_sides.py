@@ -47,8 +47,8 @@ def test_too_little_memory_is_said_before_anything_runs(
     asked = (tiny, "--target", "macs=0.6", "--calibrate", data_folder / "data.npy", "--quiet", "-o", tmp_path / "o.onnx")
     sizes: dict[str, int] = {}
 
-    def noted(state: object, own: sides.Sides) -> int:
-        sizes[str(len(sizes))] = size = room(state, own)  # type: ignore[arg-type]
+    def noted(state: object, own: sides.Sides, seen: float) -> int:
+        sizes[str(len(sizes))] = size = room(state, own, seen)  # type: ignore[arg-type]
         return size
 
     room = sides.room

@@ -17,7 +17,9 @@ from .stages import stages
 
 
 class FxRunner(FxReader):
-    def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> FxProbe:
+    lanes = 1  # torch shares the cores out by itself
+
+    def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = (), lanes: int = 1) -> FxProbe:
         return FxProbe(self.gm, self.inputs, watch)
 
     def slopes(self, watch: Sequence[Value]) -> Operand:
@@ -30,5 +32,5 @@ class FxRunner(FxReader):
     def begin(self, feed: Mapping[str, np.ndarray]) -> Live:
         return placed(self.gm, self.inputs, feed)
 
-    def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]:
+    def stages(self, cuts: Sequence[Value], lanes: int = 1) -> Iterator[Stage]:
         return stages(self.gm, cuts)

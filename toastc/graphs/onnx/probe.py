@@ -22,7 +22,13 @@ class OnnxProbe:
     """`probe(feed)`: the model's outputs and the watched tensors. `nudges[value]` is added to a tensor before use."""
 
     def __init__(
-        self, model: ir.Model, dtypes: Mapping[Value, int], watch: Sequence[Value], nudge: Sequence[Value], provider: str
+        self,
+        model: ir.Model,
+        dtypes: Mapping[Value, int],
+        watch: Sequence[Value],
+        nudge: Sequence[Value],
+        provider: str,
+        lanes: int = 1,
     ) -> None:
         self.watch: list[Operand] = list(watch)
         self.nudge: list[Operand] = list(nudge)
@@ -37,7 +43,8 @@ class OnnxProbe:
         self.extra = [n for n in dict.fromkeys(names) if n not in self.outputs]
         for name in self.extra:
             proto.graph.output.add().name = name
-        self.run = running(session_of(proto.SerializeToString(), folder_of(model), provider, self.weights, frugal=True), provider)
+        made = session_of(proto.SerializeToString(), folder_of(model), provider, self.weights, True, lanes)
+        self.run = running(made, provider)
 
     def __call__(self, feed: Mapping[str, np.ndarray], nudges: Mapping[Value, np.ndarray] | None = None) -> Tensors:
         given = typed(feed, self.kinds)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ...plans.latency import Block
+from ...system.cores import LANES
 from .. import Live, Stage, Value
 from . import session
 from .blocks import block_model
@@ -17,8 +18,12 @@ from .stages import stages
 
 
 class OnnxRunner(OnnxReader):
-    def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = ()) -> OnnxProbe:
-        return OnnxProbe(self.model, self.facts.dtypes, watch, nudge, self.provider)
+    @property
+    def lanes(self) -> int:
+        return LANES if self.provider == "cpu" else 1
+
+    def probe(self, watch: Sequence[Value], nudge: Sequence[Value] = (), lanes: int = 1) -> OnnxProbe:
+        return OnnxProbe(self.model, self.facts.dtypes, watch, nudge, self.provider, lanes)
 
     def stopwatch(self, block: Block) -> float:
         return session.milliseconds(*block_model(block), self.provider)
@@ -28,5 +33,5 @@ class OnnxRunner(OnnxReader):
         given = typed(feed, kinds)
         return {value: given[str(value.name)] for value in runtime_inputs(self.model)}
 
-    def stages(self, cuts: Sequence[Value]) -> Iterator[Stage]:
-        return stages(self.model, self.facts.dtypes, cuts, self.provider)
+    def stages(self, cuts: Sequence[Value], lanes: int = 1) -> Iterator[Stage]:
+        return stages(self.model, self.facts.dtypes, cuts, self.provider, lanes)

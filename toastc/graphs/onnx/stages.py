@@ -17,7 +17,9 @@ from .weights import folder_of, without_weights
 END = 1 << 60
 
 
-def stages(model: ir.Model, dtypes: Mapping[Value, int], cuts: Sequence[Operand], provider: str) -> Iterator[Stage]:
+def stages(
+    model: ir.Model, dtypes: Mapping[Value, int], cuts: Sequence[Operand], provider: str, lanes: int = 1
+) -> Iterator[Stage]:
     """One stage up to each cut in turn, and one to the outputs. Each is built when it is asked for."""
     proto, handed = without_weights(computed := runnable(model))
     by_name = {v.name: v for node in model.graph for v in node.outputs} | {v.name: v for v in model.graph.inputs}
@@ -53,9 +55,9 @@ def stages(model: ir.Model, dtypes: Mapping[Value, int], cuts: Sequence[Operand]
         part = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
         part.graph.CopyFrom(graph)
         own_weights = {name: array for name, array in handed.items() if name in read}
-        session = (
-            running(session_of(part.SerializeToString(), folder, provider, own_weights, frugal=True), provider) if made else None
-        )
+        session = None
+        if made:
+            session = running(session_of(part.SerializeToString(), folder, provider, own_weights, True, lanes), provider)
 
         def run(live: Live) -> Live:
             kept = {v: t for v, t in live.items() if last.get(v.name, -1) > end}
