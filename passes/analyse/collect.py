@@ -29,8 +29,8 @@ from .sides import Side, check_room, sides_of
 from .threads import beside_each_other
 
 LEAST_IMAGES = 32
-WATCHED = 64 << 20  # bytes of tensors in view at one time
-MOST = 4  # inputs that run together
+WATCHED = 32 << 20  # bytes of tensors in view at one time, in every lane
+MOST = 4  # inputs that run together, whatever the machine, so that the same tokens are drawn
 WAITING = 128 << 20  # bytes of rows that are summed together: a wide sum costs as much to add as to make
 ENOUGH = 6e12  # MACs spent on synthetic images; large models get fewer
 
@@ -78,7 +78,7 @@ class CollectMoments:
         moments, done, notes = self.start_or_resume(state)
         data = state.data.part(workers.rank, workers.count)
         sides = self.sides(state)
-        look = Look(state.taps, sides, probe, self.part(state), self.inputs_at_a_time(state, lanes), lanes)
+        look = Look(state.taps, sides, probe, self.part(state), self.inputs_at_a_time(state), lanes)
         whole = True  # no batch is in the sums in part
         try:
             for number, batch in enumerate(data):
@@ -131,9 +131,9 @@ class CollectMoments:
         return min(1.0, self.share * state.graph.totals()[0] * state.graph.batch / max(cost, 1))
 
     @staticmethod
-    def inputs_at_a_time(state: State, lanes: int) -> int:
+    def inputs_at_a_time(state: State) -> int:
         """As many as keep what is watched within bounds; all of a batch where the model takes no other size."""
-        return fixed_batch(state.graph.input_sizes()) or max(1, min(MOST, WATCHED // (lanes * state.watched_bytes)))
+        return fixed_batch(state.graph.input_sizes()) or max(1, min(MOST, WATCHED // state.watched_bytes))
 
 
 @dataclass(frozen=True)

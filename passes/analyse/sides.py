@@ -62,13 +62,15 @@ def check_room(state: State, sides: Sides, seen: float, others: Mapping[str, Sid
 
 
 def room(state: State, sides: Sides, seen: float) -> int:
-    """Bytes, more or less, of all sums, of the weights, of the model while it runs, and of what fits consumers."""
+    """Bytes, more or less, of all sums, of the weights (a runtime has them twice), of the model while it runs, and of what fits
+    consumers.
+    """
     inputs = {key: math.prod(state.graph.shape(tap.value)) / state.graph.batch for key, tap in state.taps.items()}
     stored = [side.stored(seen * inputs[key]) for key, side in sides.items()]
     beside = min(BESIDE, WAITING * state.watched_bytes)
     largest = max(stored, default=1)
     algebra = MATRICES * at_once(largest) * largest
-    return 4 * (sum(stored) + algebra + int(state.graph.totals()[1])) + beside
+    return 4 * (sum(stored) + algebra + 2 * int(state.graph.totals()[1])) + beside
 
 
 def bytes_as_text(size: int) -> str:

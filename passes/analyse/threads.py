@@ -30,9 +30,12 @@ def beside_each_other(work: Callable[[Item], Result], items: Iterable[Item], man
         return
     with threadpool_limits(max(1, CORES // many), user_api="blas"), ThreadPoolExecutor(many) as pool:
         waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > AHEAD * many:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > AHEAD * many:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        finally:  # also when it is stopped, or nobody asks for the rest
+            pool.shutdown(cancel_futures=True)

@@ -19,7 +19,7 @@ from ..analyse.losses import consumed
 from ..analyse.streams import stream_behind
 from ..state import State
 
-IN_VIEW = 1 << 24  # bytes of them that will wait for a fit: while they run, the model takes several times as much
+IN_VIEW = 1 << 23  # bytes of them that will wait for a fit: while they run, the model takes several times as much
 ENOUGH = 24  # tokens for each of the channels that are fitted
 MOST = 1 << 28  # bytes of streams and channels that wait for a fit
 
@@ -74,8 +74,7 @@ def enough(state: State, each: int = ENOUGH) -> int:
 
 def at_once(state: State) -> int:
     """How many inputs are in view together, in every lane."""
-    lanes = state.graph.lanes
-    return int(max(1, min(AT_ONCE // lanes, IN_VIEW // (lanes * held(state)))))
+    return int(max(1, min(AT_ONCE, IN_VIEW // held(state))))
 
 
 def held(state: State) -> float:
