@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from toastc.plans.sites import Coupling
+from toastc.system.cores import beside_each_other
 
 from ..state import State, taken
 from .losses import Loss, loss_of
-from .threads import at_once, beside_each_other
+from .sides import at_once
 
 
 @dataclass(frozen=True)

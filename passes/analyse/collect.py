@@ -20,13 +20,13 @@ from toastc.calibration.data import Batch, fixed_batch
 from toastc.calibration.moments import Moments, Sums
 from toastc.calibration.synthetic import Synthetic
 from toastc.calibration.taps import Tap
+from toastc.system.cores import beside_each_other
 from toastc.system.errors import ToastcError
 from toastc.system.vocabulary import Array
 
 from ..match.taps import all_taps
 from ..state import State
 from .sides import Side, check_room, sides_of
-from .threads import beside_each_other
 
 LEAST_IMAGES = 32
 WATCHED = 32 << 20  # bytes of tensors in view at one time, in every lane

@@ -19,13 +19,13 @@ import numpy as np
 from toastc.calibration.taps import Tap
 from toastc.graphs import Live, Stage
 from toastc.system.arrays import as_array
+from toastc.system.cores import beside_each_other
 from toastc.system.errors import ToastcError
 from toastc.system.vocabulary import Array
 
 from ..state import State
 from .inputs import AT_ONCE, few
 from .simulate import residual
-from .threads import beside_each_other
 
 ROOT = 0.25  # the power whose mean is taken over inputs
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toastc.calibration.taps import Tap
+from toastc.system.cores import CORES
 from toastc.system.errors import ToastcError
 from toastc.system.memory import free_memory
 
 from ..state import State
-from .threads import MATRICES, at_once
 
+ROOM = 1 << 29  # bytes of matrices that are worked on at one time
+MATRICES = 5  # as large as what is known of a coupling, in float32
 BESIDE = 1 << 30  # bytes of streams, of images, of the model while it runs, at most
 WAITING = 32  # inputs whose streams wait for a fit, as bytes that are watched
 
@@ -71,6 +73,11 @@ def room(state: State, sides: Sides, seen: float) -> int:
     largest = max(stored, default=1)
     algebra = MATRICES * at_once(largest) * largest
     return 4 * (sum(stored) + algebra + 2 * int(state.graph.totals()[1])) + beside
+
+
+def at_once(largest: int) -> int:
+    """How many couplings are worked on beside each other, of which so many numbers are known."""
+    return max(1, min(CORES, ROOM // (4 * MATRICES * max(largest, 1))))
 
 
 def bytes_as_text(size: int) -> str:

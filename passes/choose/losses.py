@@ -12,11 +12,12 @@ import numpy as np
 
 from toastc.plans.plan import Choice, Keep, Plan
 from toastc.plans.sites import Coupling
+from toastc.system.cores import beside_each_other
 from toastc.system.errors import ToastcError
 
 from ..analyse.losses import consumed
 from ..analyse.members import Weights
-from ..analyse.threads import at_once, beside_each_other
+from ..analyse.sides import at_once
 from ..score.weights import ScoreWeights
 from ..state import State
 from .ratios import best

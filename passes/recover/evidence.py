@@ -15,11 +15,11 @@ from toastc.calibration.workers import Workers
 from toastc.graphs import Live
 from toastc.plans.plan import Select
 from toastc.system.arrays import as_array
+from toastc.system.cores import beside_each_other
 from toastc.system.vocabulary import Array
 
 from ..analyse.algebra import like
 from ..analyse.streams import flat
-from ..analyse.threads import beside_each_other
 from .jobs import Job
 
 TOGETHER = 2  # vectors for each channel, summed at one time: sums of wide couplings cost as much to add as to make

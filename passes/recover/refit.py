@@ -26,6 +26,7 @@ from toastc.calibration.workers import Workers
 from toastc.graphs import Live, Stage, Value
 from toastc.plans.plan import Consumer, Plan, Select
 from toastc.system.arrays import as_array
+from toastc.system.cores import beside_each_other
 from toastc.system.vocabulary import Array
 
 from ..analyse.algebra import fitted, like
@@ -33,7 +34,6 @@ from ..analyse.covariances import shrunken
 from ..analyse.inputs import few
 from ..analyse.simulate import residual, surviving
 from ..analyse.streams import flat, settled, shaped
-from ..analyse.threads import beside_each_other
 from ..match.taps import all_taps
 from ..state import State
 from .evidence import evidence

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -45,15 +46,17 @@ class Synthetic:
         own.shard = (rank, count)
         return own
 
+    @cached_property
+    def bank(self) -> np.ndarray:
+        return textures(np.random.default_rng(self.seed), TEXTURES, self.side)
+
     def __iter__(self) -> Iterator[Batch]:
-        rng = np.random.default_rng(self.seed)
-        bank = textures(rng, TEXTURES, self.side)
         colours = (IMAGENET_MEAN, IMAGENET_STD) if self.channels == 3 else ((0.5,), (0.25,))
         mean, std = (np.array(v, np.float32)[:, None, None] for v in colours)
         for number, start in enumerate(range(0, self.limit, self.batch)):
             if number % self.shard[1] == self.shard[0]:
                 rng, count = np.random.default_rng([self.seed, number]), min(self.batch, self.limit - start)
-                images = np.stack([scene(rng, bank)[: self.channels] for _ in range(count)])
+                images = np.stack([scene(rng, self.bank)[: self.channels] for _ in range(count)])
                 yield {self.input: ((images - mean) / std).astype(np.float32)}
 
 

@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 from threadpoolctl import threadpool_info
 
-from toastc.passes.analyse.threads import AHEAD, beside_each_other
+from toastc.system.cores import AHEAD, beside_each_other
 
 
 def test_results_come_in_order_and_items_are_taken_as_they_are_needed() -> None:
