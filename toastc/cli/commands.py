@@ -21,6 +21,7 @@ from ..report.pareto import compared, write_comparison
 from ..report.reading import as_written, read_from, read_json, read_report
 from ..system.errors import ToastcError
 from ..system.files import check_targets
+from ..system.memory import one_heap
 from ..system.progress import progress
 from ..system.vocabulary import Json
 from .terminal import print_bench, print_kernels, print_report, print_sites
@@ -48,6 +49,7 @@ def prune(args: argparse.Namespace) -> int:
         if is_named(args.model) and all(said[n] == default for n, default, _ in words(COMMAND) if n not in plain):
             return export(args)
         raise ToastcError("one of the arguments --ratios --target --plan --tokens is required (see toastc --help)")
+    one_heap()
     with Workers.started() as workers, progress(args.quiet or workers.rank > 0) as tell:
         more = {"preprocess": preprocess_of(args), "command": args.asked, "tell": tell, "workers": workers}
         result = api.prune(args.model, **said, **more)

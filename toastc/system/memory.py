@@ -18,6 +18,7 @@ LIMITS = (  # of a container: what it may take, what it has taken, and how much 
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
      "/sys/fs/cgroup/memory/memory.stat"),
 )  # fmt: skip
+ARENAS = -8  # M_ARENA_MAX of malloc.h
 AT_ONCE = 4  # threads that multiply (analyse-losses)
 
 
@@ -35,6 +36,12 @@ def free_memory() -> int | None:
         with suppress(OSError, ValueError):
             known.append(allowed - mmap.PAGESIZE * int(Path("/proc/self/statm").read_text().split()[0]))
     return min(known, default=None)
+
+
+def one_heap() -> None:
+    """For all threads: each would keep what it freed in a heap of its own."""
+    with suppress(AttributeError, OSError):  # only glibc has it
+        ctypes.CDLL(None).mallopt(ARENAS, 1)
 
 
 def give_back(cycles: bool = False) -> None:
