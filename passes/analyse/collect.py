@@ -26,11 +26,11 @@ from toastc.system.vocabulary import Array
 
 from ..match.taps import all_taps
 from ..state import State
+from .inputs import AT_ONCE
 from .sides import Side, check_room, sides_of
 
 LEAST_IMAGES = 32
 WATCHED = 32 << 20  # bytes of tensors in view at one time, in every lane
-MOST = 4  # inputs that run together, whatever the machine, so that the same tokens are drawn
 WAITING = 128 << 20  # bytes of rows that are summed together: a wide sum costs as much to add as to make
 ENOUGH = 6e12  # MACs spent on synthetic images; large models get fewer
 
@@ -132,8 +132,10 @@ class CollectMoments:
 
     @staticmethod
     def inputs_at_a_time(state: State) -> int:
-        """As many as keep what is watched within bounds; all of a batch where the model takes no other size."""
-        return fixed_batch(state.graph.input_sizes()) or max(1, min(MOST, WATCHED // state.watched_bytes))
+        """As many as keep what is watched within bounds, whatever the machine, so that the same tokens are drawn; all of a batch
+        where the model takes no other size.
+        """
+        return fixed_batch(state.graph.input_sizes()) or max(1, min(AT_ONCE, WATCHED // state.watched_bytes))
 
 
 @dataclass(frozen=True)

@@ -135,14 +135,13 @@ class Rows:
             matrix, each = kept.T @ kept, xp.arange(len(stay), device=device(kept))
             matrix[each, each] += own
             return fitted(others.T @ kept, matrix)
-        own = own + LEAST * float(xp.sum(xp.take(self.variances, at))) / len(stay) + 1e-30
+        own = raised(kept, own, LEAST)
         lower, across = whitened(kept, own)
         return others.T @ (xp.astype(solved_upper(lower, across), kept.dtype) / xp.sqrt(own))
 
     def inverse(self, scale: Array, more: float) -> Inverse:
         xp, rows = array_namespace(self.rows), self.rows / scale
-        own = self.own / scale**2
-        own = own + more * float(xp.sum(xp.sum(rows**2, axis=0) + own)) / own.shape[0] + 1e-30
+        own = raised(rows, self.own / scale**2, more)
         low = xp.empty(tuple(rows.T.shape), dtype=rows.dtype, device=device(rows))  # channel by channel in memory
         low[...] = (xp.astype(whitened(rows, own)[1], rows.dtype) / xp.sqrt(own)).T
         return RowsInverse(1 / own, low)
@@ -167,6 +166,12 @@ class RowsInverse:
     def without(self, stay: Array, panels: Array) -> Inverse:
         xp = array_namespace(self.low)
         return RowsInverse(xp.take(self.own, stay), xp.concat([xp.take(self.low, stay, axis=0), panels], axis=1))
+
+
+def raised(rows: Array, own: Array, by: float) -> Array:
+    """The diagonal of which every variance is a little larger, as `floored` makes those of a matrix."""
+    xp = array_namespace(rows)
+    return own + by * float(xp.sum(rows**2) + xp.sum(own)) / own.shape[0] + 1e-30
 
 
 def whitened(rows: Array, own: Array) -> tuple[Array, Array]:

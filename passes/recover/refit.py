@@ -13,7 +13,6 @@ two of them only a few are in view.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -226,5 +225,5 @@ def refit(job: Job, value: Value, dense: Sequence[Live], pruned: list[Live], wor
         live = pruned[n]
         live[value] = live[value] + shaped(job.there(kept.pop(n), more if n in job.placed else fit), live[value])
 
-    deque(beside_each_other(arrived, range(len(pruned)), lanes), maxlen=0)
+    list(beside_each_other(arrived, range(len(pruned)), lanes))
     job.choice = replace(job.choice, consumer=fit)

@@ -72,6 +72,7 @@ def export(args: argparse.Namespace) -> int:
 
 def calibrate(args: argparse.Namespace) -> int:
     first = os.environ.get("RANK", "0") == "0"
+    one_heap()
     with progress(args.quiet or not first) as tell:
         moments = api.measure(
             args.model, args.data, images=args.images, preprocess=preprocess_of(args), weights=args.weights,
