@@ -39,6 +39,7 @@ LAYERS = (  # from the top down; a room may import what stands below it, and its
     ("toastc.passes.state",),
     ("toastc.timing",),
     ("toastc.calibration",),
+    ("toastc.graphs.modules",),
     ("toastc.graphs.onnx", "toastc.graphs.fx"),
     ("toastc.graphs",),
     ("toastc.plans",),
@@ -47,7 +48,8 @@ LAYERS = (  # from the top down; a room may import what stands below it, and its
 )  # fmt: skip
 OPTIONAL = {"torch", "onnxruntime", "onnxscript", "timm", "transformers", "rich", "PIL", "safetensors"}  # heavy, or not there
 TORCH_ROOMS = (
-    "toastc.graphs.fx", "toastc.training", "toastc.timing.modules", "toastc.calibration.workers", "toastc.passes.prove.modules",
+    "toastc.graphs.fx", "toastc.graphs.modules", "toastc.training", "toastc.timing.modules", "toastc.calibration.workers",
+    "toastc.passes.prove.modules",
     "toastc.compiler.sources.module", "toastc.compiler.sources.dynamo", "toastc.compiler.sources.named",
     "toastc.graphs.onnx.bound",
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from .report.page import write_page
 from .report.reading import inspected
 from .system.errors import NothingToPrune
 from .system.files import check_targets, write_beside
-from .system.progress import Tell, silent
+from .system.progress import Tell, progress, silent
 from .system.vocabulary import Inputs, Json, Model
 
 __all__ = ["Result", "bench", "export", "inspect", "kernels", "measure", "prune", "verify"]
+PATIENCE = 5.0  # seconds of silence where nobody watches: many calls are shorter
 
 
 def prune(model: Model, ratios: Any = None, **words: Any) -> Result:
@@ -43,6 +45,9 @@ def prune(model: Model, ratios: Any = None, **words: Any) -> Result:
     `allow="channels,tokens"` a target in MACs is met by both, as costs least; with `"channels"` by channels alone.
     With `search=5.0` the widths are refined for five minutes by the measured error of the pruned model. `target` may be
     `latency=0.6`: of the time of one batch of `batch` on this machine.
+    A torch module comes back as it is, only smaller: its class, methods, hooks and names, with narrower linears
+    inside; `as_graph=True` gives a graph of it instead. Progress is shown on a terminal and in notebooks, unless `quiet`;
+    `tell` is called instead, with the name of each stage and how much of it is done.
     `runtime` (ort-cpu, ort-cuda, tensorrt, openvino), `dtype` (fp16, bf16) and `quantize` (int8) say what the file becomes at the
     end. `output`, `plan_out` and `report_out` are files to write the model, the plan and the report's page to.
     The report says how it was asked for: `command`, or this call. `help(toastc.prune)` lists all words;
@@ -56,8 +61,9 @@ def prune(model: Model, ratios: Any = None, **words: Any) -> Result:
     request = Request.of(options)
     inputs = (model, options.weights, options.ratios, options.plan, options.data, options.moments)
     check_targets(options.targets, [Path(p) for p in inputs if isinstance(p, str | Path)])
-    with open_source(model, options, options.tell) as (source, own):
-        result = compile(source, replace(request, preprocess=request.preprocess or own), options.tell)
+    told = progress(options.quiet, PATIENCE) if options.tell is None else nullcontext(options.tell)
+    with told as tell, open_source(model, options, tell) as (source, own):
+        result = compile(source, replace(request, preprocess=request.preprocess or own), tell)
     if not result.changed and options.output is not None:
         raise NothingToPrune("the ratios remove nothing: every width stays as it is; nothing was written")
     write_by_products(result, options)

@@ -29,6 +29,8 @@ def compile(source: Source, request: Request, tell: Tell = silent) -> Result:
     with timed(source.opening, seconds):
         graph = source.open()
         macs, before = graph.totals()[0], source.size(graph)
+    if request.allow is None and not source.leaves_out:
+        request = replace(request, allow=("channels",))
     state, request = apply_merges(graph, request, macs, source.open, tell)
     state, took = choose_widths(state, request, macs, tell)
     seconds |= took
@@ -58,7 +60,7 @@ def compile(source: Source, request: Request, tell: Tell = silent) -> Result:
             with timed("deploy", seconds):
                 deployed = made.deploy(request, state.data, tell)
         after = made.size(report.after.macs)
-    notes = (*state.notes, *proof_notes(verified), *(deployed.notes if deployed is not None else ()))
+    notes = (*state.notes, *made.notes, *proof_notes(verified), *(deployed.notes if deployed is not None else ()))
     report = replace(
         report, after=after, seconds=seconds, verified=verified, measured=measured, notes=notes,
         deployed=None if deployed is None else deployed.to_dict(),

@@ -120,13 +120,15 @@ class Options:
                                           group=DATA)  # fmt: skip
     ratios_out: str | Path | None = word(None, "also save the ratios that were chosen", FILES, metavar="R.json", parse=Path)
     example_inputs: Inputs | None = word(None, "what a module is captured and proven with", PYTHON)
+    as_graph: bool = word(False, "a smaller graph, instead of the module itself made smaller", PYTHON, type=bool)
     seed: int = word(0, "of whatever is drawn at random (0)", type=int, parse=whole)
     verify: bool = word(True, "skip the proof", type=bool, flag="no-verify")
     dry_run: bool = word(False, "plan and report, write no model", COMMAND | PYTHON, type=bool)
     weights: str | None = word(None, "of a model given by name, instead of its own; or random", COMMAND | PYTHON,
                                metavar="W.safetensors")  # fmt: skip
     command: str | None = word(None, "how it was asked for, in full", PYTHON)
-    tell: Tell = word(silent, "is told of the progress", PYTHON)
+    tell: Tell | None = word(None, "is told of the progress, instead of whoever watches", PYTHON)
+    quiet: bool = word(False, "show no progress", PYTHON, type=bool)
     workers: Workers | None = word(None, "processes that share the calibration data: all plan, the first writes", PYTHON)
     then: str = word(
         "inductor", "what the smaller graph is handed on to: inductor, or eager", BACKEND, choices=("inductor", "eager")

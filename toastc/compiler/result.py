@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from ..calibration import Moments
 from ..plans.plan import Plan
 from ..report.data import Report
-from ..system.vocabulary import Model
+from ..report.words import change, human
+from ..system.vocabulary import Model, Read
 
 
 @dataclass(frozen=True)
@@ -19,3 +20,17 @@ class Result:
     report: Report
     moments: Moments | None = None  # what was measured of the channels, by recipes that do
     changed: bool = True  # else the model came back as it is: what was asked for removes nothing
+
+    def __repr__(self) -> str:
+        report = self.report
+        said = [f"{report.model}, recipe {report.recipe}: {type(self.model).__name__}"]
+        for name in ("macs", "params"):
+            before, after = getattr(report.before, name), getattr(report.after, name)
+            said.append(f"{human(before)} -> {human(after)} {name} ({change(before, after)})")
+        said.append(f"{len(self.plan.choices)} couplings narrower" if self.changed else "nothing was removed")
+        if report.measured is not None:
+            m: Read = report.measured
+            said.append(f"outputs {m['error']:.1%} off the dense model's, on {m['inputs']} {m['of']}")
+        if report.verified is not None:
+            said.append(f"proven (error {report.verified['error']:.0e})")
+        return f"<Result of {'; '.join(said)}>"

@@ -30,6 +30,11 @@ class Plan:
     def __bool__(self) -> bool:
         return bool(self.choices or self.merges)
 
+    def __repr__(self) -> str:
+        widths = ", ".join(f"{name}: {choice.width}" for name, choice in list(self.choices.items())[:4])
+        more = f", ... {len(self.choices)} in all" if len(self.choices) > 4 else ""
+        return f"<Plan {widths}{more}{'; tokens merged' if self.merges else ''}>"
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.choices)
 

@@ -83,12 +83,16 @@ def duration(seconds: float) -> str:
 
 
 class Lines(Course):
-    """A line for each stage, and one now and then about its progress."""
+    """A line for each stage, and one now and then about its progress; none before so many seconds have passed."""
+
+    def __init__(self, patience: float = 0.0) -> None:
+        super().__init__()
+        self.patience = patience
 
     def __call__(self, stage: str, done: float = 0.0) -> None:
         self.at(stage, done)
         now = time.perf_counter()
-        if not done or now - self.said > EVERY:
+        if now - self.begun >= self.patience and (not done or now - self.said > EVERY):
             share = f" {100 * done:.0f} %" if done else ""
             left = "" if self.left is None else f", about {duration(self.left)} left"
             print(f"[{now - self.begun:6.1f} s] {stage}{share}{left}", file=sys.stderr, flush=True)
@@ -112,17 +116,18 @@ class Bar(Course):
 
 
 @contextlib.contextmanager
-def progress(quiet: bool = False) -> Iterator[Tell]:
-    """Yield a function to call at the beginning of each stage and on its way. Writes to stderr only."""
+def progress(quiet: bool = False, patience: float = 0.0) -> Iterator[Tell]:
+    """Yield a function to call at the beginning of each stage and on its way. Writes to stderr, or below a notebook's cell."""
+    notebook = "ipykernel" in sys.modules
     if quiet:
         yield silent
         return
-    if not sys.stderr.isatty():
-        yield Lines()
+    if not sys.stderr.isatty() and not notebook:
+        yield Lines(patience)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=not notebook), transient=True) as bar:
         yield Bar(bar)

@@ -30,7 +30,8 @@ from ..system.vocabulary import Inputs
 from .masks import Masks
 
 __all__ = ["Distillation", "DropPath", "Masks", "load", "save", "trainable"]
-PLAN = "toastc.plan"  # its place in a file's metadata, and in a module's
+PLAN, FORM = "toastc.plan", "toastc.form"  # their places in a file's metadata; the plan's in a graph's as well
+GRAPH, MODULE = "graph", "module"
 MACS = "toastc.macs"  # of one sample, dense and pruned: in a module's
 LINEARS = ("linear", "addmm", "matmul", "mm", "bmm")
 
@@ -47,7 +48,7 @@ def trainable(
     if not 0 <= drop_path < 1:
         raise ToastcError(f"drop_path={drop_path}: is a share, from 0 to less than 1")
     args = tuple(example_inputs) if example_inputs is not None else example_inputs_of(model)
-    result = prune(model, ratios, example_inputs=args, **options)
+    result = prune(model, ratios, example_inputs=args, as_graph=True, **options)
     gm: fx.GraphModule = result.model
     for node in gm.graph.nodes:  # they would forbid mixed precision
         if "_assert_tensor_metadata" in str(node.target):
@@ -142,15 +143,18 @@ def save(module: nn.Module, path: str | Path) -> None:
     from safetensors.torch import save_file
 
     plan = getattr(module, "meta", {}).get(PLAN, getattr(module, "toastc_plan", None))
-    if not isinstance(plan, Plan):
+    if plan is None:
         raise ToastcError(f"{type(module).__name__}: has no plan; save takes what trainable, load or toastc.prune made")
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
     with write_beside(Path(path)) as file:
-        save_file(tensors, file, {PLAN: json.dumps(plan.to_dict())})
+        form = GRAPH if isinstance(module, fx.GraphModule) else MODULE
+        save_file(tensors, file, {PLAN: json.dumps(plan.to_dict() if isinstance(plan, Plan) else plan), FORM: form})
 
 
-def load(model: nn.Module, path: str | Path, *, example_inputs: Inputs | None = None, drop_path: float = 0.0) -> fx.GraphModule:
-    """The module that was saved, in eval mode. `model` is the dense architecture; its own weights do not matter."""
+def load(model: nn.Module, path: str | Path, *, example_inputs: Inputs | None = None, drop_path: float = 0.0) -> nn.Module:
+    """The module that was saved, in eval mode, a graph if that was one. `model` is the dense architecture; its own weights do not
+    matter.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -164,7 +168,12 @@ def load(model: nn.Module, path: str | Path, *, example_inputs: Inputs | None = 
         raise ToastcError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ToastcError(f"{path}: not a file of toastc.finetune.save ({error})") from None
-    small = trainable(model, plan=plan, verify=False, example_inputs=example_inputs, drop_path=drop_path)
+    if about.get(FORM, GRAPH) == GRAPH:
+        small: nn.Module = trainable(model, plan=plan, verify=False, example_inputs=example_inputs, drop_path=drop_path)
+    elif drop_path:
+        raise ToastcError(f"{path}: drop_path is for what trainable makes; this module has its own")
+    else:
+        small = prune(model, plan=plan, verify=False, example_inputs=example_inputs).model
     try:
         small.load_state_dict(tensors)
     except RuntimeError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from .. import __version__
 from ..graphs.fx.capture import example_inputs_of
@@ -51,7 +51,7 @@ def save_pretrained(
         file.write_text(json.dumps(config, indent=1) + "\n")
 
 
-def from_pretrained(folder: str | Path) -> fx.GraphModule:
+def from_pretrained(folder: str | Path) -> nn.Module:
     """The pruned module, in eval mode."""
     path = Path(folder) / CONFIG
     try:

@@ -54,6 +54,7 @@ class OnnxSource:
     provider: str
     opening = "read"
     consequence = "; nothing was written"
+    leaves_out = True
 
     def files(self) -> list[Path]:
         return [self.file, *external_files(load_model(self.file))] if isinstance(self.given, str | Path) else []
@@ -112,6 +113,7 @@ class MadeFile:
     file: Path
     params: int
     model: Model = None
+    notes: tuple[str, ...] = ()
 
     def prove(self, plan: Plan, seed: int) -> Verification:
         return verify_files(self.source.file, self.proven, seed)

@@ -30,6 +30,8 @@ class Made(Protocol):
 
     @property
     def model(self) -> Any: ...  # of the kind that was given; known once it is written
+    @property
+    def notes(self) -> tuple[str, ...]: ...  # what there is to say of how it is written
 
     def prove(self, plan: Plan, seed: int) -> Verification: ...
     def graph(self) -> Graph: ...  # looked at afresh
@@ -47,6 +49,7 @@ class Source(Protocol):
     name: str
     opening: str  # what it takes to have the graph: read, export
     consequence: str  # what became of the output, where the proof fails
+    leaves_out: bool  # may tokens that nobody reads be left out without being asked?
 
     def files(self) -> list[Path]: ...  # that the dense model is in, if it is in any
     def open(self) -> Graph: ...  # the dense graph, to be changed: another one each time

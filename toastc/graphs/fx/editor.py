@@ -18,7 +18,7 @@ from .classify import meta
 from .nodes import Nodes
 from .operators import operator
 from .reader import FxReader
-from .reopen import given_mask, is_idle, propagate
+from .reopen import drop_idle_masks, given_mask, propagate
 from .resize import resize
 
 aten = torch.ops.aten
@@ -176,14 +176,7 @@ class FxEditor(FxReader):
     # ---- the whole graph -------------------------------------------------------------------------------------------
 
     def without_idle_masks(self) -> Self:
-        found = False
-        for op in self.ops:
-            mask = given_mask(op.node) if op.attention is not None else None
-            if isinstance(mask, fx.Node) and is_idle(mask, self.tensor):
-                args = [None if a is mask else a for a in op.node.args]
-                op.node.args, op.node.kwargs = tuple(args), {k: v for k, v in op.node.kwargs.items() if v is not mask}
-                found = True
-        if not found:
+        if not drop_idle_masks(self.gm, self.tensor):
             return self
         self.gm.graph.eliminate_dead_code(has_effect)
         self.gm.recompile()

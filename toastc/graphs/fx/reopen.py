@@ -70,6 +70,17 @@ def given_mask(node: fx.Node) -> Operand:
     return node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
 
 
+def drop_idle_masks(gm: fx.GraphModule, constant: Callable[[fx.Node], torch.Tensor]) -> bool:
+    """Attentions without the masks that hide nothing; was there any?"""
+    idle = [n for n in gm.graph.nodes if n.op == "call_function" and op_name(n) == "scaled_dot_product_attention"]
+    idle = [n for n in idle if isinstance(given_mask(n), fx.Node) and is_idle(given_mask(n), constant)]
+    for node in idle:
+        mask = given_mask(node)
+        args = [None if a is mask else a for a in node.args]
+        node.args, node.kwargs = tuple(args), {k: v for k, v in node.kwargs.items() if v is not mask}
+    return bool(idle)
+
+
 def is_idle(mask: fx.Node, constant: Callable[[fx.Node], torch.Tensor]) -> bool:
     """Does a mask that is made of sizes and constants allow everything? Transformers makes such ones."""
 

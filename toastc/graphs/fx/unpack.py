@@ -99,6 +99,7 @@ def inlined(node: fx.Node, whole: Callable[..., Operand], made: fx.GraphModule, 
             return fx.node.map_arg(own.args[0], inner.__getitem__)
         else:
             inner[own] = made.graph.node_copy(own, inner.__getitem__)
+            inner[own].meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
         if own.op == "get_attr":
             inner[own].target = f"{node.name}_{own.target}"
             made.register_buffer(inner[own].target, getattr(traced, own.target), persistent=False)
