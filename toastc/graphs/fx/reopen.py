@@ -71,14 +71,20 @@ def given_mask(node: fx.Node) -> Operand:
 
 
 def drop_idle_masks(gm: fx.GraphModule, constant: Callable[[fx.Node], torch.Tensor]) -> bool:
-    """Attentions without the masks that hide nothing; was there any?"""
+    """Attentions without the masks that hide nothing, given or added; was there any?"""
+    added = [n for n in gm.graph.nodes if n.op == "call_function" and op_name(n) == "add" and len(n.all_input_nodes) == 2]
+    for node in added:
+        scores, mask = node.args
+        known = all(isinstance(meta(n), torch.Tensor) for n in (scores, mask, node))
+        if known and meta(scores).shape == meta(node).shape and is_idle(mask, constant):
+            node.replace_all_uses_with(scores)
     idle = [n for n in gm.graph.nodes if n.op == "call_function" and op_name(n) == "scaled_dot_product_attention"]
     idle = [n for n in idle if isinstance(given_mask(n), fx.Node) and is_idle(given_mask(n), constant)]
     for node in idle:
         mask = given_mask(node)
         args = [None if a is mask else a for a in node.args]
         node.args, node.kwargs = tuple(args), {k: v for k, v in node.kwargs.items() if v is not mask}
-    return bool(idle)
+    return bool(idle) or any(not node.users for node in added)
 
 
 def is_idle(mask: fx.Node, constant: Callable[[fx.Node], torch.Tensor]) -> bool:

@@ -56,7 +56,7 @@ def calls_of(model: nn.Module, paths: Sequence[str], args: Inputs) -> dict[str, 
         calls[path].append(call if path in paths else call.without_numbers())
 
     hooks = []
-    for name in (name for path in paths for name, _ in model.get_submodule(path).named_modules(prefix=path)):
+    for name in dict.fromkeys(name for path in paths for name, _ in model.get_submodule(path).named_modules(prefix=path)):
         calls[name] = []
         hooks.append(model.get_submodule(name).register_forward_hook(partial(keep, name), with_kwargs=True))
     try:

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from .calls import Call, find
 from .regions import NotTransplanted, Region, is_inside, is_number, tensors_of
+from .spelling import spelled
 
 aten = torch.ops.aten
-SIGNS: dict[str, Callable[..., Any]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "matmul": operator.matmul,
-    "neg": operator.neg,
-}  # fmt: skip
-FUNCTIONS = {"scaled_dot_product_attention": 6, "linear": 3, "layer_norm": 5, "gelu": 1, "dropout": 3}  # by place
 FREED = re.compile(r";  (?:\w+ = )+None")  # what fx writes where a name is read for the last time
 PLAIN = (bool, int, float, str)
 
@@ -40,6 +34,7 @@ class Writing:
     graph: fx.Graph = field(default_factory=fx.Graph)
     here: dict[fx.Node, Any] = field(default_factory=dict)
     constants: dict[fx.Node, str] = field(default_factory=dict)  # the module is to hold them, by these names
+    sizes: dict[Any, fx.Node] = field(default_factory=dict)  # by the tensor and the axis they were read of
     text: str = ""
 
     @staticmethod
@@ -61,7 +56,10 @@ class Writing:
                 self.here[node] = self.graph.call_module(self.own(part.path), (self.read(part.given[0]),))
             elif node not in hidden:
                 args, words = fx.node.map_arg((node.args, node.kwargs), self.read)
-                self.here[node] = spelled(self.graph, node, args, words)
+                known = self.sizes.get(args) if node.target is aten.sym_size.int else None
+                self.here[node] = spelled(self.graph, node, args, words) if known is None else known
+                if node.target is aten.sym_size.int:
+                    self.sizes[args] = self.here[node]
         self.graph.output(self.results())
         drop_unread(self.graph)
         self.text = self.printed(names)
@@ -112,7 +110,7 @@ class Writing:
         same = [other for other in known if name in known and known[other] is known[name] and is_inside(other, self.region.path)]
         if same:
             return self.graph.get_attr(self.own(same[0]))
-        stem = name.rpartition(".")[2]
+        stem = name.rpartition(".")[2].removeprefix(f"{self.region.path.replace('.', '_')}_")
         taken = set(self.constants.values())
         free = (t for t in (stem, *(f"{stem}_{n}" for n in range(1, 1000))) if not hasattr(self.module, t) and t not in taken)
         return self.graph.get_attr(self.constants.setdefault(node, next(free)))
@@ -128,7 +126,8 @@ class Writing:
             value = given.meta.get("val")
             for axis, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
                 if str(size) == symbol:
-                    return self.graph.call_method("size", (self.here[given], axis))
+                    at = self.here[given], axis
+                    return self.sizes.setdefault(at, self.sizes.get(at) or self.graph.call_method("size", at))
         if node.op != "call_function" or not all(map(is_number, node.all_input_nodes)):
             raise NotTransplanted(f"{self.region.path} needs the size {symbol}, which none of its arguments has")
         return self.graph.node_copy(node, self.read)
@@ -151,10 +150,9 @@ class Writing:
         missing = set(self.region.made) - {n for n in self.region.made if self.here[n] in found}
         if missing:
             raise NotTransplanted(f"{self.region.path}: {min(n.name for n in missing)} is read elsewhere, but not returned")
-        built = pytree.tree_unflatten(found, spec)
-        if not isinstance(built, fx.Node | tuple | list | dict):
-            raise NotTransplanted(f"{self.region.path} returns a {type(built).__name__}")
-        return built
+        if not is_spelled(self.call.out):
+            raise NotTransplanted(f"{self.region.path} returns a {type(self.call.out).__name__}")
+        return pytree.tree_unflatten(found, spec)
 
     # ---- the text --------------------------------------------------------------------------------------------------
 
@@ -201,25 +199,11 @@ def header(signature: inspect.Signature) -> list[str]:
     return written
 
 
-def spelled(graph: fx.Graph, node: fx.Node, args: tuple[Any, ...], words: dict[str, Any]) -> fx.Node:
-    """The node as one would write it: a sign, a method, a function of torch.nn.functional; as it is where there is none."""
-    target: Any = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
-        return graph.call_function(target, args, words)
-    name, taken = target.overloadpacket.__name__, target._schema.arguments
-    if name in SIGNS and not words and len(args) <= 2:
-        return graph.call_function(SIGNS[name], args)
-    if name == "index" and len(args[1]) == 1:
-        return graph.call_function(operator.getitem, (args[0], args[1][0]))
-    if name == "sym_size":
-        return graph.call_method("size", args)
-    if target is aten.view.default:
-        return graph.call_method("reshape", args)
-    if len(args) <= FUNCTIONS.get(name, -1):
-        return graph.call_function(getattr(functional, name), args, words)
-    if taken and taken[0].name == "self" and hasattr(torch.Tensor, name) and name != "index":
-        return graph.call_method(name, args, words)
-    return graph.call_function(target, args, words)
+def is_spelled(out: Any) -> bool:
+    """Can it be written with brackets?"""
+    if isinstance(out, tuple | list | dict):
+        return type(out) in (tuple, list, dict) and all(map(is_spelled, out.values() if isinstance(out, dict) else out))
+    return type(out) not in pytree.SUPPORTED_NODES
 
 
 def near(value: Any, among: Sequence[Any]) -> int | None:
@@ -231,5 +215,6 @@ def near(value: Any, among: Sequence[Any]) -> int | None:
 
 def drop_unread(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output"):
+        writes = str(getattr(node.target, "__name__", node.target)).partition(".")[0].endswith("_")  # into a tensor it is given
+        if not node.users and not writes and node.op not in ("placeholder", "output"):
             graph.erase_node(node)

@@ -73,16 +73,11 @@ def parent(path: str) -> str:
 
 
 def rewritten(model: nn.Module, dense: fx.GraphModule, pruned: fx.GraphModule) -> list[str]:
-    """Modules whose code is another than before, the outermost of those in each other. What only went does not count, and
-    neither does a module that reads all its sizes from its weights.
+    """Modules whose own code is another than before. What only went does not count, and neither does a module that reads all its
+    sizes from its weights.
     """
     before, after = code_of(dense), code_of(pruned)
-    found = [path for path, own in after.items() if own - before.get(path, Counter()) and not fits_its_weights(model, path)]
-    return outermost(found)
-
-
-def outermost(paths: list[str]) -> list[str]:
-    return [p for p in paths if not any(q != p and is_inside(p, q) for q in paths)]
+    return [path for path, own in after.items() if own - before.get(path, Counter()) and not fits_its_weights(model, path)]
 
 
 def code_of(gm: fx.GraphModule) -> dict[str, Counter[Said]]:

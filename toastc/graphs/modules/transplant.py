@@ -16,7 +16,7 @@ from ..fx.editor import has_effect
 from ..fx.reopen import drop_idle_masks
 from .calls import Call, calls_of, values_of
 from .forward import Writing
-from .regions import NotTransplanted, Region, is_inside, outermost, parent, path_of, rewritten, sizes_of, tensor_of, tensors_of
+from .regions import NotTransplanted, Region, is_inside, parent, path_of, rewritten, sizes_of, tensor_of, tensors_of
 from .written import with_forward
 
 SLOTS = {1: "weight", 2: "bias"}  # of a linear
@@ -41,19 +41,18 @@ def written(model: nn.Module, dense: fx.GraphModule, pruned: fx.GraphModule, arg
     changed = paths = rewritten(model, dense, pruned)
     found: dict[str, Writing] = {}
     while paths:
-        regions = [Region.of(pruned, path) for path in paths]
+        regions = [Region.of(pruned, path) for path in sorted(paths, key=len, reverse=True)]  # those inside others first
         calls = calls_of(model, paths, args)
         values = values_of(dense, {n.name for region in regions for n in (*region.given, *region.made)}, args)
         wider: list[str] = []
         for region in regions:
-            whole = whole_parts(model, pruned, region.path, calls, changed)
+            whole = whole_parts(model, pruned, region.path, calls, [path for path in changed if path not in found])
             try:
                 check_forward_is_all(model, region.path)
                 found[region.path] = Writing.of(model, region, calls[region.path], values, whole)
             except NotTransplanted as why:
                 wider.append(around(model, region.path, why))
-        paths = outermost(list(dict.fromkeys(wider)))
-        found = {path: w for path, w in found.items() if not any(is_inside(path, around) for around in paths)}
+        paths = [path for path in dict.fromkeys(wider) if path not in found]
     return list(found.values())
 
 
@@ -78,13 +77,13 @@ def around(model: nn.Module, path: str, why: NotTransplanted) -> str:
 
 
 def whole_parts(
-    model: nn.Module, pruned: fx.GraphModule, path: str, calls: Mapping[str, Sequence[Call]], changed: Sequence[str]
+    model: nn.Module, pruned: fx.GraphModule, path: str, calls: Mapping[str, Sequence[Call]], wrong: Sequence[str]
 ) -> dict[fx.Node, Region]:
-    """Parts of a module that are called as they are, by what they make: one tensor of one tensor."""
+    """Parts of a module that are called as they are, by what they make: one tensor of one tensor. `wrong` is code as it was."""
     found: dict[fx.Node, Region] = {}
     for name, _ in model.get_submodule(path).named_modules(prefix=path):
         own = calls[name]
-        if name == path or len(own) != 1 or not own[0].plain or any(is_inside(other, name) for other in changed):
+        if name == path or len(own) != 1 or not own[0].plain or any(is_inside(other, name) for other in wrong):
             continue
         region = Region.of(pruned, name)
         if len(region.given) == len(region.made) == 1 and not any(is_inside(name, part.path) for part in found.values()):

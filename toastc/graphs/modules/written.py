@@ -28,18 +28,18 @@ KINDS: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}  # made before
 class Written:
     """Among the bases of what is made here; a pickle has the text of the forward, not the class."""
 
-    original: type[nn.Module]
-    text: str
+    toastc_class: type[nn.Module]  # names that no user's part has: a class comes before the parts of an instance
+    toastc_text: str
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         made: Any = super().__reduce_ex__(2)
-        return (again, (type(self).original, type(self).text), *made[2:])
+        return (again, (type(self).toastc_class, type(self).toastc_text), *made[2:])
 
 
 def with_forward(module: nn.Module, text: str) -> None:
     """From now on the module's forward is this one."""
     own = type(module)
-    module.__class__ = made(own.original if issubclass(own, Written) else own, text)
+    module.__class__ = made(own.toastc_class if issubclass(own, Written) else own, text)
 
 
 def made(original: type[nn.Module], text: str) -> type[nn.Module]:
@@ -49,7 +49,7 @@ def made(original: type[nn.Module], text: str) -> type[nn.Module]:
         linecache.cache[file] = (len(text), None, text.splitlines(True), file)
         space: dict[str, Any] = dict(KNOWN)
         exec(compile(text, file, "exec"), space)
-        own = {"forward": space["forward"], "original": original, "text": text}
+        own = {"forward": space["forward"], "toastc_class": original, "toastc_text": text}
         looks = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
         KINDS[original, text] = type(original.__name__, (Written, original), own | looks)
     return KINDS[original, text]
