@@ -30,8 +30,8 @@ from ..system.vocabulary import Inputs
 from .masks import Masks
 
 __all__ = ["Distillation", "DropPath", "Masks", "load", "save", "trainable"]
-PLAN, FORM = "toastc.plan", "toastc.form"  # their places in a file's metadata; the plan's in a graph's as well
-GRAPH, MODULE = "graph", "module"
+PLAN = "toastc.plan"  # its place in a file's metadata, and in a graph's
+FORM, GRAPH, MODULE = "form", "graph", "module"  # beside the plan
 MACS = "toastc.macs"  # of one sample, dense and pruned: in a module's
 LINEARS = ("linear", "addmm", "matmul", "mm", "bmm")
 
@@ -147,8 +147,8 @@ def save(module: nn.Module, path: str | Path) -> None:
         raise ToastcError(f"{type(module).__name__}: has no plan; save takes what trainable, load or toastc.prune made")
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
     with write_beside(Path(path)) as file:
-        form = GRAPH if isinstance(module, fx.GraphModule) else MODULE
-        save_file(tensors, file, {PLAN: json.dumps(plan.to_dict() if isinstance(plan, Plan) else plan), FORM: form})
+        about = {FORM: GRAPH if isinstance(module, fx.GraphModule) else MODULE}
+        save_file(tensors, file, {PLAN: json.dumps((plan.to_dict() if isinstance(plan, Plan) else plan) | about)})
 
 
 def load(model: nn.Module, path: str | Path, *, example_inputs: Inputs | None = None, drop_path: float = 0.0) -> nn.Module:
@@ -163,12 +163,13 @@ def load(model: nn.Module, path: str | Path, *, example_inputs: Inputs | None = 
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if PLAN not in about:
             raise ToastcError(f"{path}: has no plan; it was not written by toastc.finetune.save")
-        plan = from_dict(json.loads(about[PLAN]))
+        said = json.loads(about[PLAN])
+        plan = from_dict(said)
     except FileNotFoundError:
         raise ToastcError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ToastcError(f"{path}: not a file of toastc.finetune.save ({error})") from None
-    if about.get(FORM, GRAPH) == GRAPH:
+    if said.get(FORM, GRAPH) == GRAPH:
         small: nn.Module = trainable(model, plan=plan, verify=False, example_inputs=example_inputs, drop_path=drop_path)
     elif drop_path:
         raise ToastcError(f"{path}: drop_path is for what trainable makes; this module has its own")

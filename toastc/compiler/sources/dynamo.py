@@ -3,9 +3,10 @@
     options={"ratios": {...} | "r.json", "target": "macs=0.6", "plan": "plan.safetensors", "recipe": "magnitude", "verify": False,
              "then": "inductor" | "eager", "mode": "max-autotune", "fuse": True}
 
-The options are those of `toastc.prune` that make sense here (`compiler.options`). Without ratios, a target or a plan every width
-loses an eighth (`DEFAULT_RATIOS`). Weights are read when the graph is compiled and are frozen from then on: if they change later
-the graph is compiled again. Inference only: asking the output for a gradient is an error that says so.
+The options are those of `toastc.prune` that make sense here (`compiler.options`), `data` among them. Without ratios, a target or
+a plan every width loses an eighth (`DEFAULT_RATIOS`). How far the outputs moved is logged, as a warning where it is far. Weights
+are read when the graph is compiled and are frozen from then on: if they change later the graph is compiled again. Inference only:
+asking the output for a gradient is an error that says so.
 """
 
 from __future__ import annotations
@@ -19,32 +20,40 @@ from typing import Any, cast
 import torch
 from torch import fx
 from torch._dynamo.exc import exceptions_allowed_to_be_fallback
+from torch.utils import _pytree as pytree
 
 from ...graphs.fx import FxGraph
 from ...graphs.fx.capture import frozen, is_weight, shared_copy
+from ...graphs.fx.names import hint
 from ...passes.deploy.fuse import fuse_attention
-from ...passes.prove import Verification
+from ...passes.prove import Verification, rms_apart
 from ...passes.prove.modules import verify_modules
 from ...passes.state import State
 from ...plans.plan import Plan
+from ...system.arrays import as_array
 from ...system.errors import NothingToPrune, ToastcError
 from ...system.progress import Tell
 from ...system.vocabulary import Inputs, Json
 from ..compile import compile
 from ..options import BACKEND, Options, stated, words
 from ..request import Request
+from ..result import Result
 from .module import MadeModule, ModuleSource
 
 log = logging.getLogger("toastc")
 DEFAULT_RATIOS = {"attention": 0.125, "ffn": 0.125}
-BY_DEFAULT = {"recipe": "magnitude"}  # of options that other doors have another default for
+QUICK = {"recipe": "magnitude"}  # where nothing is calibrated: a call should not wait for synthetic images
+ADVICE = "; they move less with data= (inputs to calibrate on), or where less is asked for"
+FAR = 0.05  # of the outputs: who moves them further is told
 
 Callee = Callable[..., Any]
 
 
 def backend(gm: fx.GraphModule, example_inputs: Inputs, *, options: Json | None = None, mode: str | None = None) -> Callee:
     """One stable callable: Dynamo guards on a backend's identity. `mode` is inductor's, as torch.compile hands it on."""
-    chosen = stated(BY_DEFAULT | checked(({} if mode is None else {"mode": mode}) | (options or {})))
+    given = checked(({} if mode is None else {"mode": mode}) | (options or {}))
+    calibrated = any(given.get(name) is not None for name in ("data", "moments"))
+    chosen = stated(given if calibrated else QUICK | given)
     try:
         return Compiled(gm, example_inputs, chosen)
     except exceptions_allowed_to_be_fallback as error:  # after which Dynamo would run the dense model and not say so
@@ -141,6 +150,18 @@ class MadeGraph(MadeModule):
         return verify_modules(dense, self.graph(), plan, self.source.args, seed, again=False)
 
 
+@torch.no_grad()
+def tell_what_moved(dense: fx.GraphModule, small: fx.GraphModule, inputs: Inputs, result: Result) -> None:
+    """On the inputs that came first, which nothing was fitted on."""
+    given = [hint(value) for value in inputs]
+    outs = [[as_array(t) for t in pytree.tree_leaves(gm(*given)) if isinstance(t, torch.Tensor)] for gm in (dense, small)]
+    far, report = rms_apart(list(zip(*outs, strict=True))), result.report
+    level, more = (logging.WARNING, ADVICE) if far > FAR else (logging.INFO, "")
+    left, cut = report.after.macs / report.before.macs, len(result.plan.choices)
+    said = "toastc: %d couplings narrower, %.0f %% of the MACs left; the outputs of the first call moved by %.1f %% (rms)%s"
+    log.log(level, said, cut, 100 * left, 100 * far, more)
+
+
 def shrunken(gm: fx.GraphModule, inputs: Inputs, options: Options) -> tuple[Callee, list[int]]:
     """The smaller graph handed on to what comes next, and which of the inputs it still takes."""
     own, used = frozen(gm, inputs)
@@ -148,8 +169,8 @@ def shrunken(gm: fx.GraphModule, inputs: Inputs, options: Options) -> tuple[Call
     source = DynamoSource(own, kept, "this graph", options.fuse)
     try:
         result = compile(source, Request.of(options))
-        small, cut = result.model, len(result.plan.choices)
-        log.info("toastc: %d couplings made narrower", cut)
+        small = result.model
+        tell_what_moved(own, small, kept, result)
     except NothingToPrune as nothing:
         log.warning("toastc: no attention or FFN in this graph (%s); a graph break may have cut a block in two", nothing)
         small = source.open().gm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -73,11 +74,27 @@ def parent(path: str) -> str:
 
 
 def rewritten(model: nn.Module, dense: fx.GraphModule, pruned: fx.GraphModule) -> list[str]:
-    """Modules whose own code is another than before. What only went does not count, and neither does a module that reads all its
-    sizes from its weights.
+    """Modules whose own code is another than before, or reads other constants. What only went does not count, and neither does
+    a module that reads all its sizes from its weights.
     """
     before, after = code_of(dense), code_of(pruned)
-    return [path for path, own in after.items() if own - before.get(path, Counter()) and not fits_its_weights(model, path)]
+    found: list[str] = []
+    for path, own in after.items():
+        known = before.get(path, Counter())
+        other = {name for name, _ in own} - {name for name, _ in known}
+        if other or (own - known and not fits_its_weights(model, path)):
+            found.append(path)
+    return list(dict.fromkeys([*found, *readers_of_constants(model, dense, pruned)]))
+
+
+def readers_of_constants(model: nn.Module, dense: fx.GraphModule, pruned: fx.GraphModule) -> Iterator[str]:
+    """Modules that read numbers of no name, made in their code, which are others by now."""
+    named, before = tensors_of(model), {n.target: n for n in dense.graph.nodes if n.op == "get_attr"}
+    for node in pruned.graph.nodes:
+        if node.op == "get_attr" and node.target not in named:
+            old, new = before.get(node.target), tensor_of(pruned, node)
+            if old is None or not torch.equal(tensor_of(dense, old), new):
+                yield from (path_of(user) for user in node.users if not fits_its_weights(model, path_of(user)))
 
 
 def code_of(gm: fx.GraphModule) -> dict[str, Counter[Said]]:
@@ -101,13 +118,23 @@ def fits_its_weights(model: nn.Module, path: str) -> bool:
 
 
 def sizes_of(module: nn.Module) -> dict[str, object]:
-    """What a module without parts says of its weight's sizes, by the weight it has."""
+    """What a module says of its weight's sizes, by the weight it has."""
+    if isinstance(module, nn.MultiheadAttention):  # the layer around it asks whether torch's kernel for whole layers takes it
+        return {"_qkv_same_embed_dim": is_square(module)}
+    if isinstance(module, nn.TransformerEncoder):
+        square = all(is_square(part) for part in module.modules() if isinstance(part, nn.MultiheadAttention))
+        return {"use_nested_tensor": module.use_nested_tensor and square}
     weight = getattr(module, "weight", None)
     if not isinstance(weight, nn.Parameter):
         return {}
     if isinstance(module, nn.Linear):
         return {"out_features": weight.shape[0], "in_features": weight.shape[1]}
     return {"normalized_shape": tuple(weight.shape)} if hasattr(module, "normalized_shape") else {}
+
+
+def is_square(attention: nn.MultiheadAttention) -> bool:
+    packed = attention.in_proj_weight
+    return packed is not None and bool(packed.shape[0] == 3 * attention.embed_dim)
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:

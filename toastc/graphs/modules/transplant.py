@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import fx, nn
 
 from ...system.vocabulary import Inputs
@@ -99,7 +100,7 @@ def with_weights(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     for node in read:
         for user in node.users if node.target not in named else ():  # what a linear did not have before
             module = made.get_submodule(path_of(user))
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and user.target is torch.ops.aten.linear.default:
                 setattr(module, SLOTS[user.args.index(node)], nn.Parameter(tensor_of(pruned, node).detach()))
     for module in made.modules():
         for name, size in sizes_of(module).items():
