@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,24 @@ def test_a_graph_without_sites_passes_through(caplog: pytest.LogCaptureFixture) 
         out = torch.compile(model, backend="toastc", options={"then": "eager"})(torch.ones(2, 4))
         assert torch.equal(out, model(torch.ones(2, 4)))
     assert "no attention or FFN" in caplog.text
+
+
+def test_how_far_the_outputs_moved_is_said(tiny: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+    data = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+    logging.disable(logging.NOTSET)
+    said: list[float] = []
+    for options in ({"target": "macs=0.6"}, {"target": "macs=0.6", "data": data}):
+        torch._dynamo.reset()
+        caplog.clear()
+        with torch.no_grad(), caplog.at_level("INFO", "toastc"):
+            made = torch.compile(tiny, backend="toastc", options={**options, "then": "eager"})(images())
+            expected = tiny(images())
+        line = next(record for record in caplog.records if "the outputs of the first call moved" in record.message)
+        share = float(re.search(r"moved by ([\d.]+) %", line.message)[1]) / 100
+        assert abs(share - float((made - expected).norm() / expected.norm())) < 1e-3
+        assert ("data=" in line.message) == (share > 0.05) == (line.levelname == "WARNING")
+        said.append(share)
+    assert said[1] < said[0]  # with data the calibrated recipe does it
 
 
 def test_unknown_options_are_named(tiny: nn.Module) -> None:

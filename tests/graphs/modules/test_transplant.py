@@ -17,6 +17,7 @@ from own_modules import EVERY, WRITTEN, dense, images, numbers, off, pruned
 from torch import Tensor, nn
 
 import toastc
+from toastc.testing import assert_equivalent
 
 
 @EVERY
@@ -81,6 +82,23 @@ def test_it_can_be_pruned_again_and_trained(name: str) -> None:
     half = pruned(name).model.bfloat16()
     with torch.no_grad():
         assert off(small.eval()(images(2)), half(images(2).bfloat16())) < 0.05
+
+
+@EVERY
+def test_it_compiles_whole_and_is_proven_once_more(name: str) -> None:
+    model = dense(name)
+    weights = {n: p.clone() for n, p in model.named_parameters()}
+    model.get_parameter(next(iter(weights))).requires_grad_(False)
+    small = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=(images(),)).model
+    assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())  # the model that was given is left alone
+    assert [p.requires_grad for p in small.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert assert_equivalent(model, small, example_inputs=(images(),)) < 1e-4
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert off(small(images(3)), torch.compile(small, backend="eager", fullgraph=True)(images(3))) < 1e-5
+        small.get_submodule(WRITTEN[name][2].format(0)).weight.mul_(1.5)
+    with pytest.raises(AssertionError, match="not equivalent"):
+        assert_equivalent(model, small, example_inputs=(images(),))
 
 
 @EVERY
