@@ -6,11 +6,13 @@ import copy
 import inspect
 import io
 import pickle
+import threading
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+import timm
 import torch
 from conftest import RATIOS
 from own_modules import EVERY, WRITTEN, dense, images, numbers, off, pruned
@@ -121,6 +123,61 @@ def test_what_was_written_reads_like_code() -> None:
     assert type(small.blocks[0].attn) is type(small.blocks[1].attn)  # one class where the code is the same
 
 
+def test_other_sizes_of_image_than_it_was_captured_with() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, dynamic_img_size=True).eval()
+    result = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=(images(),))
+    wide = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(3))
+    graph = toastc.prune(model, plan=result.plan, example_inputs=(wide,), as_graph=True).model
+    with torch.no_grad():
+        assert off(graph(wide), result.model(wide)) < 1e-5
+
+
+def test_a_forward_that_was_patched_is_the_one_that_counts() -> None:
+    model = dense("timm_vit")
+    inner = model.blocks[0].attn.forward
+    model.blocks[0].attn.forward = lambda x, **words: 2 * inner(x)
+    small = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=(images(),)).model
+    graph = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=(images(),), as_graph=True).model
+    with torch.no_grad():
+        assert off(graph(images(3)), small(images(3))) < 1e-5 < off(pruned("timm_vit").model(images(3)), small(images(3)))
+
+
+class Counted(nn.Module):
+    """An attention that is told how many images there are, and how many heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor, count: int, heads: int) -> Tensor:
+        q, k, v = (t.reshape(count, -1, heads, 32 // heads).transpose(1, 2) for t in self.qkv(x).chunk(3, 2))
+        return self.proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(count, -1, 32))
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = Counted()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attn(x, x.shape[0], heads=2)
+
+    def more(self) -> None:
+        """It has other methods: its own forward is not to be written."""
+
+
+def test_numbers_that_follow_the_batch_are_not_fixed_and_others_are() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 32)
+    model = Counting().eval()
+    small, graph = (toastc.prune(model, 0.5, recipe="magnitude", example_inputs=(x,), as_graph=g).model for g in (False, True))
+    with torch.no_grad():
+        assert isinstance(small, Counting) and off(graph(x.repeat(3, 1, 1)), small(x.repeat(3, 1, 1))) < 1e-5
+        with pytest.raises(ValueError, match="was made smaller for heads=2"):
+            small.attn(x, 2, 4)
+
+
 def test_tokens_left_out_are_a_graph_and_it_is_said() -> None:
     result = pruned("timm_vit", None, tokens="h1")
     assert isinstance(result.model, torch.fx.GraphModule)
@@ -156,6 +213,14 @@ def test_a_model_whose_own_code_changes_is_a_graph_if_it_has_more_code() -> None
     assert isinstance(plain.model, Functional) and plain.model.body[1].in_features == 16
     assert isinstance(more.model, torch.fx.GraphModule)
     assert any("features would not know of them" in note for note in more.report.notes)
+
+
+def test_a_model_that_can_not_be_copied_is_a_graph() -> None:
+    model = dense("timm_vit")
+    model.lock = threading.Lock()
+    result = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=(images(),))
+    assert isinstance(result.model, torch.fx.GraphModule) and result.report.verified["ok"]
+    assert any("it can not be copied" in note for note in result.report.notes)
 
 
 def test_a_result_says_what_matters(tmp_path: Path) -> None:

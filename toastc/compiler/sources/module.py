@@ -22,6 +22,7 @@ from ...passes.state import State
 from ...plans.plan import Plan, Select, from_dict
 from ...plans.sites import Site
 from ...report.data import Size
+from ...system.errors import VerificationFailed
 from ...system.progress import Tell
 from ...system.vocabulary import Inputs, Json, Model
 from ...timing.modules import bench_modules
@@ -134,7 +135,13 @@ class MadeOwn(MadeModule):
 
     @cached_property
     def again(self) -> fx.GraphModule:
-        return capture(self.own, self.source.args)[0]
+        try:
+            return capture(self.own, self.source.args)[0]
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            why = str(error).strip().splitlines()[0]
+            raise VerificationFailed(
+                f"{self.source.name}: made smaller it can not be captured any more ({why}); as_graph=True gives a graph"
+            ) from error
 
 
 def finished(model: nn.Module, plan: Plan) -> None:

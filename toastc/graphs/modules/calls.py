@@ -27,7 +27,10 @@ class Call:
 
     @staticmethod
     def of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Call:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        try:
+            bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise NotTransplanted(f"a {type(module).__name__} does not say what it takes ({error})") from error
         bound.apply_defaults()
         return Call(bound.arguments, out)
 
@@ -66,6 +69,17 @@ def calls_of(model: nn.Module, paths: Sequence[str], args: Inputs) -> dict[str, 
         for hook in hooks:
             hook.remove()
     return calls
+
+
+def another_batch(gm: fx.GraphModule, args: Inputs) -> Inputs:
+    """One more of everything that comes in a batch of any size."""
+    leaves, spec = pytree.tree_flatten(tuple(args))
+    for n, node in enumerate(node for node in gm.graph.nodes if node.op == "placeholder"):
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.ndim and isinstance(value.shape[0], torch.SymInt):
+            leaves[n] = torch.cat([leaves[n], leaves[n][:1]])
+    made: Inputs = pytree.tree_unflatten(leaves, spec)
+    return made
 
 
 class Values(fx.Interpreter):

@@ -29,6 +29,7 @@ class Writing:
     model: nn.Module
     region: Region
     call: Call
+    other: Call  # with another batch
     values: Mapping[str, Any]  # of the dense graph's nodes
     whole: Mapping[fx.Node, Region]
     graph: fx.Graph = field(default_factory=fx.Graph)
@@ -39,11 +40,12 @@ class Writing:
 
     @staticmethod
     def of(
-        model: nn.Module, region: Region, calls: Sequence[Call], values: Mapping[str, Any], whole: Mapping[fx.Node, Region]
-    ) -> Writing:
+        model: nn.Module, region: Region, calls: Sequence[Call], others: Sequence[Call], values: Mapping[str, Any],
+        whole: Mapping[fx.Node, Region],
+    ) -> Writing:  # fmt: skip
         if len(calls) != 1:
             raise NotTransplanted(f"{region.path} is called {len(calls)} times")
-        made = Writing(model, region, calls[0], values, whole)
+        made = Writing(model, region, calls[0], others[0], values, whole)
         made.write()
         return made
 
@@ -110,6 +112,8 @@ class Writing:
         same = [other for other in known if name in known and known[other] is known[name] and is_inside(other, self.region.path)]
         if same:
             return self.graph.get_attr(self.own(same[0]))
+        if isinstance(known.get(name), nn.Parameter):
+            raise NotTransplanted(f"{self.region.path} reads {name}, a weight of another module")
         stem = name.rpartition(".")[2].removeprefix(f"{self.region.path.replace('.', '_')}_")
         taken = set(self.constants.values())
         free = (t for t in (stem, *(f"{stem}_{n}" for n in range(1, 1000))) if not hasattr(self.module, t) and t not in taken)
@@ -164,8 +168,9 @@ class Writing:
         return "\n".join([*head, *(FREED.sub("", line).rstrip() for line in lines if line.strip())]) + "\n"
 
     def refusals(self) -> list[str]:
-        """What was fixed when the model was captured can not be asked for any more."""
-        leaves = [(way, value) for way, value in self.call.leaves if value is None or type(value) in PLAIN]
+        """What was fixed when the model was captured can not be asked for any more. Numbers that follow the batch were not."""
+        other = dict(self.other.leaves)
+        leaves = [(way, v) for way, v in self.call.leaves if v is None or (type(v) in PLAIN and other.get(way) == v)]
         fixed = [(expression(self.variadic, way), value) for way, value in leaves]
         if not fixed:
             return []

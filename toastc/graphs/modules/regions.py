@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ..fx.names import module_path
 
 AGAIN = re.compile(r"@\d+")  # torch.export's mark of a module that is called once more
+PATH = "toastc_path"  # in the meta of a node
 SAME = {"aten.view.default": "aten.reshape.default"}  # names of one operation
 Said = tuple[str, str]
 
@@ -61,8 +62,10 @@ def tensor_of(gm: nn.Module, node: fx.Node) -> torch.Tensor:
 
 
 def path_of(node: fx.Node) -> str:
-    """Of the innermost module whose code a node is."""
-    return AGAIN.sub("", module_path(node))
+    """Of the innermost module whose code a node is; it is asked for often, and remembered."""
+    if PATH not in node.meta:
+        node.meta[PATH] = AGAIN.sub("", module_path(node))
+    return str(node.meta[PATH])
 
 
 def is_inside(path: str, module: str) -> bool:

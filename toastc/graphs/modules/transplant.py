@@ -15,7 +15,7 @@ from torch import fx, nn
 from ...system.vocabulary import Inputs
 from ..fx.editor import has_effect
 from ..fx.reopen import drop_idle_masks
-from .calls import Call, calls_of, values_of
+from .calls import Call, another_batch, calls_of, values_of
 from .forward import Writing
 from .regions import NotTransplanted, Region, is_inside, parent, path_of, rewritten, sizes_of, tensor_of, tensors_of
 from .written import with_forward
@@ -32,9 +32,17 @@ def transplanted(model: nn.Module, dense: fx.GraphModule, pruned: fx.GraphModule
     for writing in writings:
         module = made.get_submodule(writing.region.path)
         for node, name in writing.constants.items():
-            module.register_buffer(name, tensor_of(pruned, node), persistent=False)
+            hold(module, name, tensor_of(pruned, node))
         with_forward(module, writing.text)
     return made
+
+
+def hold(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """What is learnt goes on learning."""
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+    else:
+        module.register_buffer(name, tensor, persistent=False)
 
 
 def written(model: nn.Module, dense: fx.GraphModule, pruned: fx.GraphModule, args: Inputs) -> list[Writing]:
@@ -43,14 +51,14 @@ def written(model: nn.Module, dense: fx.GraphModule, pruned: fx.GraphModule, arg
     found: dict[str, Writing] = {}
     while paths:
         regions = [Region.of(pruned, path) for path in sorted(paths, key=len, reverse=True)]  # those inside others first
-        calls = calls_of(model, paths, args)
+        calls, others = (calls_of(model, paths, given) for given in (args, another_batch(dense, args)))
         values = values_of(dense, {n.name for region in regions for n in (*region.given, *region.made)}, args)
         wider: list[str] = []
         for region in regions:
             whole = whole_parts(model, pruned, region.path, calls, [path for path in changed if path not in found])
             try:
                 check_forward_is_all(model, region.path)
-                found[region.path] = Writing.of(model, region, calls[region.path], values, whole)
+                found[region.path] = Writing.of(model, region, calls[region.path], others[region.path], values, whole)
             except NotTransplanted as why:
                 wider.append(around(model, region.path, why))
         paths = [path for path in dict.fromkeys(wider) if path not in found]
@@ -96,7 +104,10 @@ def with_weights(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     """A copy of the model. Weights that the graph reads are not copied: the copy has the graph's."""
     named = tensors_of(model)
     read = [n for n in pruned.graph.nodes if n.op == "get_attr"]
-    made = copy.deepcopy(model, {id(named[n.target]): tensor_of(pruned, n) for n in read if n.target in named})
+    try:
+        made = copy.deepcopy(model, {id(named[n.target]): tensor_of(pruned, n) for n in read if n.target in named})
+    except (TypeError, RuntimeError, copy.Error) as error:
+        raise NotTransplanted(f"it can not be copied ({str(error).splitlines()[0]})") from error
     for node in read:
         for user in node.users if node.target not in named else ():  # what a linear did not have before
             module = made.get_submodule(path_of(user))

@@ -39,6 +39,7 @@ class Written:
 def with_forward(module: nn.Module, text: str) -> None:
     """From now on the module's forward is this one."""
     own = type(module)
+    vars(module).pop("forward", None)  # of an instance that was patched: what it did is in the new one
     module.__class__ = made(own.toastc_class if issubclass(own, Written) else own, text)
 
 
