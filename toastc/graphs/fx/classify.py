@@ -17,6 +17,9 @@ CREATIONS = {"arange", "zeros", "ones", "full", "tensor", "scalar_tensor", "eye"
 RANDOM = {"rand", "randn", "randint", "bernoulli", "multinomial", "normal", "rand_like", "randn_like", "randperm"}
 
 
+IN_PLACE = ("setitem", "iadd", "isub", "imul", "itruediv", "iand", "ior")
+
+
 def op_name(node: fx.Node) -> str:
     """`aten.add_.Tensor`, `torch.add`, `operator.iadd` and the method `add` are all `add`, `iadd` or `add`."""
     target: Operand = node.target
@@ -27,6 +30,15 @@ def op_name(node: fx.Node) -> str:
     else:
         name = getattr(target, "__name__", str(target))
     return name if name.startswith("_") or not name.endswith("_") else name.rstrip("_")
+
+
+def writes(node: fx.Node) -> bool:
+    """Into a tensor that it is given."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    called = node.op in ("call_function", "call_method")
+    return called and (name in IN_PLACE or (name.endswith("_") and not name.startswith("_")))
 
 
 # ---- which of its kinds a node is: `constant[i]`, `ranks[i]` of its tensor operands, in order of appearance --------------------

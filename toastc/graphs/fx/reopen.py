@@ -14,7 +14,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from ...system.errors import CannotShrink
 from ...system.vocabulary import Operand
 from .calls import Call
-from .classify import meta, op_name
+from .classify import meta, op_name, writes
 
 aten = torch.ops.aten
 Reading = tuple[Operand, ...]
@@ -72,14 +72,15 @@ def given_mask(node: fx.Node) -> Operand:
 
 def drop_idle_masks(gm: fx.GraphModule, constant: Callable[[fx.Node], torch.Tensor]) -> bool:
     """Attentions without the masks that hide nothing, given or added; was there any?"""
+    filled = filled_in_place(gm.graph)
     added = [n for n in gm.graph.nodes if n.op == "call_function" and op_name(n) == "add" and len(n.all_input_nodes) == 2]
     for node in added:
         scores, mask = node.args
         known = all(isinstance(meta(n), torch.Tensor) for n in (scores, mask, node))
-        if known and meta(scores).shape == meta(node).shape and is_idle(mask, constant):
+        if known and meta(scores).shape == meta(node).shape and is_idle(mask, constant, filled):
             node.replace_all_uses_with(scores)
     idle = [n for n in gm.graph.nodes if n.op == "call_function" and op_name(n) == "scaled_dot_product_attention"]
-    idle = [n for n in idle if isinstance(given_mask(n), fx.Node) and is_idle(given_mask(n), constant)]
+    idle = [n for n in idle if isinstance(given_mask(n), fx.Node) and is_idle(given_mask(n), constant, filled)]
     for node in idle:
         mask = given_mask(node)
         args = [None if a is mask else a for a in node.args]
@@ -87,10 +88,23 @@ def drop_idle_masks(gm: fx.GraphModule, constant: Callable[[fx.Node], torch.Tens
     return bool(idle) or any(not node.users for node in added)
 
 
-def is_idle(mask: fx.Node, constant: Callable[[fx.Node], torch.Tensor]) -> bool:
+def filled_in_place(graph: fx.Graph) -> set[fx.Node]:
+    """Tensors that are written into after they are made, they or a view of them: shifted windows make their masks so."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        into = node.args[0] if writes(node) and node.args else None
+        while isinstance(into, fx.Node) and into not in found:
+            found.add(into)
+            into = into.args[0] if into.args else None
+    return found
+
+
+def is_idle(mask: fx.Node, constant: Callable[[fx.Node], torch.Tensor], filled: set[fx.Node]) -> bool:
     """Does a mask that is made of sizes and constants allow everything? Transformers makes such ones."""
 
     def value(node: fx.Node) -> Operand:
+        if node in filled:
+            raise LookupError(node.name)
         if node.op == "get_attr" and not isinstance(constant(node), torch.nn.Parameter):  # what is learnt may change
             return constant(node)
         if node.target is aten.sym_size.int:

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from ..fx.classify import writes
 from .calls import Call, find
 from .regions import NotTransplanted, Region, is_inside, is_number, tensors_of
 from .spelling import spelled
@@ -220,6 +221,5 @@ def near(value: Any, among: Sequence[Any]) -> int | None:
 
 def drop_unread(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
-        writes = str(getattr(node.target, "__name__", node.target)).partition(".")[0].endswith("_")  # into a tensor it is given
-        if not node.users and not writes and node.op not in ("placeholder", "output"):
+        if not node.users and not writes(node) and node.op not in ("placeholder", "output"):
             graph.erase_node(node)

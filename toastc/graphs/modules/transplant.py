@@ -51,7 +51,8 @@ def written(model: nn.Module, dense: fx.GraphModule, pruned: fx.GraphModule, arg
     found: dict[str, Writing] = {}
     while paths:
         regions = [Region.of(pruned, path) for path in sorted(paths, key=len, reverse=True)]  # those inside others first
-        calls, others = (calls_of(model, paths, given) for given in (args, another_batch(dense, args)))
+        calls = calls_of(model, paths, args)
+        others = calls_of(model, paths, another_batch(dense, args)) if any(map(takes_numbers, calls.values())) else calls
         values = values_of(dense, {n.name for region in regions for n in (*region.given, *region.made)}, args)
         wider: list[str] = []
         for region in regions:
@@ -63,6 +64,11 @@ def written(model: nn.Module, dense: fx.GraphModule, pruned: fx.GraphModule, arg
                 wider.append(around(model, region.path, why))
         paths = [path for path in dict.fromkeys(wider) if path not in found]
     return list(found.values())
+
+
+def takes_numbers(calls: Sequence[Call]) -> bool:
+    """Whole ones, which may be how many images there are."""
+    return any(type(value) is int for call in calls for _, value in call.leaves)
 
 
 def check_forward_is_all(model: nn.Module, path: str) -> None:
