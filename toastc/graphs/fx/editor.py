@@ -14,7 +14,7 @@ from ...system.errors import CannotShrink
 from ...system.vocabulary import Json, Operand
 from .. import Kind, Op, Role, Value
 from .builder import FxBuilder
-from .classify import meta
+from .classify import meta, writes
 from .nodes import Nodes
 from .operators import operator
 from .reader import FxReader
@@ -200,8 +200,7 @@ class FxEditor(FxReader):
 
 def has_effect(node: fx.Node) -> bool:
     """Nodes that stay although nobody uses their result. To fx a method that writes into its tensor (`copy_`) is pure."""
-    in_place = node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__")
-    return node.is_impure() or in_place or node.kwargs.get("inplace") is True or "out" in node.kwargs
+    return node.is_impure() or writes(node) or node.kwargs.get("inplace") is True or "out" in node.kwargs
 
 
 def drop_unused(gm: fx.GraphModule) -> None:

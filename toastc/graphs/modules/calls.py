@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from ...system.vocabulary import Inputs
+from ..fx.probe import FxProbe
 from .regions import NotTransplanted
 
 APART = 1e-2  # relative, at most: a module called by itself rounds as it does in a graph, nearly
@@ -82,25 +83,13 @@ def another_batch(gm: fx.GraphModule, args: Inputs) -> Inputs:
     return made
 
 
-class Values(fx.Interpreter):
-    """Runs a graph and keeps the values of a few nodes, by their names."""
-
-    def __init__(self, gm: fx.GraphModule, wanted: set[str]) -> None:
-        super().__init__(gm)
-        self.wanted, self.found = wanted, dict[str, Any]()
-
-    def run_node(self, n: fx.Node) -> Any:
-        made = super().run_node(n)
-        if n.name in self.wanted:
-            self.found[n.name] = made
-        return made
-
-
 @torch.no_grad()
 def values_of(gm: fx.GraphModule, names: set[str], args: Inputs) -> dict[str, Any]:
-    values = Values(gm, names)
-    values.run(*pytree.tree_leaves(args), enable_io_processing=False)
-    return values.found
+    """Of the nodes of these names, while the graph runs."""
+    nodes = [node for node in gm.graph.nodes if node.name in names]
+    probe = FxProbe(gm, (), nodes)
+    probe.run(*pytree.tree_leaves(args), enable_io_processing=False)
+    return {node.name: probe.seen[node] for node in nodes}
 
 
 def find(value: Any, among: Sequence[Any], what: str) -> int:
