@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import inf
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
         check_plan(plan, sites)
     except ToastcError as error:
         return Verification.failed(str(error), tolerance)
-    with scratch() as folder:
+    with scratch() as folder, ThreadPoolExecutor(1) as beside:
         if upcast.has_bfloat16(model):  # read back from the file, and computed in float32
             wide = folder / "pruned.onnx"
             write_model(upcast.upcast(load_model(pruned)), wide)
@@ -48,6 +49,8 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
         feeds = [{name: array for name, array in feed.items() if name not in chosen} for feed in feeds]
         chosen += hold_selections(graph, sites, plan)
         graph.finish()
+        zeros = given_as_inputs(model, [graph.operand(op, slot) for op, slot in padded.cut])
+        written: Future[Path] = beside.submit(with_room, model, folder / "padded.onnx")  # while the pruned file runs
         if chosen:  # what was chosen at run time is handed on to the dense graph, so that both choose the same
             pruned = exposed(pruned, chosen, folder / "exposed.onnx")
         try:
@@ -60,9 +63,8 @@ def verify_files(dense: Path, pruned: Path, seed: int = 0) -> Verification:
             whole = len(expected[0]) - len(chosen)
             feeds = [feed | dict(zip(chosen, outs[whole:], strict=True)) for feed, outs in zip(feeds, expected, strict=True)]
             expected = [outs[:whole] for outs in expected]
-        zeros = given_as_inputs(model, [graph.operand(op, slot) for op, slot in padded.cut])
         try:
-            file = with_room(model, folder / "padded.onnx")
+            file = written.result()
         except VerificationFailed as error:
             return Verification.failed(str(error), tolerance, padded.count)
         got = session.run(file, [*feeds, feeds[0] | zeros] if zeros else feeds)
