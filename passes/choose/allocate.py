@@ -8,7 +8,7 @@ the price leaves over is spent on the steps that gain most.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,9 +16,9 @@ import numpy as np
 from toastc.plans.cost import Widths, counted, uniform_ratios
 from toastc.plans.ratios import NARROWEST, narrowed
 from toastc.plans.sites import Site
-from toastc.system.errors import ToastcError
+from toastc.system.errors import OutOfReach, ToastcError
 
-from ..state import State, taken
+from ..state import Pass, State, taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,7 @@ class AllocateWidths:
     equal: bool = taken(False, "equal")  # d_qk = d_v, which the fastest kernels for half floats ask for
     uniform: bool = False  # one ratio for all, as recipes do that know no losses
     name = "allocate-widths"
+    spends = True  # a budget, or ratios: what stands before it holds for any
 
     def __call__(self, state: State) -> State:
         if state.target is None:
@@ -61,8 +62,7 @@ class AllocateWidths:
         items = [item for site in state.sites for item in self.items(state, site)]
         budget, least = (state.target.keep - 1) * total, sum(float(item.cost[0]) for item in items)
         if least > budget:
-            smallest = (total + least) / total
-            raise ToastcError(f"target: {state.target} can not be met; the smallest is {state.target.what}={smallest:.3f}")
+            raise OutOfReach(state.target, (total + least) / total)
         chosen = solve(items, budget)
         widths = {
             f"{item.site.name}.{name}": width
@@ -93,6 +93,14 @@ class AllocateWidths:
     def steps(self, width: int) -> list[int]:
         step = min(self.round_to, width)
         return sorted({*range(max(step, NARROWEST), width, step), width})
+
+
+def spread(state: State, passes: Sequence[Pass], widths: int = 1) -> State:
+    """With ratios that meet the target, for passes that do not spread a budget themselves."""
+    if state.target is None or any(step.name == AllocateWidths.name for step in passes):
+        return state
+    selects = any(step.name == "plan-selections" for step in passes)
+    return replace(state, ratios=uniform_ratios(state.sites, int(total_of(state)), state.target, max(8, widths), chosen=selects))
 
 
 def cost_of(state: State, site: Site, widths: Widths) -> float:
@@ -126,6 +134,18 @@ def loss_of(state: State, site: Site, widths: Widths) -> float:
         if name == "vo" and gone:
             found += gain * float(loss.curves[loss.order[:gone], 0].sum())
     return max(found, 0.0)
+
+
+def expected_loss(state: State) -> float:
+    """What the widths that are set lose in all, were errors to add up; relative to the energy of the outputs."""
+    chosen: dict[str, dict[str, int]] = {}
+    for name in state.losses:
+        site, _, coupling = name.rpartition(".")
+        own = chosen.setdefault(site, {})
+        own[coupling] = state.widths.get(name, state.coupling(name).width)
+        if f"{site}.heads" in state.widths:
+            own["heads"] = state.widths[f"{site}.heads"]
+    return sum(loss_of(state, site, chosen[site.name]) for site in state.sites if site.name in chosen)
 
 
 def solve(items: list[Item], budget: float) -> list[int]:

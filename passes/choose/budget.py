@@ -16,15 +16,14 @@ import numpy as np
 from toastc.graphs.protocols import Graph
 from toastc.plans.cost import Target
 from toastc.plans.merges import UNREAD, Merge
-from toastc.system.arrays import as_array
-from toastc.system.errors import ToastcError
+from toastc.system.errors import OutOfReach, ToastcError
 from toastc.system.vocabulary import Array
 
 from ..analyse.gains import size
-from ..analyse.inputs import few
+from ..analyse.inputs import few, outputs_of
 from ..state import State
 from ..tokens.merge import merge_tokens
-from .allocate import AllocateWidths, loss_of
+from .allocate import AllocateWidths, expected_loss
 
 PLACES = 8  # blocks before which a merge is tried
 SHARES = (0.1, 0.2, 0.3, 0.45)  # of all patches that go in bipartite merges, over all blocks
@@ -96,8 +95,7 @@ class Trial:
         self.known: dict[tuple[Merge, ...], float] = {}
 
     def outputs(self, graph: Graph) -> list[list[np.ndarray]]:
-        probe = graph.probe([])
-        return [[as_array(a) for a in probe(batch)[0]] for batch in self.batches]
+        return outputs_of(graph, self.batches)
 
     def loss(self, merges: tuple[Merge, ...], done: float | None = None) -> float:
         if merges not in self.known:
@@ -128,14 +126,6 @@ class Trial:
         if keep >= 1:
             return 0.0
         try:
-            widths = AllocateWidths()(replace(self.state, target=Target("macs", keep))).widths
-        except ToastcError:
+            return expected_loss(AllocateWidths()(replace(self.state, target=Target("macs", keep))))
+        except OutOfReach:
             return float("inf")
-        chosen: dict[str, dict[str, int]] = {}
-        for name in self.state.losses:
-            site, _, coupling = name.rpartition(".")
-            own = chosen.setdefault(site, {})
-            own[coupling] = widths.get(name, self.state.coupling(name).width)
-            if f"{site}.heads" in widths:
-                own["heads"] = widths[f"{site}.heads"]
-        return sum(loss_of(self.state, s, chosen[s.name]) for s in self.state.sites if s.name in chosen)

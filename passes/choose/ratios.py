@@ -26,6 +26,7 @@ class PlanRatios:
 
     of: str = ""  # "attention" or "ffn": only those
     name = "plan-ratios"
+    spends = True  # a budget, or ratios: what stands before it holds for any
 
     def __post_init__(self) -> None:
         if self.of not in KINDS:

@@ -23,8 +23,6 @@ from ..analyse.inputs import first
 from ..analyse.simulate import residual
 from ..state import State, taken
 
-HELD_OUT = 4
-
 
 @dataclass(frozen=True)
 class SearchWidths:
@@ -36,16 +34,16 @@ class SearchWidths:
     name = "search-widths"
 
     @property
-    def held_out(self) -> int:
-        """Batches of the data that are not measured, so that the pruned model can be judged by them."""
-        return HELD_OUT if self.minutes else 0
+    def apart(self) -> int:
+        """Inputs that are not measured, so that the pruned model can be judged by them."""
+        return self.images if self.minutes else 0
 
     def __call__(self, state: State) -> State:
         if not self.minutes or state.allocate is None or state.data is None:
             return state
         allocate = state.allocate
         end, begun = time.monotonic() + 60 * self.minutes, time.monotonic()
-        model = Simulation(state, first(state.data, self.images)[: state.held_out or None])
+        model = Simulation(state, first(state.apart or state.data, self.images))
         best, rounds = model.error(state), 0
         before = best
         while time.monotonic() < end:
@@ -66,7 +64,7 @@ class SearchWidths:
                 break
             state, best, rounds = tried, error, rounds + 1
         inputs = sum(len(run[0]) for run in model.clean)
-        kind = "held-out" if state.held_out and not state.given_moments else "calibration"
+        kind = "held-out" if state.apart is not None and not state.given_moments else "calibration"
         change = f"took the output error from {before:.4f} to {best:.4f} of the outputs' energy"
         note = f"search: {rounds} rounds on {inputs} {kind} inputs {change}"
         return replace(state, notes=(*state.notes, note))

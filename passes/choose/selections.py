@@ -31,6 +31,7 @@ class PlanSelections:
     balance: str = "paper"  # of the class token against the others: 2 and 1, or as in the code 1/(1+P) and P/(1+P)
     masks: bool = False  # zero the channels that fc1 does not read in the residual stream as well
     name = "plan-selections"
+    spends = True  # a budget, or ratios: what stands before it holds for any
 
     def __post_init__(self) -> None:
         if self.per not in PER:

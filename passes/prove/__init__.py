@@ -13,13 +13,13 @@ from toastc.calibration.data import fixed_batch
 from toastc.calibration.synthetic import Synthetic
 from toastc.graphs.protocols import Runner
 from toastc.system.arrays import as_array
-from toastc.system.cores import beside_each_other
 from toastc.system.vocabulary import Array
+
+from ..analyse.inputs import AT_ONCE, outputs_of
 
 TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}  # bfloat16 in torch; files are computed in float32
 DEFAULT_TOLERANCE = 1e-4
 COMPARED = 8  # calibration inputs
-AT_ONCE = 4
 BLIND = (
     "this proof says little: with all weights that were cut at zero, the outputs change by {:.0e} of their scale "
     "(weights that were never trained, or a head of zeros?)"
@@ -53,8 +53,12 @@ class Verification:
         return asdict(self)
 
 
-def output_error(open_dense: Callable[[], Runner], open_pruned: Callable[[], Runner], data: Any) -> dict[str, object]:
-    """How far the pruned model's outputs are from the dense one's, on a few of the calibration inputs; one after the other."""
+def output_error(
+    open_dense: Callable[[], Runner], open_pruned: Callable[[], Runner], data: Any, apart: bool = False
+) -> dict[str, object]:
+    """How far the pruned model's outputs are from the dense one's, on a few of these inputs, of which some were calibrated on,
+    or, `apart`, none.
+    """
     graph = open_dense()
     feed, of = some_inputs(graph, data)
     count = len(next(iter(feed.values())))
@@ -63,16 +67,11 @@ def output_error(open_dense: Callable[[], Runner], open_pruned: Callable[[], Run
         if fixed_batch(graph.input_sizes())
         else [{name: array[at : at + AT_ONCE] for name, array in feed.items()} for at in range(0, count, AT_ONCE)]
     )
-    expected = outputs(graph, pieces)
+    expected = outputs_of(graph, pieces)
     del graph
-    error = rms_apart(list(zip(expected, outputs(open_pruned(), pieces), strict=True)))
-    return {"error": error, "inputs": count, "of": of}
-
-
-def outputs(graph: Runner, pieces: Sequence[dict[str, np.ndarray]]) -> list[np.ndarray]:
-    lanes = min(graph.lanes, len(pieces))
-    probe = graph.probe([], lanes=lanes)
-    return [as_array(out) for found in beside_each_other(lambda piece: probe(piece)[0], pieces, lanes) for out in found]
+    made = outputs_of(open_pruned(), pieces)
+    error = rms_apart([pair for each in zip(expected, made, strict=True) for pair in zip(*each, strict=True)])
+    return {"error": error, "inputs": count, "of": "held-out inputs" if apart else of}
 
 
 def some_inputs(graph: Runner, data: Any) -> tuple[dict[str, np.ndarray], str]:

@@ -46,7 +46,7 @@ def test_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     before = len(seen)
     list(data)
     assert len(seen) == before
-    monkeypatch.setattr("toastc.calibration.data.DECODED", 40 * 3 * 16 * 16)
+    monkeypatch.setattr("toastc.calibration.decoding.DECODED", 40 * 3 * 16 * 16)
     data = open_data(folder, {"x": (None, 3, 16, 16)})
     list(data), seen.clear(), list(data)
     assert len(seen) == 38

@@ -1,15 +1,12 @@
 """Where calibration inputs come from: a folder of images, an array file, or any iterable of batches.
 
-Images are decoded by threads while the model runs. Whatever cannot be read is skipped, counted and named.
+Whatever cannot be read is skipped, counted and named.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +16,22 @@ import numpy as np
 from ..system.arrays import as_array
 from ..system.errors import ToastcError
 from .arrays import ARRAY_SUFFIXES, Rows, load_arrays
+from .decoding import Decoder
 from .images import Preprocess
+from .labels import LABEL, Labels
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"}
 BATCH = 32  # inputs that are read at one time
-AHEAD = 3  # batches decoded in advance
-DECODED = 64 << 20  # bytes of pixels that are kept, so that they are not decoded again for the next pass
 
 Batch = dict[str, np.ndarray]
 
 
 @dataclass
 class Batches:
-    """Iterated once for each use; every batch maps the model's input names to arrays. `notes` tell what went wrong."""
+    """Iterated once for each use; every batch maps the model's input names to arrays. `notes` tell what went wrong.
+
+    Inputs from `skip` up to `limit`, counted in the order in which they come.
+    """
 
     source: Any
     inputs: Mapping[str, tuple[int | None, ...]]  # the model's inputs and their sizes, None where free
@@ -43,22 +43,40 @@ class Batches:
     notes: list[str] = field(default_factory=list)
     shard: tuple[int, int] = (0, 1)  # every so many batches are read, from this one on
     size: int = 0  # how many inputs there will be, as far as one knows
-    decoded: list[list[np.ndarray]] = field(default_factory=list)  # the pixels of the first batches of images
+    decoder: Decoder = field(default_factory=Decoder)
+    skip: int = 0
+    labels: Labels | None = None  # what each of them is
 
     def __post_init__(self) -> None:
         fixed = self._fixed()
         if fixed is not None:
             self.batch = fixed
             self.limit = None if self.limit is None else -(-self.limit // fixed) * fixed
-        self.size = self.limit or 0
+        self.size = max(0, (self.limit or 0) - self.skip)
+
+    def divided(self, first: int) -> tuple[Batches, Batches]:
+        """The first so many inputs (as many as make whole batches, where the model takes no others), and all others."""
+        first = -(-first // (self._fixed() or 1)) * (self._fixed() or 1)
+        return replace(self, limit=first, decoder=Decoder(), notes=[]), replace(self, skip=first, decoder=Decoder())
+
+    def counted(self) -> int:
+        """How many inputs there are, if one has to go through them to tell."""
+        return self.count or sum(len(next(iter(batch.values()))) for batch in self)
+
+    def labelled(self) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Batches, and what their inputs are."""
+        for batch in self._cut(self._raw()):
+            labels = batch.pop(LABEL)
+            yield from ((checked, labels) for checked in self._checked([batch]))
 
     def part(self, rank: int, count: int) -> Batches:
         """The batches of one of several processes; all together read what one alone would."""
-        return self if count == 1 else replace(self, shard=(rank, count), decoded=[])
+        return self if count == 1 else replace(self, shard=(rank, count), decoder=Decoder())
 
     def __iter__(self) -> Iterator[Batch]:
         empty = self.shard[1] == 1
         for batch in self._checked(self._cut(self._raw())):
+            batch.pop(LABEL, None)
             empty = False
             yield batch
         if empty:
@@ -71,9 +89,9 @@ class Batches:
     def count(self) -> int:
         """How many inputs there will be, where that can be told at once; 0 where it can not."""
         if not self.size and hasattr(self.source, "shape"):
-            return len(self.source)
+            return max(0, len(self.source) - self.skip)
         if not self.size and isinstance(self.source, str | Path) and Path(self.source).is_dir():
-            return len(image_files(Path(self.source)))
+            return max(0, len(image_files(Path(self.source))) - self.skip)
         return self.size
 
     @property
@@ -114,11 +132,14 @@ class Batches:
     def _given(self) -> Iterator[Batch]:
         seen = 0
         for number, item in enumerate(self.source):
-            room = None if self.limit is None else self.limit - seen
-            batch = {name: array[:room] for name, array in self._named(item).items()}
-            if number % self.shard[1] == self.shard[0]:
-                yield batch
-            seen += len(next(iter(batch.values()), ()))
+            first, room = max(0, self.skip - seen), None if self.limit is None else self.limit - seen
+            named = self._named(item)
+            count = len(next(iter(named.values()), ()))
+            if self.labels is not None:
+                named |= {LABEL: self.labels.of_rows(np.arange(seen, seen + count))}
+            if number % self.shard[1] == self.shard[0] and first < count:
+                yield {name: array[first:room] for name, array in named.items()}
+            seen += count
             if self.limit is not None and seen >= self.limit:
                 return
 
@@ -142,10 +163,11 @@ class Batches:
         if missing:
             raise ToastcError(f"calibrate: {what}: has no array called {missing[0]}; it has {', '.join(arrays)}")
         count = min(len(arrays[name]) if arrays[name].shape else 0 for name in self.inputs)
-        order = np.random.default_rng(self.seed).permutation(count)[: self.limit]
+        order = np.random.default_rng(self.seed).permutation(count)[self.skip : self.limit]
         self.size = len(order)
         for rows in map(np.sort, self._own(order)):
-            yield {name: np.asarray(arrays[name][rows]) for name in self.inputs}
+            batch = {name: np.asarray(arrays[name][rows]) for name in self.inputs}
+            yield batch if self.labels is None else batch | {LABEL: self.labels.of_rows(rows)}
 
     def _own(self, items: Any) -> Iterator[Any]:
         """Those of this process, a batch at a time."""
@@ -157,40 +179,15 @@ class Batches:
         if not files:
             raise ToastcError(f"calibrate: {folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         random.Random(self.seed).shuffle(files)
-        files = files[: self.limit]
+        files = files[self.skip : self.limit]
         self.size = len(files)
         name = next(iter(self.inputs))
         prepare = (self.preprocess or Preprocess()).fit(self.inputs[name])
         self.notes.append(f"images of {folder}: {prepare}")
-        failed: list[str] = []
-
-        def decode(path: Path) -> np.ndarray | None:
-            try:
-                return prepare.pixels(path)
-            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
-                failed.append(f"{path.name} ({' '.join(str(error).split())[:60]})")
-                return None
-
-        yield from ({name: prepare.scaled(np.stack(pixels))} for pixels in self.decoded if pixels)
-        with contextlib.ExitStack() as stack:
-            pool = ThreadPoolExecutor(4)
-            stack.callback(pool.shutdown, cancel_futures=True)  # whoever asked has had enough, or has failed
-            queue: list[list[Future[np.ndarray | None]]] = []
-            done = len(self.decoded)
-            rest = itertools.islice(self._own(files), done, None)
-            room = DECODED - sum(image.nbytes for pixels in self.decoded for image in pixels)
-            while True:
-                queue += [[pool.submit(decode, p) for p in paths] for paths in itertools.islice(rest, AHEAD - len(queue))]
-                if not queue:
-                    break
-                pixels = [image for future in queue.pop(0) if (image := future.result()) is not None]
-                room -= sum(image.nbytes for image in pixels)
-                if room >= 0 and len(self.decoded) == done:  # and nobody else went through them meanwhile
-                    self.decoded.append(pixels)
-                    done += 1
-                if pixels:
-                    yield {name: prepare.scaled(np.stack(pixels))}
-        if failed:
+        for found in self.decoder(self._own(files), prepare):
+            batch = {name: prepare.scaled(np.stack([pixels for _, pixels in found]))}
+            yield batch if self.labels is None else batch | {LABEL: self.labels.of_files(folder, [path for path, _ in found])}
+        if failed := self.decoder.failed:
             self.notes.append(f"{len(failed)} of {len(files)} images could not be read and were skipped: {', '.join(failed[:3])}")
 
     def _checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:

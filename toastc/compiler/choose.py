@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from ..calibration import Workers, open_data
 from ..graphs.protocols import Graph
-from ..passes import inputs_to_keep, merge_tokens, plan_tokens
+from ..passes import Judge, inputs_apart, inputs_to_keep, keep_promise, merge_tokens, plan_tokens, spread
 from ..passes.match import match
 from ..passes.state import Pass, State, costs, run
-from ..plans.cost import Target, uniform_ratios
+from ..plans.cost import Target
 from ..plans.merges import UNREAD
 from ..plans.plan import Plan, check_plan
+from ..plans.promises import Kept
 from ..plans.ratios import Ratios, narrowed
 from ..system.errors import CannotShrink, NothingToPrune, ToastcError
 from ..system.progress import Tell, expect
 from .request import Request
 
 Seconds = dict[str, float]
+JUDGED = 2048  # images of a folder with labels
 PROVING = {"write": 1.0, "verify": 6.0}  # runs of the model on one input, more or less
 
 
@@ -52,15 +54,17 @@ def apply_merges(graph: Graph, request: Request, macs: int, fresh: Callable[[], 
 def tokens_for_target(request: Request, graph: Graph, fresh: Callable[[], Graph], tell: Tell) -> tuple[Request, list[str]]:
     """A budget in MACs may be met by tokens as well: by those nobody reads, which is free, or by all, if that is allowed."""
     steps = request.steps(graph)
-    spread = any(step.name == "allocate-widths" and not getattr(step, "uniform", False) for step in steps)
+    spreads = any(step.name == "allocate-widths" and not getattr(step, "uniform", False) for step in steps)
     ask = request.allow is not None and "tokens" in request.allow
-    if request.target is None or request.target.what != "macs" or not spread:
+    if request.promise is None and (request.target is None or request.target.what != "macs" or not spreads):
         if ask:
             raise ToastcError("allow: tokens go with a target in macs and a recipe that allocates widths (default, synthetic)")
         return request, []
     if ask and request.merges:
         raise ToastcError("allow: tokens are merged as given, or as the budget wants; not both")
-    if not ask:
+    if ask and request.target is None:
+        raise ToastcError(f"allow: tokens go with a target in macs, not with {request.promise}")
+    if not ask or request.target is None:
         free = request.allow is None and not request.merges
         return (replace(request, tokens=(UNREAD,)) if free else request), []
     base = merge_tokens(fresh(), (UNREAD,))[0]
@@ -76,17 +80,36 @@ def tokens_for_target(request: Request, graph: Graph, fresh: Callable[[], Graph]
 def start_state(state: State, request: Request, tell: Tell) -> tuple[State, tuple[Pass, ...]]:
     """The passes of a request, and the state they begin with."""
     steps, inputs, options = request.steps(state.graph), state.graph.input_sizes(), request.options
-    held_out = max((getattr(step, "held_out", 0) for step in steps), default=0)
     state = replace(
-        state, held_out=held_out, moments=request.moments, given_moments=request.moments is not None, seed=options.seed,
+        state, moments=request.moments, given_moments=request.moments is not None, seed=options.seed,
         target=request.target, tell=tell, workers=options.workers or Workers(),
     )  # fmt: skip
     if options.data is not None:
-        data = open_data(options.data, inputs, seed=options.seed, limit=options.images, preprocess=request.preprocess)
-        state = replace(state, data=data)
+        data = open_data(
+            options.data, inputs, seed=options.seed, limit=options.images, preprocess=request.preprocess, labels=request.labels
+        )
+        state = set_apart(replace(state, data=data), request, steps)
     elif request.moments is not None and request.moments.inputs:  # some of the data came along
         state = replace(state, data=open_data(request.moments.batches(), inputs))
     return state, steps
+
+
+def set_apart(state: State, request: Request, steps: Sequence[Pass]) -> State:
+    """Some of the data is kept to judge by, where there is something to judge."""
+    promise, options = request.promise, request.options
+    if promise is not None and request.labelled is not None:
+        folder, labels = request.labelled
+        inputs = state.graph.input_sizes()
+        data = open_data(folder, inputs, seed=options.seed, limit=JUDGED, preprocess=request.preprocess, labels=labels)
+        return replace(state, apart=data)
+    wanted = max((getattr(step, "apart", 0) for step in steps), default=0)
+    if promise is None and not wanted:
+        return state
+    count = state.data.counted()
+    if count < 2:
+        raise ToastcError("calibrate: one input is too few to keep some apart, to judge by; give more")
+    apart, rest = state.data.divided(min(wanted, count // 2) if promise is None else inputs_apart(state.graph, promise, count))
+    return replace(state, apart=apart, data=rest)
 
 
 def find_sites(first: Pass, state: State) -> tuple[State, Seconds]:
@@ -97,9 +120,9 @@ def find_sites(first: Pass, state: State) -> tuple[State, Seconds]:
     return state, seconds
 
 
-def choose_widths(state: State, request: Request, total: int, tell: Tell) -> tuple[State, Seconds]:
+def choose_widths(state: State, request: Request, fresh: Callable[[], Graph], tell: Tell) -> tuple[State, Seconds]:
     """The plan, before anything is cut: by matching, scoring and planning, or by matching alone where a plan is given."""
-    state, seconds = choose_plan(state, request, total, tell)
+    state, seconds = choose_plan(state, request, fresh, tell)
     if request.options.moments_out is not None and state.moments is None:
         raise ToastcError(f"moments-out: recipe {request.recipe} measures nothing here that could be saved")
     if request.options.moments_out is not None and state.data is not None and state.moments is not None:
@@ -107,7 +130,7 @@ def choose_widths(state: State, request: Request, total: int, tell: Tell) -> tup
     return state, seconds
 
 
-def choose_plan(state: State, request: Request, total: int, tell: Tell) -> tuple[State, Seconds]:
+def choose_plan(state: State, request: Request, fresh: Callable[[], Graph], tell: Tell) -> tuple[State, Seconds]:
     state, (first, *rest) = start_state(state, request, tell)
     state, seconds = find_sites(first, state)
     if request.plan is not None:
@@ -115,10 +138,22 @@ def choose_plan(state: State, request: Request, total: int, tell: Tell) -> tuple
         return replace(state, plan=request.plan), seconds
     if request.ratios is not None and not narrowed(request.ratios, state.sites):
         return replace(state, plan=Plan(merges=request.merges)), seconds
-    if request.target is not None and not any(step.name == "allocate-widths" for step in rest):
-        selects = any(step.name == "plan-selections" for step in rest)
-        ratios = uniform_ratios(state.sites, total, request.target, max(8, request.deploy.widths), chosen=selects)
-        state = replace(state, ratios=ratios)
     expect(state.tell, costs(rest, state) | PROVING)
-    state, took = run(rest, state)
+    if request.promise is not None:
+        judge = Judge(request.promise, state.apart, fresh, request.merges, first)
+        state, took = keep_promise(state, rest, judge, request.deploy.widths)
+        assert state.kept is not None
+        state = replace(state, notes=(*state.notes, *told(state.kept, state.plan, request)))
+    else:
+        state, took = run(rest, spread(state, rest, request.deploy.widths))
     return replace(state, plan=replace(state.plan, merges=request.merges)), seconds | took
+
+
+def told(kept: Kept, plan: Plan, request: Request) -> Iterator[str]:
+    """What became of a promise."""
+    if not plan:
+        yield f"target: nothing can be cut within {kept.promise}"
+    else:
+        yield f"target: {kept.promise} is kept: {kept}, which nothing was fitted on"
+    if request.deploy.dtype or request.deploy.quantize:
+        yield f"target: {kept.promise} is promised of the pruned model, before it gets other numbers"

@@ -32,7 +32,7 @@ def compile(source: Source, request: Request, tell: Tell = silent) -> Result:
     if request.allow is None and not source.leaves_out:
         request = replace(request, allow=("channels",))
     state, request = apply_merges(graph, request, macs, source.open, tell)
-    state, took = choose_widths(state, request, macs, tell)
+    state, took = choose_widths(state, request, source.open, tell)
     seconds |= took
     report = draft_report(source, request, state, before, seconds)
     if not state.plan and not request.deploy:
@@ -54,7 +54,7 @@ def compile(source: Source, request: Request, tell: Tell = silent) -> Result:
             verified = proof.to_dict()
             if state.data is not None:
                 give_back(cycles=True)
-                measured = output_error(source.open, made.graph, state.data)
+                measured = output_error(source.open, made.graph, state.apart or state.data, state.apart is not None)
         if request.deploy:
             assert isinstance(made, Deployable), "its room's row says that it is"
             with timed("deploy", seconds):
@@ -85,6 +85,7 @@ def draft_report(source: Source, request: Request, state: State, before: Size, s
         source.name, request.recipe, before, after, coupling_rows(sites, plan), state.rejects, seconds, notes=state.notes,
         settings=settings, kernels=kernel_rows(state.graph, source.single_nodes(sites), plan),
         sites=site_rows(sites, plan, state.unmerged), tokens=token_rows(state.merges), curves=curves(state),
+        promise=None if state.kept is None else state.kept.to_dict(),
         photo=photo(state.data) if state.merges else None,
     )  # fmt: skip
 

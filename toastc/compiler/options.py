@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..calibration import Moments, Preprocess, Workers
     from ..plans.cost import Target
     from ..plans.plan import Plan
+    from ..plans.promises import Promise
 
 
 class Door(Flag):
@@ -87,12 +88,17 @@ class Options:
 
     ratios: Any = word(None, "how much of every coupling to remove: a ratio file, its content, or a number", metavar="R.json",
                        type=dict | str | float, parse=file_or_content)  # fmt: skip
-    target: str | float | Target | None = word(None, "share of the MACs (or params, or latency) to keep", metavar="macs=0.6")
+    target: str | float | Target | Promise | None = word(
+        None, "share of the MACs (or params, latency) to keep, or what may be lost: error=0.02, agree=0.99, drop=0.5",
+        metavar="macs=0.6",
+    )  # fmt: skip
     plan: Plan | str | Path | None = word(None, "replay a plan written by --plan-out", metavar="P.safetensors", parse=Path)
     data: Any = word(None, "a folder of images, or .npy, .npz, .safetensors of ready inputs", flag="calibrate", metavar="DATA",
                      group=DATA)  # fmt: skip
     images: int | None = word(None, "use that many of them (default: all)", type=int, parse=counted, metavar="N", group=DATA)
     preprocess: Preprocess | None = word(None, "how images are prepared", PYTHON | BACKEND)
+    labels: Any = word(None, "what the inputs are: a folder of class folders, or a file of numbers", metavar="LABELS", parse=Path,
+                       group=DATA)  # fmt: skip
     moments: Moments | str | Path | None = word(None, "instead of data: what --moments-out wrote", metavar="M.safetensors",
                                                 parse=Path, group=DATA)  # fmt: skip
     tokens: Any = word(None, "merge tokens: horizontally before block 4, vertically before block 8", metavar="h4,v8")

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..calibration import Moments, Preprocess, Synthetic
+from ..calibration import Labels, Moments, Preprocess, Synthetic, has_class_folders
 from ..graphs.protocols import Reader
 from ..passes import parse_passes, print_passes, recipe, with_matching
 from ..passes.state import Pass, tuned
@@ -16,6 +16,7 @@ from ..plans import ratios as ratio_file
 from ..plans.cost import Target
 from ..plans.merges import Merge, parse_merges
 from ..plans.plan import Plan
+from ..plans.promises import Promise, read_target
 from ..plans.ratios import Ratios
 from ..plans.targets import PORTABLE, Deploy
 from ..system.errors import ToastcError
@@ -29,12 +30,15 @@ class Request:
     options: Options
     ratios: Ratios | None = None
     target: Target | None = None
+    promise: Promise | None = None  # instead of a target: what may be lost
     plan: Plan | None = None
     tokens: tuple[Merge, ...] = ()
     moments: Moments | None = None
     allow: tuple[str, ...] | None = None  # what a target may be met by: channels, tokens; None: channels, and what is free
     deploy: Deploy = PORTABLE
     preprocess: Preprocess | None = None
+    labels: Labels | None = None  # of the data
+    labelled: tuple[Path, Labels] | None = None  # or of images of their own
 
     @staticmethod
     def of(options: Options) -> Request:
@@ -45,10 +49,20 @@ class Request:
             ratios = {}
         if sum(x is not None for x in (ratios, target, plan)) != 1:
             raise ToastcError("give one of ratios, target and plan (or tokens alone)")
+        goal = None if target is None else read_target(target)
+        if isinstance(goal, Promise):
+            check_promise(goal, options)
+        wanted = isinstance(goal, Promise) and goal.kind.labels
+        if options.labels is not None and not wanted:
+            raise ToastcError("labels: go with a target that asks for them (drop=0.5)")
+        labels, labelled = labels_of(options) if wanted else (None, None)
         return Request(
             options,
             ratios=None if ratios is None else read_ratios(ratios).rounded(deploy.widths),
-            target=None if target is None else Target.parse(target),
+            target=goal if isinstance(goal, Target) else None,
+            promise=goal if isinstance(goal, Promise) else None,
+            labels=labels,
+            labelled=labelled,
             plan=Plan.load(Path(plan)) if isinstance(plan, str | Path) else plan,
             tokens=parse_merges(options.tokens) if options.tokens is not None else (),
             moments=Moments.load(Path(options.moments)) if isinstance(options.moments, str | Path) else options.moments,
@@ -90,6 +104,32 @@ class Request:
     def with_ratios(self, ratios: Ratios) -> Request:
         """A target that is met already: nothing is left to remove."""
         return replace(self, target=None, ratios=ratios)
+
+
+def check_promise(promise: Promise, options: Options) -> None:
+    if options.data is None:
+        more = "; those in a moments file were fitted on" if options.moments is not None else ""
+        raise ToastcError(f"target: {promise} is judged on inputs that nothing was fitted on: give data of the model's own{more}")
+    if options.moments is not None:
+        raise ToastcError(
+            f"target: {promise}: give data alone: what is in a moments file was measured on inputs to judge by as well"
+        )
+    if options.search is not None:
+        raise ToastcError("search: refines the widths of a budget (macs, params, latency)")
+    if promise.kind.labels and options.labels is None and not has_class_folders(options.data):
+        raise ToastcError(f"target: {promise} takes labels: one number for each input of the data, or a folder of class folders")
+
+
+def labels_of(options: Options) -> tuple[Labels | None, tuple[Path, Labels] | None]:
+    """Of the data, or of a folder of images besides."""
+    given, data = options.labels, options.data
+    if isinstance(given, str | Path) and Path(given).is_dir():
+        own = Labels.of_folders(Path(given))
+        same = isinstance(data, str | Path) and Path(given).resolve() == Path(data).resolve()
+        return (own, None) if same else (None, (Path(given), own))
+    if given is not None:
+        return Labels.of(given), None
+    return Labels.of_folders(Path(data)) if has_class_folders(data) else None, None
 
 
 def read_ratios(ratios: Any) -> Ratios:

@@ -31,6 +31,9 @@ class Result:
         if report.measured is not None:
             m: Read = report.measured
             said.append(f"outputs {m['error']:.1%} off the dense model's, on {m['inputs']} {m['of']}")
+        if report.promise is not None:
+            p: Read = report.promise
+            said.append(f"{p['what']}={p['promised']:g} is kept: {p['measured']:.4g} on {p['inputs']} inputs")
         if report.verified is not None:
             said.append(f"proven (error {report.verified['error']:.0e})")
         return f"<Result of {'; '.join(said)}>"

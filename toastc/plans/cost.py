@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..system.errors import ToastcError
+from ..system.errors import OutOfReach, ToastcError
 from .plan import Plan, Select
 from .ratios import Ratios, narrowed
 from .sites import Coupling, Site
@@ -104,7 +104,7 @@ def uniform_ratios(sites: Sequence[Site], total: int, target: Target, round_to: 
     low, high = 0, steps - 1
     least = total - saved_by_ratios(sites, uniform(high / steps, round_to), target.what, chosen)
     if least > budget:
-        raise ToastcError(f"target: {target} can not be met; the smallest is {target.what}={least / total:.3f}")
+        raise OutOfReach(target, least / total)
     while high - low > 1:
         middle = (low + high) // 2
         enough = total - saved_by_ratios(sites, uniform(middle / steps, round_to), target.what, chosen) <= budget

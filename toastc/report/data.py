@@ -86,6 +86,7 @@ class Report:
     curves: tuple[Curve, ...] = ()
     photo: str | None = None  # one of the calibration inputs, to draw tokens on
     measured: Mapping[str, object] | None = None  # how far the outputs are from the dense model's
+    promise: Mapping[str, object] | None = None  # what a target was promised of them, and what was measured of it
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -11,6 +11,14 @@ class ToastcError(Exception):
     status = 2
 
 
+class OutOfReach(ToastcError):
+    """A budget below what the narrowest widths cost, which is `least` of the whole."""
+
+    def __init__(self, target: Any, least: float) -> None:
+        super().__init__(f"target: {target} can not be met; the smallest is {target.what}={least:.3f}")
+        self.least = least
+
+
 class NothingToPrune(ToastcError):
     """The model has no site, or the ratios remove nothing."""
 
