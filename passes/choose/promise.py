@@ -34,6 +34,7 @@ ROUNDS = 5
 FIRST = 0.15  # share of the MACs that goes first, where nothing is known of what that does
 POWER = 1.5  # of the share that goes: what is lost grows with it
 MORE = 1.7  # times what is expected is lost, before anything is known
+FAR = 1.5  # times what may be lost
 AIM = 0.97  # of what may be lost
 NEAR = 0.01  # shares that need not be told apart
 
@@ -197,4 +198,6 @@ class Search:
         allowed = AIM * self.judge.promise.allowed
         nearest = min(known, key=lambda t: abs(np.log(t.kept.most / allowed)))
         share = self.where(self.expected(nearest.gone) * allowed / nearest.kept.most)
+        if not good and nearest.kept.most > FAR * allowed:  # what is expected may tell nothing
+            share = min(share, high / FAR)
         return float(np.clip(share, low + 0.1 * (high - low), high - 0.1 * (high - low)))

@@ -86,6 +86,8 @@ def frozen(gm: fx.GraphModule, inputs: Inputs) -> tuple[fx.GraphModule, list[int
     for number, (node, value) in enumerate(zip(placeholders, inputs, strict=True)):
         if not is_weight(value):
             left.append(number)
+            if isinstance(value, torch.Tensor) and not value.dim():
+                node.meta["given"] = value  # a number in the code, which no data tells
             continue
         plain = value.detach()
         tensor = torch.nn.Parameter(plain, requires_grad=False) if isinstance(value, torch.nn.Parameter) else plain

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ from torch import fx
 
 from ...system.vocabulary import Operand
 from .. import Tensors, Value
+from .classify import meta
+from .names import hint
 
 
 class FxProbe(fx.Interpreter):
@@ -42,8 +44,17 @@ class FxProbe(fx.Interpreter):
 def placed(gm: torch.nn.Module, inputs: Sequence[fx.Node], feed: Mapping[str, np.ndarray]) -> dict[Value, Operand]:
     """The inputs where the weights are, and of their type."""
     like = next((t for t in gm.parameters() if t.is_floating_point()), torch.zeros(()))
-    given = {n: torch.from_numpy(np.ascontiguousarray(feed[str(n.name)])).to(like.device) for n in inputs}
-    return {n: t.to(like.dtype) if t.is_floating_point() else t for n, t in given.items()}
+    own = {n: torch.from_numpy(np.ascontiguousarray(feed[str(n.name)])).to(like.device) for n in inputs if n.name in feed}
+    given = {n: t.to(like.dtype) if t.is_floating_point() else t for n, t in own.items()}
+    return given | {n: n.meta["given"] for n in inputs if n not in given} | dict(numbers(gm, given))
+
+
+def numbers(gm: torch.nn.Module, given: Mapping[fx.Node, torch.Tensor]) -> Iterator[tuple[Value, Operand]]:
+    """Inputs that are the sizes of others, as Dynamo has them; what else is a number stays what it was."""
+    sizes = {str(d): size for n, t in given.items() for d, size in zip(meta(n).shape, t.shape, strict=True)}
+    for node in gm.graph.nodes:  # type: ignore[union-attr]
+        if node.op == "placeholder" and isinstance(meta(node), torch.SymInt):
+            yield node, sizes.get(str(meta(node)), hint(meta(node)))
 
 
 class FxSlopes(FxProbe):

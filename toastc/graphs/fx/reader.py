@@ -138,8 +138,8 @@ class FxReader:
         return list(self.gm.graph.nodes).index(value)
 
     def input_sizes(self) -> Mapping[str, tuple[int | None, ...]]:
-        free = {n: self.varies(n) for n in self.inputs}
-        return {n.name: tuple(None if f else d for d, f in zip(self.shape(n), free[n], strict=True)) for n in self.inputs}
+        free = {n: self.varies(n) for n in self.inputs if "given" not in n.meta}
+        return {n.name: tuple(None if f else d for d, f in zip(self.shape(n), free[n], strict=True)) for n in free}
 
     def totals(self) -> tuple[int, int]:
         return sum(op.macs for op in self.ops), self.count_parameters()
