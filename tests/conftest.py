@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from reliable import RATIOS
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 ZooFile = Callable[..., Path]
 Exported = Callable[[str, Callable[[Path], object]], Path]
+NUMBERS = itertools.count()
 PLAIN = ("--recipe", "magnitude")  # the quickest, where it does not matter
 
 
@@ -38,6 +40,12 @@ def pytest_sessionfinish() -> None:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plain tiny ViT as a file."""
     return models.save(models.vit(), tmp_path_factory.mktemp("tiny") / "tiny.onnx")
+
+
+@pytest.fixture(autouse=True)
+def _plans_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is found that an earlier test, or somebody's own run, has left."""
+    monkeypatch.setenv("TOASTC_CACHE", str(tmp_path_factory.getbasetemp() / f"plans-{next(NUMBERS)}"))
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ class Models:
             row.error, row.proof, row.seconds = report.verified["error"], report.seconds["verify"], sum(report.seconds.values())
             row.rejects = [short(r.node, r.reason) for r in report.rejects]
             return
-        began, options = time.perf_counter(), {"ratios": RATIOS, "then": "eager"}
+        began, options = time.perf_counter(), {"ratios": RATIOS, "recipe": "magnitude", "then": "eager"}
         torch._dynamo.reset()
         for name, known in (axes or {}).items():
             torch._dynamo.mark_dynamic(sample[name], list(known))

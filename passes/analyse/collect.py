@@ -44,6 +44,7 @@ class CollectMoments:
     most: int = 0  # inputs to look at; 0: all
     alone: bool = False  # channels that are one group are summed one by one, which tells less and takes no memory
     name = "collect-moments"
+    measures = True
 
     def cost(self, state: State) -> float:
         return (1 + self.share) * self.inputs(state)

@@ -57,6 +57,7 @@ class ScoreTokens:
     count: int = 0  # tokens, instead of a share
     balance: str = "paper"
     name = "score-tokens"
+    measures = True
 
     def __post_init__(self) -> None:
         check_sample(self.name, self.guide, self.sample, self.deepest, self.balance)

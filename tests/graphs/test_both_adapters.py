@@ -82,7 +82,7 @@ def test_attention_in_one_call_over_other_axes(how: str) -> None:
         assert torch.allclose(whole(x), model(x), atol=1e-5), "taken apart, it says the same"
         small = toastc.prune(model, {"attention": 0.5, "round_to": 1}, recipe="magnitude", example_inputs=(x,)).model
         torch._dynamo.reset()
-        options = {"ratios": {"attention": 0.5, "round_to": 1}, "then": "eager"}
+        options = {"ratios": {"attention": 0.5, "round_to": 1}, "recipe": "magnitude", "then": "eager"}
         assert torch.allclose(torch.compile(model, backend="toastc", options=options)(x), small(x), atol=1e-5)
     assert check_module(model, (x,)) <= 1e-4
 

@@ -58,9 +58,9 @@ def test_modes_of_inductor(mode: str) -> None:
     with quiet():
         model = FAMILIES["deit_tiny"].small().eval().cuda()
     images = torch.randn(4, 3, 32, 32, device="cuda")
-    plain = torch.compile(model, backend="toastc", options={"ratios": RATIOS, "then": "eager"})
+    plain = torch.compile(model, backend="toastc", options={"ratios": RATIOS, "recipe": "magnitude", "then": "eager"})
     with torch.no_grad():
         expected = plain(images)
         torch._dynamo.reset()
-        got = torch.compile(model, backend="toastc", options={"ratios": RATIOS, "mode": mode})(images)
+        got = torch.compile(model, backend="toastc", options={"ratios": RATIOS, "recipe": "magnitude", "mode": mode})(images)
     assert torch.allclose(expected, got, atol=1e-3 * float(expected.abs().max()), rtol=1e-3)

@@ -136,6 +136,7 @@ class Options:
     tell: Tell | None = word(None, "is told of the progress, instead of whoever watches", PYTHON)
     quiet: bool = word(False, "show no progress", PYTHON, type=bool)
     workers: Workers | None = word(None, "processes that share the calibration data: all plan, the first writes", PYTHON)
+    observe: int = word(64, "inputs that run dense before widths are chosen by them; 0: choose at once", BACKEND, type=int)
     then: str = word(
         "inductor", "what the smaller graph is handed on to: inductor, or eager", BACKEND, choices=("inductor", "eager")
     )

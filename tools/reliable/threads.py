@@ -20,7 +20,7 @@ def run(count: int, seed: int = 0, say: bool = True) -> Row:
 
     torch.set_num_threads(1)
     names = [name for name in NAMES if name in FAMILIES]
-    options = {"ratios": RATIOS, "then": "eager"}
+    options = {"ratios": RATIOS, "recipe": "magnitude", "then": "eager"}
     with quiet():
         nets = {name: (FAMILIES[name].small(seed).eval(), tuple(FAMILIES[name].inputs(False, 2).values())) for name in names}
         with torch.no_grad():

@@ -101,7 +101,7 @@ class Writes(nn.Module):
 @pytest.mark.parametrize("how", ["copy", "add", "set"])
 def test_what_is_written_in_place_stays_written(how: str) -> None:
     model, x = Writes(how).eval(), torch.randn(2, 5, 16)
-    options: dict[str, Any] = {"ratios": RATIOS, "then": "eager"}
+    options: dict[str, Any] = {"ratios": RATIOS, "recipe": "magnitude", "then": "eager"}
     torch._dynamo.reset()
     with quiet():
         expected = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=(x,)).model(x)
@@ -163,7 +163,7 @@ def test_a_join_with_nothing(tmp_path: Path) -> None:
         made = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=(x,))
         torch.onnx.export(model, (x,), tmp_path / "dense.onnx", dynamo=False, opset_version=17, input_names=["x"])
         torch._dynamo.reset()
-        compiled = torch.compile(model, backend="toastc", options={"ratios": RATIOS, "then": "eager"})
+        compiled = torch.compile(model, backend="toastc", options={"ratios": RATIOS, "recipe": "magnitude", "then": "eager"})
         assert torch.allclose(compiled(x), made.model(x), atol=1e-5)
     assert len(made.plan.choices) == 1
     assert made.report.verified is not None and made.report.verified["ok"]

@@ -180,7 +180,8 @@ def test_compiled_for_any_batch(model: Any) -> None:  # noqa: F811
     torch._dynamo.reset()
     spell(model, False)
     ratios = {"attention": 0.25, "tokens": [m.to_dict() for m in parse_merges("h1:2,t2:5")]}
-    compiled = torch.compile(model, backend=toastc.backend, options={"ratios": ratios, "then": "eager"}, dynamic=True)
+    options = {"ratios": ratios, "recipe": "magnitude", "then": "eager"}
+    compiled = torch.compile(model, backend=toastc.backend, options=options, dynamic=True)
     with torch.no_grad(), quiet():
         small = toastc.prune(model, ratios, recipe="magnitude", example_inputs=(images(2),)).model
         for count in (2, 5):

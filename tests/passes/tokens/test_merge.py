@@ -143,7 +143,8 @@ def test_compiled_for_any_batch(model: Any) -> None:  # noqa: F811
     torch._dynamo.reset()
     spell(model, True)
     ratios = {"attention": 0.25, "tokens": [{"before": "1", "merge": "horizontal"}, {"before": "2", "merge": "vertical"}]}
-    compiled = torch.compile(model, backend=toastc.backend, options={"ratios": ratios, "then": "eager"}, dynamic=True)
+    options = {"ratios": ratios, "recipe": "magnitude", "then": "eager"}
+    compiled = torch.compile(model, backend=toastc.backend, options=options, dynamic=True)
     small = toastc.prune(model, ratios, recipe="magnitude", example_inputs=(images(2),)).model
     with torch.no_grad():
         for count in (2, 5):
