@@ -17,7 +17,7 @@ import numpy as np
 from toastc.calibration.data import Batch, fixed_batch
 from toastc.graphs.protocols import Graph
 from toastc.plans.cost import Target, saved_macs
-from toastc.plans.merges import Merge
+from toastc.plans.merges import UNREAD, Merge
 from toastc.plans.plan import Plan
 from toastc.plans.promises import Kept, Promise, classes
 from toastc.system.errors import OutOfReach, ToastcError
@@ -69,7 +69,8 @@ class Judge:
     """Runs plans on inputs that nothing was fitted on, and the dense model once."""
 
     def __init__(self, promise: Promise, data: Any, fresh: Callable[[], Graph], merges: Sequence[Merge], first: Pass) -> None:
-        self.promise, self.fresh, self.merges, self.first = promise, fresh, merges, first
+        self.promise, self.fresh, self.first = promise, fresh, first
+        self.merges = [merge for merge in merges if merge != UNREAD]  # tokens that nobody reads change nothing
         graph = fresh()
         pairs = list(data.labelled()) if promise.kind.labels else [(batch, None) for batch in data]
         step = None if fixed_batch(graph.input_sizes()) else AT_ONCE
@@ -122,6 +123,7 @@ class Search:
         self.total = state.graph.totals()[0]
         self.allocate = next((p for p in passes if isinstance(p, AllocateWidths) and not p.uniform), None)
         self.most = 1.0  # share that can go at all
+        self.helps = True  # is a plan better for what comes behind it?
 
     def best(self) -> tuple[State, Seconds]:
         promise = self.judge.promise
@@ -133,8 +135,8 @@ class Search:
             tried = self.tried(min(gone, self.most - 1e-3), n)
             (good if tried.kept.holds else bad).append(tried)
             gone = self.next(good, bad)
-            best = max((t.gone for t in good), default=0.0)
-            if gone - best < NEAR:
+            low, high = max((t.gone for t in good), default=0.0), min((t.gone for t in bad), default=1.0)
+            if gone - low < NEAR or high - low < 2 * NEAR:
                 break
         if good:
             return max(good, key=lambda t: t.gone).state, self.seconds
@@ -155,7 +157,13 @@ class Search:
             return self.tried(self.most - 1e-3, number)
 
     def plans(self, state: State) -> Iterator[Tried]:
+        """What comes behind the first plan makes it better, if there were inputs enough: where it did not, or where nothing will
+        help, it is left out.
+        """
+        allowed, found = self.judge.promise.allowed, list[Tried]()
         for step in self.passes:
+            if found and (not self.helps or found[-1].kept.most > FAR * allowed):
+                break
             before = state.plan
             state, took = run([step], state)
             self.seconds[step.name] = self.seconds.get(step.name, 0.0) + took[step.name]
@@ -163,7 +171,10 @@ class Search:
                 begun = time.perf_counter()
                 kept, went = self.judge(state.plan), saved_macs(state.sites, state.plan) / self.total
                 self.seconds["judge"] = self.seconds.get("judge", 0.0) + time.perf_counter() - begun
-                yield Tried(replace(state, tell=self.state.tell, kept=kept), went, kept)
+                found.append(Tried(replace(state, tell=self.state.tell, kept=kept), went, kept))
+                yield found[-1]
+        if len(found) > 1:
+            self.helps = found[-1].kept.most <= found[0].kept.most
 
     def expected(self, gone: float) -> float:
         """How far outputs move, were errors to add up; where no losses are known a power of what goes tells as much."""

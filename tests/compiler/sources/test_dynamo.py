@@ -291,6 +291,18 @@ def test_modes_of_inductor_are_handed_on(tiny: nn.Module, monkeypatch: pytest.Mo
         torch.compile(tiny, backend="toastc", options={"mode": "fast"})(images(4))
 
 
+def test_inductor_gets_the_dense_graph_and_the_smaller_one(tiny: nn.Module) -> None:
+    from torch._dynamo.utils import counters
+
+    compiled = torch.compile(tiny, backend="toastc", options={"target": "macs=0.8", "observe": 8})
+    with torch.no_grad():
+        for many in (1, 2):  # after the first call, and after the one that swaps
+            counters.clear()
+            compiled(torch.randn(4, 3, 32, 32))
+            assert counters["inductor"], many
+            assert counters["stats"]["unique_graphs"] == 3 - many
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_goes_through(tiny: nn.Module, dtype: torch.dtype) -> None:
     """Half floats by autocast, on the CPU: the same graph for every batch size, and near what float32 says."""

@@ -119,7 +119,15 @@ class Instance:
     def handed_on(self, gm: fx.GraphModule) -> Callee:
         if self.options.then == "eager":
             return gm.forward
-        return torch.compile(gm, backend="inductor", mode=self.options.mode, dynamic=True if self.free else None)
+        made: list[Callee] = []
+
+        def run(*inputs: Any) -> Any:
+            if not made:  # not before, and with code of its own: what there is while Dynamo compiles, it leaves alone ever after
+                own = fx.GraphModule(gm, gm.graph)
+                made.append(torch.compile(own, backend="inductor", mode=self.options.mode, dynamic=True if self.free else None))
+            return made[0](*inputs)
+
+        return run
 
     def carried_out(self, plan: Plan | None, inputs: Inputs) -> bool:
         """A plan that is known already: of this graph with another batch, or of another process."""
