@@ -100,7 +100,8 @@ def spread(state: State, passes: Sequence[Pass], widths: int = 1) -> State:
     if state.target is None or any(step.name == AllocateWidths.name for step in passes):
         return state
     selects = any(step.name == "plan-selections" for step in passes)
-    return replace(state, ratios=uniform_ratios(state.sites, int(total_of(state)), state.target, max(8, widths), chosen=selects))
+    total = 0 if state.target.what == "latency" else int(total_of(state))  # which it refuses
+    return replace(state, ratios=uniform_ratios(state.sites, total, state.target, max(8, widths), chosen=selects))
 
 
 def cost_of(state: State, site: Site, widths: Widths) -> float:

@@ -119,7 +119,7 @@ class Options:
     )
     output: str | Path | None = word(None, "where to write the smaller model", COMMAND | PYTHON, flag="-o", metavar="OUT.onnx",
                                      parse=Path)  # fmt: skip
-    plan_out: str | Path | None = word(None, "also save the plan", FILES, metavar="P.safetensors", parse=Path)
+    plan_out: str | Path | None = word(None, "also save the plan", metavar="P.safetensors", parse=Path)
     report_out: str | Path | None = word(None, "also save the report as a page", FILES, flag="report", metavar="OUT.html",
                                          parse=Path)  # fmt: skip
     moments_out: str | Path | None = word(None, "also save what was measured", FILES, metavar="M.safetensors", parse=Path,

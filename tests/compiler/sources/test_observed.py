@@ -225,6 +225,36 @@ def test_graphs_of_one_model_share_a_bound(said: pytest.LogCaptureFixture) -> No
     assert any(re.search(r"\d graphs share error=0.2", r.message) for r in said.records)
 
 
+def test_plans_are_saved_one_for_each_graph(said: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    model = Broken(vit()).eval()
+    compiled = torch.compile(model, backend="toastc", options=EAGER | {"plan_out": tmp_path / "plan.safetensors"})
+    outs = [compiled(images(n)) for n in range(5)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["plan-2.safetensors", "plan.safetensors"]
+    torch._dynamo.reset()
+    whole = vit()
+    options = {"then": "eager", "recipe": "magnitude", "ratios": 0.25, "plan_out": tmp_path / "whole.safetensors"}
+    expected = torch.compile(whole, backend="toastc", options=options)(images(0))
+    torch._dynamo.reset()
+    again = torch.compile(whole, backend="toastc", options={"then": "eager", "plan": tmp_path / "whole.safetensors"})(images(0))
+    assert torch.allclose(expected, again, atol=1e-5)
+    assert len(outs) == 5
+
+
+def test_distributed_data_parallel(said: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """Its module is compiled, graph by graph as it is split for training; or whole, as it is meant to be served."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model = vit()
+        parallel = nn.parallel.DistributedDataParallel(model)
+        for each in (parallel, parallel.module):
+            torch._dynamo.reset()
+            compiled = torch.compile(each, backend="toastc", options=EAGER)
+            assert swapped(compiled, model, range(6))[-1]
+            assert apart(compiled(images(20)), model(images(20))) < 0.3
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_a_break_inside_a_block_is_said(said: pytest.LogCaptureFixture) -> None:
     class Half(nn.Module):
         def __init__(self) -> None:

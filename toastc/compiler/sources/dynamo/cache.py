@@ -31,7 +31,7 @@ log = logging.getLogger("toastc")
 MOST = 4 << 30  # bytes
 FOLDER = "TOASTC_CACHE"
 OFF = ("off", "0")
-LEFT_OUT = ("tell", "then", "mode", "verify", "command")  # options that change nothing of a plan
+LEFT_OUT = ("tell", "then", "mode", "verify", "command", "plan_out")  # options that change nothing of a plan
 
 
 def folder() -> Path | None:

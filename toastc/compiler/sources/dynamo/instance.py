@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ from ...options import Options
 from ...request import Request
 from ...result import Result
 from . import cache
-from .observed import Observed, observed, together
+from .observed import Observed, number_of, observed, together
 from .source import DynamoSource
 
 log = logging.getLogger("toastc")
@@ -186,6 +187,9 @@ class Instance:
         """The smaller graph in the place of the dense one."""
         with torch.autocast(self.device, enabled=False) if torch.is_autocast_enabled(self.device) else nullcontext():
             result = compile(self.source, Request.of(options))
+        if self.options.plan_out is not None and result.changed:
+            path, number = Path(self.options.plan_out), number_of(self.session)
+            result.plan.save(path.with_stem(f"{path.stem}-{number + 1}") if number else path)
         small = result.model if result.changed else self.source.open().gm
         target = self.options.target
         promised = target is not None and isinstance(read_target(target), Promise)

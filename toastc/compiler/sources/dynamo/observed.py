@@ -62,7 +62,14 @@ def fingerprints(given: dict[str, torch.Tensor], batch: int) -> list[bytes]:
 
 
 KNOWN: weakref.WeakValueDictionary[Any, Observed] = weakref.WeakValueDictionary()  # by what a graph is and what is asked
+NUMBERED: dict[int, int] = {}
 SESSIONS: dict[int, weakref.WeakSet[Observed]] = {}  # those of the graphs of one torch.compile
+
+
+def number_of(session: int) -> int:
+    """How many graphs of it had a number before."""
+    NUMBERED[session] = NUMBERED.get(session, -1) + 1
+    return NUMBERED[session]
 
 
 def observed(key: Any, session: int, wanted: int) -> Observed:
