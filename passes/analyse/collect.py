@@ -66,7 +66,7 @@ class CollectMoments:
                 raise ToastcError(f"moments: nothing is known of {missing[0]}; they were collected from another model")
             return replace(state, gains=state.moments.gains)
         if state.data is None:
-            raise ToastcError("this recipe needs calibration data; give --calibrate DATA, or take recipe synthetic")
+            raise ToastcError("this recipe needs calibration data; give data (--calibrate DATA), or take recipe synthetic")
         seen = self.inputs(state) * self.part(state) or math.inf
         check_room(state, self.sides(state), seen, {"--quick": sides_of(state.taps, alone=True)})
         moments, notes = self.collect(state)

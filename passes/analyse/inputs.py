@@ -24,22 +24,27 @@ def outputs_of(graph: Runner, feeds: Sequence[Batch]) -> list[list[np.ndarray]]:
     return list(beside_each_other(lambda feed: [as_array(out) for out in probe(feed)[0]], feeds, lanes))
 
 
-def few(state: State, count: int, at_once: int) -> list[dict[str, np.ndarray]]:
+def few(state: State, count: int, at_once: int) -> list[Batch]:
     """So many inputs of the data, a few at a time; as many as the model takes where it takes no other number."""
     batches = first(state.data, count)
     if fixed_batch(state.graph.input_sizes()) is not None:
         return batches
-    found: list[dict[str, np.ndarray]] = []
+    found: list[Batch] = []
     for batch in batches:
         own = min(count, len(next(iter(batch.values()))))
         count -= own
-        found += [{k: array[at : min(at + at_once, own)] for k, array in batch.items()} for at in range(0, own, at_once)]
+        found += sliced({k: array[:own] for k, array in batch.items()}, at_once)
     return found
 
 
-def first(data: Any, count: int) -> list[dict[str, np.ndarray]]:
+def sliced(batch: Batch, at_once: int) -> list[Batch]:
+    count = len(next(iter(batch.values())))
+    return [{k: array[at : at + at_once] for k, array in batch.items()} for at in range(0, count, at_once)]
+
+
+def first(data: Any, count: int) -> list[Batch]:
     """As many batches as hold `count` inputs, as the model takes them."""
-    found: list[dict[str, np.ndarray]] = []
+    found: list[Batch] = []
     have = 0
     for batch in data:
         found.append(batch)

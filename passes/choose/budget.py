@@ -34,7 +34,7 @@ IMAGES = 64
 def plan_tokens(state: State, fresh: Callable[[], Graph], keep: float) -> tuple[tuple[Merge, ...], str]:
     """The merges to begin with where `keep` of the dense graph's MACs stay. `state` knows losses and gains of channels."""
     if state.data is None:
-        raise ToastcError("allow: merges are tried on calibration data; give --calibrate")
+        raise ToastcError("allow: merges are tried on calibration data; give data (--calibrate DATA)")
     trial = Trial(state, fresh, keep)
     best = trial.loss(())
     chosen: tuple[Merge, ...] = ()

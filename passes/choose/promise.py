@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from toastc.calibration.data import Batch, fixed_batch
+from toastc.calibration.data import fixed_batch
+from toastc.calibration.labels import LABEL
 from toastc.graphs.protocols import Graph
 from toastc.plans.cost import Target, saved_macs
 from toastc.plans.merges import UNREAD, Merge
@@ -22,7 +23,7 @@ from toastc.plans.plan import Plan
 from toastc.plans.promises import Kept, Promise, classes
 from toastc.system.errors import OutOfReach, ToastcError
 
-from ..analyse.inputs import AT_ONCE, outputs_of
+from ..analyse.inputs import AT_ONCE, outputs_of, sliced
 from ..shrink import Shrink
 from ..state import Pass, State, run
 from ..tokens.merge import merge_tokens
@@ -72,10 +73,9 @@ class Judge:
         self.promise, self.fresh, self.first = promise, fresh, first
         self.merges = [merge for merge in merges if merge != UNREAD]  # tokens that nobody reads change nothing
         graph = fresh()
-        pairs = list(data.labelled()) if promise.kind.labels else [(batch, None) for batch in data]
-        step = None if fixed_batch(graph.input_sizes()) else AT_ONCE
-        pieces = [piece for batch, labels in pairs for piece in cut(batch, labels, step)]
-        self.feeds, self.labels = [feed for feed, _ in pieces], [labels for _, labels in pieces]
+        at_once = fixed_batch(graph.input_sizes()) or AT_ONCE
+        self.feeds = [feed for batch in (data.labelled() if promise.kind.labels else data) for feed in sliced(batch, at_once)]
+        self.labels = [feed.pop(LABEL, None) for feed in self.feeds]
         check_enough(promise, sum(len(next(iter(feed.values()))) for feed in self.feeds), f"give {promise.inputs}")
         self.dense = outputs_of(graph, self.feeds)
         if promise.kind.labels:
@@ -94,29 +94,17 @@ class Judge:
         return self.promise.kept([terms(*each) for each in zip(self.dense, made, self.labels, strict=True)])
 
 
-def cut(batch: Batch, labels: np.ndarray | None, step: int | None) -> list[tuple[Batch, np.ndarray | None]]:
-    count = len(next(iter(batch.values())))
-    starts = range(0, count, step or count)
-    return [
-        (
-            {k: v[at : at + (step or count)] for k, v in batch.items()},
-            None if labels is None else labels[at : at + (step or count)],
-        )
-        for at in starts
-    ]
-
-
 def keep_promise(state: State, passes: Sequence[Pass], judge: Judge, widths: int = 1) -> tuple[State, Seconds]:
     """The state with the smallest plan that keeps the promise, which may be an empty one; and the seconds of each pass."""
     until = next((n for n, step in enumerate(passes) if getattr(step, "spends", False)), None)
     if until is None:
         raise ToastcError(f"target: {judge.promise}: no pass of this recipe spends a budget")
     state, seconds = run(passes[:until], replace(state, target=Target("macs", 1 - FIRST)))
-    return Search(state, passes[until:], judge, widths, seconds).best()
+    return Budgets(state, passes[until:], judge, widths, seconds).best()
 
 
-class Search:
-    """For a budget, by what it turns out to lose."""
+class Budgets:
+    """That are tried, until the smallest is known that loses little enough."""
 
     def __init__(self, state: State, passes: Sequence[Pass], judge: Judge, widths: int, seconds: Seconds) -> None:
         self.state, self.passes, self.judge, self.widths, self.seconds = state, passes, judge, widths, seconds

@@ -15,7 +15,7 @@ from toastc.graphs.protocols import Runner
 from toastc.system.arrays import as_array
 from toastc.system.vocabulary import Array
 
-from ..analyse.inputs import AT_ONCE, outputs_of
+from ..analyse.inputs import AT_ONCE, outputs_of, sliced
 
 TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}  # bfloat16 in torch; files are computed in float32
 DEFAULT_TOLERANCE = 1e-4
@@ -62,11 +62,7 @@ def output_error(
     graph = open_dense()
     feed, of = some_inputs(graph, data)
     count = len(next(iter(feed.values())))
-    pieces = (
-        [feed]
-        if fixed_batch(graph.input_sizes())
-        else [{name: array[at : at + AT_ONCE] for name, array in feed.items()} for at in range(0, count, AT_ONCE)]
-    )
+    pieces = [feed] if fixed_batch(graph.input_sizes()) else sliced(feed, AT_ONCE)
     expected = outputs_of(graph, pieces)
     del graph
     made = outputs_of(open_pruned(), pieces)

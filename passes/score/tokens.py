@@ -64,7 +64,7 @@ class ScoreTokens:
 
     def __call__(self, state: State) -> State:
         if state.data is None:
-            raise ToastcError("this recipe needs calibration data; give --calibrate DATA, or take recipe toast-image")
+            raise ToastcError("this recipe needs calibration data; give data (--calibrate DATA), or take recipe toast-image")
         leading = leading_tokens(state.graph)
         if self.guide == "yes" and not leading:
             raise ToastcError("score-tokens: guide=yes, but no class token was found in front of the others")

@@ -110,7 +110,7 @@ def test_scores_of_tokens_that_are_not_there() -> None:
 def test_merges_are_tried_on_data(deit: Path) -> None:
     data = np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)
     moments = toastc.measure(deit, data, inputs=False)
-    with pytest.raises(ToastcError, match="merges are tried on calibration data; give --calibrate"):
+    with pytest.raises(ToastcError, match="merges are tried on calibration data; give data"):
         toastc.prune(deit, target="macs=0.6", allow="channels,tokens", moments=moments)
 
 

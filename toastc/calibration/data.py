@@ -63,11 +63,9 @@ class Batches:
         """How many inputs there are, if one has to go through them to tell."""
         return self.count or sum(len(next(iter(batch.values()))) for batch in self)
 
-    def labelled(self) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Batches, and what their inputs are."""
-        for batch in self._cut(self._raw()):
-            labels = batch.pop(LABEL)
-            yield from ((checked, labels) for checked in self._checked([batch]))
+    def labelled(self) -> Iterator[Batch]:
+        """Batches, and among their arrays (`LABEL`) what the inputs are."""
+        return self._checked(self._cut(self._raw()))
 
     def part(self, rank: int, count: int) -> Batches:
         """The batches of one of several processes; all together read what one alone would."""

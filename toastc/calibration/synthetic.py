@@ -25,7 +25,7 @@ class Synthetic:
 
     def __init__(self, inputs: Mapping[str, tuple[int | None, ...]], count: int = 512, seed: int = 0, batch: int = 32) -> None:
         if not self.fits(inputs):
-            raise ToastcError("synthetic images fit models with one input of images; give --calibrate DATA for this one")
+            raise ToastcError("synthetic images fit models with one input of images; give data (--calibrate DATA) for this one")
         self.name, self.notes = "synthetic images", [f"no data was given: {count} synthetic images stood in for it"]
         (self.input, sizes), self.limit = next(iter(inputs.items())), count
         self.channels, self.side = sizes[1] or 3, sizes[2] or 224

@@ -19,10 +19,10 @@ def collapse(labels: np.ndarray) -> np.ndarray | None:
     for axis in range(labels.ndim):
         if labels.shape[axis] == 1:
             continue
-        first = labels.take([0], axis)
-        if labels.strides[axis] != 0:
-            if not np.array_equal(first, labels.take([-1], axis)) or not (labels == first).all():
-                continue
+        before = (slice(None),) * axis
+        first, last = labels[*before, :1], labels[*before, -1:]
+        if labels.strides[axis] != 0 and (not np.array_equal(first, last) or not (labels == first).all()):
+            continue
         labels = first
     return None if (labels == NONE).all() else np.ascontiguousarray(labels)
 

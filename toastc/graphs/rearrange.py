@@ -146,7 +146,6 @@ def compact(kept: np.ndarray) -> tuple[tuple[int, ...], np.ndarray] | None:
             continue
         count = int(counts[lines][0])
         mask, numbers = np.moveaxis(kept, axis, -1)[grid], np.moveaxis(flat, axis, -1)[grid]
-        order = np.argsort(~mask, axis=-1, kind="stable")[..., :count]
-        taken = np.moveaxis(np.take_along_axis(numbers, order, -1), -1, axis)
+        taken = np.moveaxis(numbers[mask].reshape(*mask.shape[:-1], count), -1, axis)
         return taken.shape, taken
     return None

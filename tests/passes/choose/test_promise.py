@@ -14,6 +14,7 @@ from PIL import Image
 
 import toastc
 from toastc.calibration import open_data
+from toastc.calibration.labels import LABEL
 from toastc.system.errors import ToastcError
 
 COUNT = 96
@@ -95,7 +96,7 @@ def test_class_folders_tell_what_images_are(given: tuple[Path, np.ndarray], tmp_
 
     folder = tmp_path / "images"
     labelled = open_data(folder, {"image": (None, 3, 32, 32)}, labels=Labels.of_folders(folder))
-    assert sorted(np.concatenate([labels for _, labels in labelled.labelled()]).tolist()) == [1] * 20 + [3] * 20
+    assert sorted(np.concatenate([batch[LABEL] for batch in labelled.labelled()]).tolist()) == [1] * 20 + [3] * 20
     assert all(list(batch) == ["image"] for batch in labelled)
     by_itself = toastc.prune(path, target="drop=40", data=folder).report.promise
     beside = toastc.prune(path, target="drop=40", data=batches(40), labels=folder).report.promise
