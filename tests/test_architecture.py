@@ -7,6 +7,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -254,3 +255,9 @@ def test_no_module_hides_a_function() -> None:
 
     there = {p.stem if p.is_file() else p.name for p in (ROOT / "toastc").iterdir()}
     assert not there & set(toastc.__all__)
+
+
+def test_every_room_is_in_the_package() -> None:
+    """An editable install finds them all; a wheel only those that are named."""
+    named = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    assert {room for room, path in FILES.items() if path.name == "__init__.py"} <= named
