@@ -21,6 +21,7 @@ from zoo_models import FAMILIES
 
 import toastc
 from toastc.calibration import Synthetic
+from toastc.compiler.sources.dynamo.observed import Observed
 
 torch.set_num_threads(1)
 EAGER = {"then": "eager", "observe": 64, "target": "error=0.2"}
@@ -87,6 +88,14 @@ def test_the_same_inputs_tell_nothing_new(said: pytest.LogCaptureFixture) -> Non
     compiled = torch.compile(model, backend="toastc", options=EAGER | {"seed": 1})
     assert not any(swapped(compiled, model, [0] * 70))
     assert sum("only 16 differ" in r.message for r in said.records) == 1
+
+
+def test_large_batches_are_no_reason_to_give_up() -> None:
+    """Two of them are wanted, however many inputs that is."""
+    seen = Observed(4)
+    assert not seen.add({"x": torch.randn(256, 2)})
+    assert not seen.in_vain
+    assert seen.add({"x": torch.randn(256, 2)})
 
 
 def test_where_nothing_can_be_cut_the_dense_graph_stays(said: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from ....graphs.fx.classify import op_name
+from ....graphs.fx.classify import meta, op_name
 from ....plans.plan import Plan
 from ....system.arrays import as_array
 from ....system.errors import ToastcError
@@ -63,8 +63,8 @@ def key_of(gm: fx.GraphModule, options: Options) -> str | None:
                 seen[id(tensor)] = len(seen)
                 update(digest, tensor)
             digest.update(f"{node.target} {seen.get(id(tensor))}".encode())
-        elif node.op.startswith("call") and isinstance(shown(node), torch.Tensor) and shown(node).dim():
-            digest.update(f"{op_name(node)} {shown(node).dtype} {shown(node).dim()}".encode())
+        elif node.op.startswith("call") and isinstance(meta(node), torch.Tensor) and meta(node).dim():
+            digest.update(f"{op_name(node)} {meta(node).dtype} {meta(node).dim()}".encode())
     try:
         for each in fields(options):
             if each.name not in LEFT_OUT:
@@ -73,10 +73,6 @@ def key_of(gm: fx.GraphModule, options: Options) -> str | None:
     except Unstable:
         return None
     return digest.hexdigest()
-
-
-def shown(node: fx.Node) -> Any:
-    return node.meta.get("example_value", node.meta.get("val"))
 
 
 def update(digest: Any, value: Any) -> None:

@@ -38,13 +38,14 @@ class Observed:
         prints = fingerprints(given, batch)
         with self.lock:
             self.came += batch
+            self.wanted = max(self.wanted, TWICE * batch)
             new = [n for n, each in enumerate(prints) if each not in self.known and prints.index(each) == n]
-            if new and self.count < max(self.wanted, TWICE * batch):
+            if new and self.count < self.wanted:
                 self.known.update(prints)
                 whole = len(new) == batch or len(prints) < batch
                 self.inputs.append({k: v.detach().clone() if whole else v.detach()[new] for k, v in given.items()})
                 self.count += batch if whole else len(new)
-            return self.count >= max(self.wanted, TWICE * batch)
+            return self.count >= self.wanted
 
     @property
     def in_vain(self) -> bool:
