@@ -14,12 +14,12 @@ from .analyse.gains import MeasureGains
 from .analyse.times import TimeBlocks
 from .analyse.white import AssumeWhite
 from .choose.allocate import AllocateWidths, spread
-from .choose.budget import plan_tokens
 from .choose.losses import PlanLosses
 from .choose.promise import Judge, inputs_apart, keep_promise
 from .choose.ratios import PlanRatios
 from .choose.search import SearchWidths
 from .choose.selections import PlanSelections
+from .choose.tokens import plan_tokens
 from .match import MatchSites
 from .recover.biases import FoldBiases
 from .recover.consumers import FoldConsumers
