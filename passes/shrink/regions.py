@@ -102,7 +102,7 @@ def plan_exits(graph: Reader, root: Value, kept: np.ndarray) -> list[Exit] | Non
             return None
         atoms = channel_atoms(view)
         order, sizes = channels.ravel()[small[1].ravel()], dict(zip(atoms, small[0], strict=True))
-        if not as_expected(view, shape, order, sizes, kept):
+        if not as_expected(view, order, sizes, kept):
             return None
         exits.append(Exit(value, view, order, sizes, atoms))
     every = np.concatenate(pieces_of(exits))
@@ -111,13 +111,15 @@ def plan_exits(graph: Reader, root: Value, kept: np.ndarray) -> list[Exit] | Non
     return sorted(exits, key=lambda e: int(channels_of(e.view).min()))
 
 
-def as_expected(view: View, shape: tuple[int, ...], order: np.ndarray, sizes: dict[Atom, int], kept: np.ndarray) -> bool:
-    """Does what is left stand in the new exit as it would in the old one, had it lost what goes?"""
-    source = [a for a in view.atoms if a.axis < len(shape) - 1] + channel_atoms(view)
-    made = view.arranged(numbered(shape)[..., order], source, sizes)
-    ids = view.ids
-    small = compact(kept[ids % shape[-1]])
-    return small is not None and np.array_equal(np.take(ids, small[1]), made)
+def as_expected(view: View, order: np.ndarray, sizes: dict[Atom, int], kept: np.ndarray) -> bool:
+    """Does what is left stand in the new exit as it would in the old one, had it lost what goes? Every row is laid out like
+    the first one, so one row tells.
+    """
+    last = len(view.source_shape) - 1
+    row = view.first_of(range(last))
+    made = row.arranged(order, [a for a in row.atoms if a.axis < last] + channel_atoms(row), sizes)
+    small = compact(kept[row.ids % len(kept)])
+    return small is not None and np.array_equal(np.take(row.ids, small[1]), made)
 
 
 def pieces_of(exits: Sequence[Exit]) -> list[np.ndarray]:

@@ -8,8 +8,8 @@ the chain is *split axes into atoms, permute the atoms, merge them again*, and c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,6 +46,11 @@ class View:
                 line = (line[:, None] + np.arange(atom.size) * atom.stride).ravel()
             made = made[..., None] + line
         return made
+
+    def first_of(self, axes: Collection[int]) -> View:
+        """What it does to the first of these axes of its source."""
+        target = (tuple(Atom(1, a.stride, a.axis) if a.axis in axes else a for a in axis) for axis in self.target)
+        return replace(self, target=tuple(target))
 
     def arranged(self, numbers: np.ndarray, source: Sequence[Atom], sizes: Mapping[Atom, int]) -> np.ndarray:
         """The same done to a source that is left with other `sizes`; its atoms stand in it as in `source`."""

@@ -45,13 +45,16 @@ from . import blame_file
 
 @dataclass
 class OnnxSource:
-    """`given` is what the caller had: a path, or a model in memory that was written to `file` for the while."""
+    """`given` is what the caller had: a path, or a model in memory that was written to `file` for the while; `loaded` is what
+    of it was read before, and is opened first.
+    """
 
     given: Model
     file: Path
     name: str
     output: Path | None
     provider: str
+    loaded: ir.Model | None = None
     opening = "read"
     consequence = "; nothing was written"
     leaves_out = True
@@ -60,7 +63,8 @@ class OnnxSource:
         return [self.file, *external_files(load_model(self.file))] if isinstance(self.given, str | Path) else []
 
     def open(self) -> OnnxGraph:
-        return OnnxGraph(load_model(self.file), self.provider)
+        loaded, self.loaded = self.loaded, None
+        return OnnxGraph(load_model(self.file) if loaded is None else loaded, self.provider)
 
     def size(self, graph: Any) -> Size:
         self.external = is_external(graph.model) or None  # the output takes the form of the input
@@ -133,20 +137,25 @@ class MadeFile:
         return Size(macs, self.params, sum(part.stat().st_size for part in self.file.parent.iterdir()))
 
 
+def first_read(file: Path, options: Options) -> ir.Model:
+    model = load_model(file)
+    check_targets(options.targets, external_files(model))
+    return model
+
+
 @contextlib.contextmanager
 def opened(model: Model, options: Options, tell: Tell) -> Iterator[tuple[OnnxSource, Preprocess | None]]:
     output = None if options.output is None else Path(options.output)
     if isinstance(model, str | Path):
         tell("read")
         with blame_file(model):
-            check_targets(options.targets, external_files(load_model(Path(model))))
-            yield OnnxSource(model, Path(model), str(model), output, options.provider), None
+            yield OnnxSource(model, Path(model), str(model), output, options.provider, first_read(Path(model), options)), None
         return
-    source = as_ir(model)
+    given = as_ir(model)
     with scratch() as folder:
         file = folder / "dense.onnx"
-        write_model(prepare(source, "model"), file)
-        yield OnnxSource(model, file, source.graph.name or "model", output, options.provider), None
+        write_model(prepare(given, "model"), file)
+        yield OnnxSource(model, file, given.graph.name or "model", output, options.provider), None
 
 
 def read(model: Model, example_inputs: Inputs | None = None, provider: str = "cpu") -> tuple[OnnxGraph, str]:
