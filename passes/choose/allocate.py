@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toastc.plans.cost import Widths, counted, uniform_ratios
+from toastc.plans.cost import Target, Widths, counted, uniform_ratios
 from toastc.plans.ratios import NARROWEST, narrowed
 from toastc.plans.sites import Site
 from toastc.system.errors import OutOfReach, ToastcError
@@ -40,6 +40,25 @@ class Item:
         return Item(site, [widths[i] for i in order], losses[order], costs[order])
 
 
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """All that can be done, whatever the budget; `total` is what everything costs now."""
+
+    items: list[Item]
+    total: float
+
+    def within(self, target: Target) -> list[tuple[Item, int]]:
+        """The positions that lose least, one in each item's `widths`."""
+        budget, least = (target.keep - 1) * self.total, sum(float(item.cost[0]) for item in self.items)
+        if least > budget:
+            raise OutOfReach(target, (self.total + least) / self.total)
+        return list(zip(self.items, solve(self.items, budget), strict=True))
+
+    def loss(self, target: Target) -> float:
+        """What is lost in all, were errors to add up; relative to the energy of the outputs."""
+        return sum(float(item.loss[at]) for item, at in self.within(target))
+
+
 @dataclass(frozen=True)
 class AllocateWidths:
     """Spread a budget over all couplings where it hurts least; or take the widths of the ratio file."""
@@ -58,18 +77,16 @@ class AllocateWidths:
         if self.uniform:
             ratios = uniform_ratios(state.sites, int(total_of(state)), state.target, self.round_to)
             return replace(state, widths={name: count for name, _, count in narrowed(ratios, state.sites)})
-        total = total_of(state)
-        items = [item for site in state.sites for item in self.items(state, site)]
-        budget, least = (state.target.keep - 1) * total, sum(float(item.cost[0]) for item in items)
-        if least > budget:
-            raise OutOfReach(state.target, (total + least) / total)
-        chosen = solve(items, budget)
+        offer = self.offer(state)
         widths = {
             f"{item.site.name}.{name}": width
-            for item, at in zip(items, chosen, strict=True)
+            for item, at in offer.within(state.target)
             for name, width in item.widths[at].items()
         }
         return replace(state, widths={n: w for n, w in widths.items() if w < state.coupling(n).width}, allocate=self)
+
+    def offer(self, state: State) -> Offer:
+        return Offer([item for site in state.sites for item in self.items(state, site)], total_of(state))
 
     def items(self, state: State, site: Site) -> Iterator[Item]:
         """One for each coupling; one for both of an attention where whole heads may go as well, or time is what counts."""
@@ -137,18 +154,6 @@ def loss_of(state: State, site: Site, widths: Widths) -> float:
     return max(found, 0.0)
 
 
-def expected_loss(state: State) -> float:
-    """What the widths that are set lose in all, were errors to add up; relative to the energy of the outputs."""
-    chosen: dict[str, dict[str, int]] = {}
-    for name in state.losses:
-        site, _, coupling = name.rpartition(".")
-        own = chosen.setdefault(site, {})
-        own[coupling] = state.widths.get(name, state.coupling(name).width)
-        if f"{site}.heads" in state.widths:
-            own["heads"] = state.widths[f"{site}.heads"]
-    return sum(loss_of(state, site, chosen[site.name]) for site in state.sites if site.name in chosen)
-
-
 def solve(items: list[Item], budget: float) -> list[int]:
     """Positions in `widths`, one for each item; never above the budget."""
 
@@ -159,7 +164,7 @@ def solve(items: list[Item], budget: float) -> list[int]:
         return sum(float(i.cost[at]) for i, at in zip(items, chosen, strict=True))
 
     low, high = 1e-40, 1e40
-    for _ in range(400):
+    while high > low * (1 + 1e-12):
         middle = float(np.sqrt(low) * np.sqrt(high))
         if spent(at_price(middle)) > budget:
             low = middle

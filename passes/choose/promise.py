@@ -27,7 +27,7 @@ from ..analyse.inputs import AT_ONCE, outputs_of, sliced
 from ..shrink import Shrink
 from ..state import Pass, State, run
 from ..tokens.merge import merge_tokens
-from .allocate import AllocateWidths, expected_loss, spread
+from .allocate import AllocateWidths, spread
 
 APART = (16, 512)  # inputs that nothing is fitted on: a quarter of them, but so many
 HELD = 1 << 28  # bytes of their outputs
@@ -109,7 +109,8 @@ class Budgets:
     def __init__(self, state: State, passes: Sequence[Pass], judge: Judge, widths: int, seconds: Seconds) -> None:
         self.state, self.passes, self.judge, self.widths, self.seconds = state, passes, judge, widths, seconds
         self.total = state.graph.totals()[0]
-        self.allocate = next((p for p in passes if isinstance(p, AllocateWidths) and not p.uniform), None)
+        allocate = next((p for p in passes if isinstance(p, AllocateWidths) and not p.uniform), None)
+        self.offer = allocate.offer(state) if allocate is not None and state.losses else None
         self.most = 1.0  # share that can go at all
         self.helps = True  # is a plan better for what comes behind it?
 
@@ -166,11 +167,10 @@ class Budgets:
 
     def expected(self, gone: float) -> float:
         """How far outputs move, were errors to add up; where no losses are known a power of what goes tells as much."""
-        if self.allocate is None or not self.state.losses:
+        if self.offer is None:
             return float(gone**POWER)
         try:
-            loss = expected_loss(self.allocate(replace(self.state, target=Target("macs", 1 - gone))))
-            return float(np.sqrt(loss))
+            return float(np.sqrt(self.offer.loss(Target("macs", 1 - gone))))
         except OutOfReach as least:
             self.most = 1 - least.least
             return float("inf")
@@ -184,7 +184,7 @@ class Budgets:
         return (low + high) / 2
 
     def begin(self) -> float:
-        if self.allocate is None or not self.state.losses:
+        if self.offer is None:
             return FIRST
         return self.where(self.judge.promise.allowed * self.judge.promise.kind.moves / MORE)
 

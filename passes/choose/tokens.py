@@ -9,7 +9,6 @@ as it helps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from ..analyse.gains import size
 from ..analyse.inputs import few, outputs_of
 from ..state import State
 from ..tokens.merge import merge_tokens
-from .allocate import AllocateWidths, expected_loss
+from .allocate import AllocateWidths
 
 PLACES = 8  # blocks before which a merge is tried
 SHARES = (0.1, 0.2, 0.3, 0.45)  # of all patches that go in bipartite merges, over all blocks
@@ -93,6 +92,7 @@ class Trial:
         self.dense = self.outputs(dense)
         self.count = 0
         self.known: dict[tuple[Merge, ...], float] = {}
+        self.channels = AllocateWidths().offer(state)
 
     def outputs(self, graph: Graph) -> list[list[np.ndarray]]:
         return outputs_of(graph, self.batches)
@@ -126,6 +126,6 @@ class Trial:
         if keep >= 1:
             return 0.0
         try:
-            return expected_loss(AllocateWidths()(replace(self.state, target=Target("macs", keep))))
+            return self.channels.loss(Target("macs", keep))
         except OutOfReach:
             return float("inf")

@@ -27,6 +27,11 @@ def collapse(labels: np.ndarray) -> np.ndarray | None:
     return None if (labels == NONE).all() else np.ascontiguousarray(labels)
 
 
+def stored(labels: np.ndarray) -> np.ndarray:
+    """A copy of what is in memory: axes along which it is only repeated have size 1."""
+    return np.array(labels[tuple(slice(None if step else 1) for step in labels.strides)], order="C")
+
+
 def varying(labels: np.ndarray) -> tuple[int, ...]:
     return tuple(i for i, size in enumerate(labels.shape) if size > 1)
 

@@ -21,6 +21,8 @@ from zoo_models import FAMILIES
 
 import toastc
 from toastc.calibration import Synthetic
+from toastc.compiler.options import Options
+from toastc.compiler.sources.dynamo.cache import key_of, shrink
 from toastc.compiler.sources.dynamo.observed import Observed
 
 torch.set_num_threads(1)
@@ -161,9 +163,23 @@ def test_another_process_finds_the_plan_again(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
-def test_what_is_kept_is_bounded(tmp_path: Path) -> None:
-    from toastc.compiler.sources.dynamo.cache import shrink
+def test_a_number_in_the_code_is_part_of_the_key() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, by: float) -> None:
+            super().__init__()
+            self.by, self.weight = by, nn.Parameter(torch.ones(4, 4))
 
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight * self.by
+
+    def key(by: float, batch: int) -> str | None:
+        return key_of(torch.export.export(Scaled(by), (torch.zeros(batch, 4),)).module(), Options())
+
+    assert key(0.5, 2) == key(0.5, 3)
+    assert key(0.5, 2) != key(0.25, 2)
+
+
+def test_what_is_kept_is_bounded(tmp_path: Path) -> None:
     for n in range(5):
         (tmp_path / f"{n}.safetensors").write_bytes(bytes(100))
         os.utime(tmp_path / f"{n}.safetensors", (n, n))

@@ -31,7 +31,7 @@ from ..request import Request
 
 
 @dataclass
-class ModuleSource:
+class GraphSource:
     """`captured` stays as it is: every graph is a copy."""
 
     captured: fx.GraphModule
@@ -71,7 +71,7 @@ class ModuleSource:
 class MadeModule:
     """A graph; `notes` say why, where the module itself was wanted."""
 
-    source: ModuleSource
+    source: GraphSource
     edited: FxGraph
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
@@ -90,7 +90,7 @@ class MadeModule:
 
 
 @dataclass
-class OwnSource(ModuleSource):
+class ModuleSource(GraphSource):
     """A module that stays what it is. Its tokens all stay: where some are left out, its parts no longer fit each other."""
 
     given: nn.Module
@@ -158,12 +158,12 @@ def size_of(gm: nn.Module, macs: int) -> Size:
 
 
 @contextlib.contextmanager
-def opened(model: Model, options: Options, tell: Tell) -> Iterator[tuple[ModuleSource, Preprocess | None]]:
+def opened(model: Model, options: Options, tell: Tell) -> Iterator[tuple[GraphSource, Preprocess | None]]:
     tell("export")
     gm, args = capture(model, options.example_inputs)
     name, prepared = type(model).__name__, Preprocess.of(getattr(model, "pretrained_cfg", None))
     whole = isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule) and not options.as_graph
-    yield OwnSource(gm, args, name, model) if whole else ModuleSource(gm, args, name), prepared
+    yield ModuleSource(gm, args, name, model) if whole else GraphSource(gm, args, name), prepared
 
 
 def read(model: Model, example_inputs: Inputs | None = None, provider: str = "cpu") -> tuple[FxGraph, str]:

@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from ...system.arrays import as_array
 from ...system.vocabulary import Operand
 from .. import AttentionSpec, Dim, Kind, Op, Value, wiring
+from ..labels import stored
 from ..macs import macs_of
 from .calls import Call, tensor_args
 from .classify import (
@@ -112,9 +113,15 @@ class FxReader:
         return self._users.get(value, ())
 
     def push(self, op: Op, arrays: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-        """Call the node's own target on integer tensors."""
-        tensors = {v: torch.from_numpy(np.array(a, order="C")) for v, a in zip(op.inputs, arrays, strict=True) if v is not None}
+        """Call the node's own target on integer tensors: where it takes them, on ones that hold each number once."""
+        pairs = [(v, a) for v, a in zip(op.inputs, arrays, strict=True) if v is not None and a is not None]
+        given = {v: torch.from_numpy(stored(a)).expand(a.shape) for v, a in pairs}
+        try:
+            return self._pushed(op, given)
+        except RuntimeError:  # it looks at strides
+            return self._pushed(op, {v: tensor.contiguous() for v, tensor in given.items()})
 
+    def _pushed(self, op: Op, tensors: Mapping[Value, torch.Tensor]) -> list[np.ndarray]:
         def concrete(node: fx.Node) -> Operand:
             if node in tensors:
                 return tensors[node]

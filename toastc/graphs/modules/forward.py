@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from ..fx.classify import writes
-from .calls import Call, find
+from .recorded import Recorded, find
 from .regions import NotTransplanted, Region, is_inside, is_number, tensors_of
 from .spelling import spelled
 
@@ -29,8 +29,8 @@ class Writing:
 
     model: nn.Module
     region: Region
-    call: Call
-    other: Call  # with another batch
+    call: Recorded
+    other: Recorded  # with another batch
     values: Mapping[str, Any]  # of the dense graph's nodes
     whole: Mapping[fx.Node, Region]
     graph: fx.Graph = field(default_factory=fx.Graph)
@@ -41,7 +41,7 @@ class Writing:
 
     @staticmethod
     def of(
-        model: nn.Module, region: Region, calls: Sequence[Call], others: Sequence[Call], values: Mapping[str, Any],
+        model: nn.Module, region: Region, calls: Sequence[Recorded], others: Sequence[Recorded], values: Mapping[str, Any],
         whole: Mapping[fx.Node, Region],
     ) -> Writing:  # fmt: skip
         if len(calls) != 1:

@@ -15,8 +15,8 @@ from torch import fx, nn
 from ...system.vocabulary import Inputs
 from ..fx.editor import has_effect
 from ..fx.reopen import drop_idle_masks
-from .calls import Call, another_batch, calls_of, values_of
 from .forward import Writing
+from .recorded import Recorded, another_batch, recorded, values_of
 from .regions import NotTransplanted, Region, is_inside, parent, path_of, rewritten, sizes_of, tensor_of, tensors_of
 from .written import with_forward
 
@@ -27,7 +27,7 @@ def transplanted(model: nn.Module, dense: fx.GraphModule, pruned: fx.GraphModule
     """`dense` and `pruned` are graphs of the model, before and after; the model that comes back has the weights of `pruned`."""
     if drop_idle_masks(pruned, lambda node: tensor_of(pruned, node)):  # made where a model is traced, not where it is called
         pruned.graph.eliminate_dead_code(has_effect)
-    writings = written(model, dense, pruned, args)
+    writings = to_write(model, dense, pruned, args)
     made = with_weights(model, pruned)
     for writing in writings:
         module = made.get_submodule(writing.region.path)
@@ -45,14 +45,14 @@ def hold(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
         module.register_buffer(name, tensor, persistent=False)
 
 
-def written(model: nn.Module, dense: fx.GraphModule, pruned: fx.GraphModule, args: Inputs) -> list[Writing]:
+def to_write(model: nn.Module, dense: fx.GraphModule, pruned: fx.GraphModule, args: Inputs) -> list[Writing]:
     """What is to be written anew. A module that is not cut off from the rest by its arguments gives way to the one around it."""
     changed = paths = rewritten(model, dense, pruned)
     found: dict[str, Writing] = {}
     while paths:
         regions = [Region.of(pruned, path) for path in sorted(paths, key=len, reverse=True)]  # those inside others first
-        calls = calls_of(model, paths, args)
-        others = calls_of(model, paths, another_batch(dense, args)) if any(map(takes_numbers, calls.values())) else calls
+        calls = recorded(model, paths, args)
+        others = recorded(model, paths, another_batch(dense, args)) if any(map(takes_numbers, calls.values())) else calls
         values = values_of(dense, {n.name for region in regions for n in (*region.given, *region.made)}, args)
         wider: list[str] = []
         for region in regions:
@@ -66,7 +66,7 @@ def written(model: nn.Module, dense: fx.GraphModule, pruned: fx.GraphModule, arg
     return list(found.values())
 
 
-def takes_numbers(calls: Sequence[Call]) -> bool:
+def takes_numbers(calls: Sequence[Recorded]) -> bool:
     """Whole ones, which may be how many images there are."""
     return any(type(value) is int for call in calls for _, value in call.leaves)
 
@@ -92,7 +92,7 @@ def around(model: nn.Module, path: str, why: NotTransplanted) -> str:
 
 
 def whole_parts(
-    model: nn.Module, pruned: fx.GraphModule, path: str, calls: Mapping[str, Sequence[Call]], wrong: Sequence[str]
+    model: nn.Module, pruned: fx.GraphModule, path: str, calls: Mapping[str, Sequence[Recorded]], wrong: Sequence[str]
 ) -> dict[fx.Node, Region]:
     """Parts of a module that are called as they are, by what they make: one tensor of one tensor. `wrong` is code as it was."""
     found: dict[fx.Node, Region] = {}

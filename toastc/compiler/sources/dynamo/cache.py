@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from ....graphs.fx.classify import meta, op_name
 from ....plans.plan import Plan
@@ -64,7 +65,8 @@ def key_of(gm: fx.GraphModule, options: Options) -> str | None:
                 update(digest, tensor)
             digest.update(f"{node.target} {seen.get(id(tensor))}".encode())
         elif node.op.startswith("call") and isinstance(meta(node), torch.Tensor) and meta(node).dim():
-            digest.update(f"{op_name(node)} {meta(node).dtype} {meta(node).dim()}".encode())
+            floats = [value for value in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(value, float)]
+            digest.update(f"{op_name(node)} {meta(node).dtype} {meta(node).dim()} {floats}".encode())
     try:
         for each in fields(options):
             if each.name not in LEFT_OUT:

@@ -17,11 +17,11 @@ from ....passes.state import State
 from ....plans.plan import Plan
 from ....system.progress import Tell
 from ...request import Request
-from ..module import MadeModule, ModuleSource
+from ..module import GraphSource, MadeModule
 
 
 @dataclass
-class DynamoSource(ModuleSource):
+class DynamoSource(GraphSource):
     """A graph whose weights are its own by now. The one that is cut shares them with the dense one."""
 
     fuse: bool = True

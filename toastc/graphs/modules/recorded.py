@@ -20,24 +20,24 @@ APART = 1e-2  # relative, at most: a module called by itself rounds as it does i
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class Recorded:
     """Arguments by their names, as the module's forward has them, and what came of it."""
 
     arguments: Mapping[str, Any]
     out: Any
 
     @staticmethod
-    def of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Call:
+    def of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Recorded:
         try:
             bound = inspect.signature(module.forward).bind(*args, **kwargs)
         except (TypeError, ValueError) as error:
             raise NotTransplanted(f"a {type(module).__name__} does not say what it takes ({error})") from error
         bound.apply_defaults()
-        return Call(bound.arguments, out)
+        return Recorded(bound.arguments, out)
 
-    def without_numbers(self) -> Call:
+    def without_numbers(self) -> Recorded:
         made = pytree.tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, (dict(self.arguments), self.out))
-        return Call(*made)
+        return Recorded(*made)
 
     @property
     def leaves(self) -> list[tuple[tuple[Any, ...], Any]]:
@@ -51,12 +51,12 @@ class Call:
         return [isinstance(value, torch.Tensor) for _, value in self.leaves] == [True] and isinstance(self.out, torch.Tensor)
 
 
-def calls_of(model: nn.Module, paths: Sequence[str], args: Inputs) -> dict[str, list[Call]]:
+def recorded(model: nn.Module, paths: Sequence[str], args: Inputs) -> dict[str, list[Recorded]]:
     """Every call of these modules, and of their parts, while the model runs. Of parts no tensor is kept."""
-    calls: dict[str, list[Call]] = {}
+    calls: dict[str, list[Recorded]] = {}
 
     def keep(path: str, module: nn.Module, given: tuple[Any, ...], words: dict[str, Any], out: Any) -> None:
-        call = Call.of(module, given, words, out)
+        call = Recorded.of(module, given, words, out)
         calls[path].append(call if path in paths else call.without_numbers())
 
     hooks = []
