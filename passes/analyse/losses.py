@@ -18,7 +18,7 @@ from array_api_compat import array_namespace
 from toastc.calibration.moments import Sums, to_float64
 from toastc.calibration.taps import Tap
 from toastc.graphs import Op
-from toastc.graphs.protocols import Reader
+from toastc.graphs.protocols import Reader, is_pointwise
 from toastc.plans.plan import Basis, Choice, Consumer, Keep, Select
 from toastc.plans.sites import Coupling, Member
 from toastc.system.arrays import as_array
@@ -68,10 +68,10 @@ def loss_of(graph: Reader, coupling: Coupling, moments: dict[str, Sums], rounded
 
 
 def columns(graph: Reader, consumer: Member) -> np.ndarray:
-    """[channels, out] in float64: the consumer's weight, a row for each channel."""
+    """[channels, out] in float64: the consumer's weight, a row for each channel; of a window, [channels, out * window]."""
     op, slot = consumer.operand
     weight = np.moveaxis(graph.constant(op.inputs[slot]), op.weight_axes, (0, 1)).astype(np.float64)
-    return np.asarray(weight[consumer.index.ravel()])
+    return np.asarray(weight.reshape(len(weight), -1)[consumer.index.ravel()])
 
 
 # ---- Q and K ---------------------------------------------------------------------------------------------
@@ -218,6 +218,8 @@ def consumed(graph: Reader, coupling: Coupling, tap: Tap | None, choice: Choice)
     """The same as what becomes of the consumer, where it takes what the tap shows: smaller than how channels are remade."""
     consumers = [m for m in coupling.members if m.role == "out"]
     if isinstance(choice, Select) or len(consumers) != 1 or tap is None or tap.copies != 1:
+        return choice
+    if not is_pointwise(graph, consumers[0].operand[0]):
         return choice
     back = choice.right if isinstance(choice, Basis) else choice.fold
     if back is None or back.ndim == 3 or tap.value is not consumers[0].operand[0].inputs[0]:

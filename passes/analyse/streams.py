@@ -33,12 +33,14 @@ def settled(live: Live) -> Live:
     return {value: alone(tensor) for value, tensor in live.items()}
 
 
-def flat(tensor: Array) -> Array:
-    """[tokens, channels], in float32 at least."""
-    return widened(array_namespace(tensor).reshape(tensor, (-1, tensor.shape[-1])))
-
-
-def shaped(rows: Array, tensor: Array) -> Array:
-    """The inverse: rows as they stand in a tensor like this one."""
+def flat(tensor: Array, axis: int = -1) -> Array:
+    """[tokens, channels], in float32 at least; `axis` holds the channels."""
     xp = array_namespace(tensor)
-    return xp.reshape(xp.astype(rows, tensor.dtype), tuple(tensor.shape))
+    return widened(xp.reshape(xp.moveaxis(tensor, axis, -1), (-1, tensor.shape[axis])))
+
+
+def shaped(rows: Array, tensor: Array, axis: int = -1) -> Array:
+    """The inverse: rows as they stand in a tensor like this one."""
+    xp, shape = array_namespace(tensor), list(tensor.shape)
+    width = shape.pop(axis)
+    return xp.moveaxis(xp.reshape(xp.astype(rows, tensor.dtype), (*shape, width)), -1, axis)

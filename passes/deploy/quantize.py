@@ -86,7 +86,7 @@ class Quantize:
         if not isinstance(state.graph, Quantizer):
             raise CannotShrink("a torch module is not quantised here; export it to ONNX")
         graph, total = state.graph, state.graph.totals()[0]
-        linears = [op for op in graph.ops if op.kind is Kind.LINEAR and op.macs > NEGLIGIBLE * total]
+        linears = [op for op in graph.ops if op.kind is Kind.LINEAR and op.axis == -1 and op.macs > NEGLIGIBLE * total]
         if not linears:
             raise NothingToPrune("no linear was found that could be quantised")
         if state.data is None:

@@ -11,7 +11,6 @@ from toastc.system.errors import ToastcError
 
 from ..state import State
 from .attention import find_attention, refusals
-from .convolutions import convolved_ffns
 from .couplings import Ledger
 from .ffn import classes_of, find_ffn
 from .names import unique
@@ -68,4 +67,4 @@ def match(graph: Reader) -> tuple[Ledger, tuple[Site, ...], tuple[Reject, ...]]:
     names = unique([s.name for s in found], [s.kind for s in found])
     sites = tuple(replace(s, name=n) for s, n in zip(found, names, strict=True))
     refused = [r for s in (*sites, *whole) if s.kind == "attention" for r in refusals(s)]
-    return ledger, sites, tuple(refused + rejected + more + convolved_ffns(graph))
+    return ledger, sites, tuple(refused + rejected + more)

@@ -38,7 +38,7 @@ def ancestors(graph: Reader, op: Op, slot: int, limit: int = 60) -> list[Op]:
 
 def is_between(graph: Reader, op: Op) -> bool:
     """A linear over heads (talking heads) stands inside the scores; one over the model width stands outside."""
-    return len(graph.shape(op.outputs[0])) >= 4
+    return len(graph.shape(op.outputs[0])) >= 4 and op.axis == -1
 
 
 def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:

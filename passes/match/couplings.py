@@ -157,7 +157,7 @@ def cost_of(graph: Reader, member: Member) -> tuple[int, int]:
     op, slot = member.operand
     shape = graph.shape(op.inputs[slot])
     own = math.prod(shape[a] for a in member.axes)
-    return op.macs // own if op.kind is Kind.LINEAR and slot == 1 else 0, math.prod(shape) // own
+    return op.macs // own if op.kind in (Kind.LINEAR, Kind.CHANNELWISE) and slot == 1 else 0, math.prod(shape) // own
 
 
 def linear_ops(members: Sequence[Member]) -> list[Op]:

@@ -76,7 +76,7 @@ def inputs_of(graph: Reader, hidden: Coupling) -> Coupling | None:
             rows[op] = rows.get(op, 0) + member.index.size
     readers = list(rows)
     whole = all(count == graph.shape(op.inputs[1])[op.weight_axes[1]] for op, count in rows.items())
-    if not readers or not whole or len({op.inputs[0] for op in readers}) > 1:
+    if not readers or not whole or len({op.inputs[0] for op in readers}) > 1 or any(op.axis != -1 for op in readers):
         return None
     width = graph.shape(readers[0].inputs[1])[readers[0].weight_axes[0]]
     index = np.arange(width)[None]

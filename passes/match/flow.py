@@ -44,6 +44,16 @@ class Flow:
     def pin(self, op: Op | None, ids: np.ndarray, reason: str) -> None:
         self.pins.append(Pin(op, np.unique(ids[ids >= 0]), reason))
 
+    def meet_channels(self, op: Op, slot: int, ids: np.ndarray) -> bool:
+        """Tie the rows of a constant, one for each channel, to the channels."""
+        value = op.inputs[slot] if slot < len(op.inputs) else None
+        if value is None or not self.graph.is_constant(value) or self.graph.shape(value)[:1] != ids.shape:
+            return value is None
+        own = self.classes.new(len(ids))
+        self.classes.tie(own, ids)
+        self.sources.append(Source(op, slot, (0,), own, "with"))
+        return True
+
     def meet_constant(self, op: Op, slot: int, labels: np.ndarray) -> bool:
         """Tie the elements of a constant operand to the labels they meet; False if it is the same for all."""
         shape = self.graph.shape(op.inputs[slot])

@@ -40,22 +40,21 @@ def walk(graph: Reader) -> Flow:
 
 
 def linear(flow: Flow, op: Op) -> None:
-    given = flow.of(op, 0)
+    given, rank = flow.of(op, 0), len(flow.graph.shape(op.outputs[0]))
     if given is not None:
-        if varying(given) == (given.ndim - 1,):
+        if varying(given) == (op.axis % rank,):
             flow.sources.append(Source(op, 1, (op.weight_axes[0],), given.reshape(-1), "out"))
         else:
             flow.pin(op, given, f"{op} is applied along another axis of it")
-    rank = len(flow.graph.shape(op.outputs[0]))
     width = flow.graph.shape(op.inputs[1])[op.weight_axes[1]]
     ids = flow.classes.new(width)
     flow.sources.append(Source(op, 1, (op.weight_axes[1],), ids, "in"))
-    labels = ids.reshape([1] * (rank - 1) + [width])
+    labels = ids.reshape([width if axis == op.axis % rank else 1 for axis in range(rank)])
     note_shared(flow, op, given, ids)
     if len(op.inputs) > 2 and op.inputs[2] is not None:
-        if flow.graph.is_constant(op.inputs[2]):
+        if flow.graph.is_constant(op.inputs[2]) and op.axis == -1:
             flow.meet_constant(op, 2, labels)
-        else:
+        elif not flow.meet_channels(op, 2, ids):
             flow.pin(op, labels, f"{op} adds a bias that is not a constant")
     flow.put(op.outputs[0], labels)
 
@@ -155,6 +154,26 @@ def with_tensor(flow: Flow, op: Op, value: Value, labels: np.ndarray) -> None:
         flow.shifted.append(np.unique(labels))
 
 
+def channelwise(flow: Flow, op: Op) -> None:
+    for slot in range(1, len(op.inputs)):
+        other = flow.of(op, slot)
+        if other is not None:
+            flow.pin(op, other, f"{op} mixes its channels")
+    labels = flow.of(op, 0)
+    if labels is None:
+        return
+    if varying(labels) != (op.axis % labels.ndim,):
+        flow.pin(op, labels, f"{op} mixes what stands on another axis of it")
+        return
+    ids = labels.reshape(-1)
+    for slot in range(1, len(op.inputs)):
+        flow.meet_channels(op, slot, ids)
+    flow.scaled.append(np.unique(ids))
+    if op.effect == "nonlinear":
+        flow.nonlinear.append((op, np.unique(ids)))
+    flow.put(op.outputs[0], labels)
+
+
 def reduce(flow: Flow, op: Op) -> None:
     for slot in range(len(op.inputs)):
         labels = flow.of(op, slot)
@@ -184,6 +203,7 @@ RULES: dict[Kind, Callable[[Flow, Op], None]] = {
     Kind.ATTENTION: attention,
     Kind.SHAPE: shape,
     Kind.ELEMENTWISE: elementwise,
+    Kind.CHANNELWISE: channelwise,
     Kind.REDUCE: reduce,
     Kind.OPAQUE: opaque,
 }

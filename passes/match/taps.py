@@ -118,7 +118,7 @@ def axis_at(graph: Reader, value: Value | None, axis: int, end: Op) -> int | Non
         above = axis_above(graph, op, axis)
         return None if above is None else axis_at(graph, op.inputs[0], above, end)
     rank = len(graph.shape(op.outputs[0]))
-    if op.kind is Kind.ELEMENTWISE or (op.kind is Kind.LINEAR and axis < rank - 1):
+    if op.kind is Kind.ELEMENTWISE or (op.kind is Kind.LINEAR and axis != op.axis % rank):
         alike = [v for v in op.inputs if v is not None and len(graph.shape(v)) == rank]
         return next((found for v in alike if (found := axis_at(graph, v, axis, end)) is not None), None)
     return None

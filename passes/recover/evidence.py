@@ -64,7 +64,7 @@ def evidence(job: Job, dense: Sequence[Live], pruned: Sequence[Live], lanes: int
         return Evidence.of(xp.concat([job.kept[n] for n in batches]), xp.concat([lacking(n) for n in batches]))
 
     def lacking(n: int) -> Array:
-        lacks = flat(dense[n][job.stream]) - flat(pruned[n][job.stream])
+        lacks = flat(dense[n][job.stream], job.axis) - flat(pruned[n][job.stream], job.axis)
         if n not in job.placed:
             return lacks
         assert not isinstance(job.choice, Select) and job.choice.consumer is not None

@@ -34,6 +34,7 @@ class Job:
     groups: Sequence[int]
     out: Value | None = None  # what the consumer makes of them, if that can be told
     stream: Value | None = None  # the sum that it goes into
+    axis: int = -1  # where channels stand in both
     whole: bool = False  # the consumer sees no other channels
     lonely: bool = False  # nothing else that is fitted comes between the two
     nothing: np.ndarray | None = None  # [out]: what the consumer makes of no channels
@@ -60,7 +61,7 @@ def jobs_of(state: State) -> Iterator[Job]:
             job = Job(name, tap, choice, state.plan.groups(site.name, coupling))
             if choice.consumer is not None:
                 op: Op = next(m for m in coupling.members if m.role == "out").operand[0]
-                job.out, job.stream = op.outputs[0], stream_behind(state.graph, op)
+                job.out, job.stream, job.axis = op.outputs[0], stream_behind(state.graph, op), op.axis
                 shape = state.graph.shape(tap.value)
                 job.whole = tap.index.size == math.prod(shape[axis] for axis in tap.axes)
             yield job
@@ -91,7 +92,7 @@ def sizes(state: State) -> Iterator[tuple[float, int, int]]:
             if tap is not None:
                 tokens = math.prod(graph.shape(tap.value)) / tap.index.size / graph.batch
                 op: Op = next(m for m in coupling.members if m.role == "out").operand[0]
-                yield tokens, tap.index.size, graph.shape(op.outputs[0])[-1]
+                yield tokens, tap.index.size, graph.shape(op.outputs[0])[op.axis]
 
 
 def inputs_to_keep(state: State) -> dict[str, np.ndarray]:

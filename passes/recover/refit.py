@@ -134,10 +134,11 @@ def behind(job: Job, before: Live, dense: Live, pruned: Live, stage: Stage) -> L
     if job.nothing is None:
         pruned = stage(pruned)
         if [value for value in dense if value not in before] == [job.out] and job.whole:
-            job.nothing = to_float64(flat(pruned[job.out])[0, :])
+            job.nothing = to_float64(flat(pruned[job.out], job.axis)[0, :])
         return pruned
-    now = dense[job.out]
-    nothing = array_namespace(now).broadcast_to(like(job.nothing, now), tuple(now.shape))
+    now, xp = dense[job.out], array_namespace(dense[job.out])
+    row = xp.reshape(like(job.nothing, now), [-1 if i == job.axis % now.ndim else 1 for i in range(now.ndim)])
+    nothing = xp.broadcast_to(row, tuple(now.shape))
     return {value: nothing if value == job.out else pruned[value] for value in dense}
 
 
@@ -163,7 +164,7 @@ def put_in(job: Job, n: int, dense: Live, pruned: Live, workers: Workers) -> Non
     if n and job.lonely and job.gain is not None:
         return
     rows, fit, now = job.kept[n], job.choice.consumer, pruned[job.out]
-    pruned[job.out] = now + shaped(rows @ like(fit.weight, rows) + like(fit.bias, rows), now)
+    pruned[job.out] = now + shaped(rows @ like(fit.weight, rows) + like(fit.bias, rows), now, job.axis)
     job.placed.add(n)
     if job.stream is None:
         del job.kept[n]
@@ -179,14 +180,15 @@ def compare(job: Job, n: int, dense: Live, pruned: Live, workers: Workers) -> No
     assert job.stream is not None
     if not n:
         assert job.nudged is not None
-        there = flat(dense[job.stream])
-        job.gain = agreed(gain_of(job.nudge, flat(job.nudged[job.stream]) - there), there.shape[-1], workers)
+        there = flat(dense[job.stream], job.axis)
+        moved = flat(job.nudged[job.stream], job.axis) - there
+        job.gain = agreed(gain_of(flat(job.nudge, job.axis), moved), there.shape[-1], workers)
         job.nudged = job.nudge = None
 
 
 def gain_of(nudge: Array, moved: Array) -> np.ndarray | None:
     """[out]: the factor of each channel between the consumer and the stream; None if there is more to it than that."""
-    before, after = to_float64(flat(nudge)), to_float64(moved)
+    before, after = to_float64(nudge), to_float64(moved)
     if before.shape != after.shape:
         return None
     gain = (after * before).sum(axis=0) / np.maximum((before**2).sum(axis=0), 1e-300)
@@ -223,7 +225,7 @@ def refit(job: Job, value: Value, dense: Sequence[Live], pruned: list[Live], wor
 
     def arrived(n: int) -> None:
         live = pruned[n]
-        live[value] = live[value] + shaped(job.there(kept.pop(n), more if n in job.placed else fit), live[value])
+        live[value] = live[value] + shaped(job.there(kept.pop(n), more if n in job.placed else fit), live[value], job.axis)
 
     list(beside_each_other(arrived, range(len(pruned)), lanes))
     job.choice = replace(job.choice, consumer=fit)

@@ -102,7 +102,7 @@ class Work:
             if source.role == "in" and source.op.kind is Kind.LINEAR:
                 self._below(source)
         for source in sources:
-            if source.role == "out":
+            if source.role == "out" and source.op.axis == -1:
                 chain, order = rebuild_above(self.graph, source.op, 0, self.full_mask, partial(self._in_order, source))
                 self.gone.update(chain)
                 if order is not None:
@@ -162,7 +162,7 @@ class Work:
             same_axis += self._constants(op)
             root = op.outputs[0]
         labels = self.ledger.flow.labels.get(root)
-        if labels is None or varying(labels) != (labels.ndim - 1,):
+        if labels is None or varying(labels) != (labels.ndim - 1,) or source.op.axis != -1:
             return
         exits = plan_exits(self.graph, root, self._mask(labels).reshape(-1))
         if exits is None:

@@ -116,6 +116,7 @@ def growth(graph: Reader, member: Member, choice: Choice) -> Callable[[], np.nda
             return consumer.bias
         assert shift is not None
         weight = np.moveaxis(graph.constant(op.inputs[slot]), op.weight_axes, (0, 1)).astype(np.float64)
-        return np.asarray(shift.ravel() @ weight[member.index.ravel()])
+        rows = weight.reshape(*weight.shape[:2], -1).sum(axis=2)  # of a window, all of it
+        return np.asarray(shift.ravel() @ rows[member.index.ravel()])
 
     return make

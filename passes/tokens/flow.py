@@ -66,7 +66,8 @@ class TokenFlow:
     def _walk(self) -> None:
         rules: dict[Kind, Callable[[Op], None]] = {
             Kind.LINEAR: self._linear, Kind.PRODUCT: self._product, Kind.ATTENTION: self._attention, Kind.SHAPE: self._shape,
-            Kind.ELEMENTWISE: self._elementwise, Kind.REDUCE: self._reduce, Kind.OPAQUE: self._opaque,
+            Kind.ELEMENTWISE: self._elementwise, Kind.CHANNELWISE: self._opaque, Kind.REDUCE: self._reduce,
+            Kind.OPAQUE: self._opaque,
         }  # fmt: skip
         for op in self.graph.ops:
             if op not in self.whole:
@@ -102,6 +103,9 @@ class TokenFlow:
     # ---- one rule for each kind ----------------------------------------------------------------------------
 
     def _linear(self, op: Op) -> None:
+        if op.axis != -1:
+            self._opaque(op)
+            return
         tracks = self.of(op, 0)
         if any(t.ndim - 1 in varying(t) for t in tracks):
             raise self.stop(op, "mixes tokens by weights of its own")

@@ -1,6 +1,6 @@
 """What the compiler asks of a graph, whatever framework it came from.
 
-An adapter reads its graph into a topological list of `Op`s, a neutral view in which each node is one of seven kinds and may
+An adapter reads its graph into a topological list of `Op`s, a neutral view in which each node is one of eight kinds and may
 play some roles. Matching reads the ops and pushes labels through them; shrinking edits the graph. What may be asked of a graph
 stands in `protocols`. Passes see graphs through them; only the proof opens a framework.
 """
@@ -20,11 +20,12 @@ Stage = Callable[[Live], Live]  # a stretch of the graph: what is alive behind i
 
 
 class Kind(Enum):
-    LINEAR = auto()  # a 2-D weight contracts the last axis; `weight_axes` = (in, out)
+    LINEAR = auto()  # a weight contracts `axis`, in a convolution at every place of its window; `weight_axes` = (in, out)
     PRODUCT = auto()  # two tensors are multiplied and summed over an axis; `spec` is its equation
     ATTENTION = auto()  # softmax(QK')V as one node; `attention` says how its tensors are laid out
     SHAPE = auto()  # moves elements about and changes none; `push` executes it
     ELEMENTWISE = auto()  # element by element, operands broadcast; `effect` says how
+    CHANNELWISE = auto()  # what stands on `axis` each by itself, by numbers of its own, other axes mixed: a depthwise convolution
     REDUCE = auto()  # ties the elements along `axes` together: softmax, norms, sums
     OPAQUE = auto()  # anything else
 
@@ -86,7 +87,8 @@ class Op:
     node: Operand
     role: Role = Role.NONE
     factor: float | None = None  # multiplies by this number, which is no operand; an ELEMENTWISE does nothing else
-    effect: str = "nonlinear"  # ELEMENTWISE: "linear", "affine" or "nonlinear"
+    effect: str = "nonlinear"  # ELEMENTWISE, CHANNELWISE: "linear", "affine" or "nonlinear"
+    axis: int = -1  # LINEAR, CHANNELWISE: where channels stand, in what is read and in what is made
     axes: tuple[int, ...] = ()  # REDUCE, of the first input; empty means all
     spec: tuple[str, str, str] = ("", "", "")  # PRODUCT
     weight_axes: tuple[int, int] = (0, 1)  # LINEAR

@@ -21,7 +21,7 @@ def macs_of(op: Op, shape: Callable[[Value], Shape | None]) -> int:
         return 0
     first, second = given[0] or (), (*given, ())[1] or ()
     if op.kind is Kind.LINEAR:
-        return math.prod(out) * second[op.weight_axes[0]]
+        return math.prod(out) * math.prod(second) // max(second[op.weight_axes[1]], 1)
     if op.kind is Kind.PRODUCT:
         sizes = dict(zip(op.spec[0], first, strict=True))
         for letter, size in zip(op.spec[1], second, strict=True):

@@ -9,7 +9,7 @@ node that picks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..system.vocabulary import Operand
@@ -25,6 +25,13 @@ class Operator:
     axes: Callable[..., tuple[int, ...]] | None = None  # REDUCE: of a node and the rank of its input
     resize: Callable[..., None] | None = None  # SHAPE: of a graph, its nodes, an op, and what is left before and behind it
     sizes: bool = False  # SHAPE: it is given sizes, which may be read from tensors at run time
+
+
+def convolution(groups: int, weight: Sequence[int]) -> Kind:
+    """Of a weight [out, in of a group, *window]: all channels together, or each by itself."""
+    if groups == 1 < weight[1]:
+        return Kind.LINEAR
+    return Kind.CHANNELWISE if weight[1] == 1 and weight[0] == groups else Kind.OPAQUE
 
 
 def rows(kind: Kind, names: str, **of_all: Operand) -> dict[str, Operator]:

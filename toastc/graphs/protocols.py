@@ -133,6 +133,12 @@ class Graph(Runner, Editor, Protocol):
     """All that every adapter can do."""
 
 
+def is_pointwise(graph: Reader, op: Op) -> bool:
+    """Does a linear read one place at a time: is it no convolution, or one with a window of 1?"""
+    shape = graph.shape(op.inputs[1])
+    return math.prod(shape) == shape[op.weight_axes[0]] * shape[op.weight_axes[1]]
+
+
 def bias_of(graph: Reader, op: Op) -> tuple[Op, int] | None:
     """The operand that is added, channel by channel, to what a linear puts out; None if there is none."""
     out = op.outputs[0]

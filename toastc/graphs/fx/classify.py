@@ -11,6 +11,7 @@ from torch import fx
 from ...system.vocabulary import Operand
 from .. import Kind
 from ..equations import einsum_spec, only_turns
+from ..operators import convolution
 
 DIVISIONS = {"div", "truediv", "divide"}
 CREATIONS = {"arange", "zeros", "ones", "full", "tensor", "scalar_tensor", "eye", "linspace", "empty"}
@@ -74,9 +75,34 @@ def is_attention(node: fx.Node, constant: list[bool], ranks: list[int]) -> Kind:
 
 
 def is_batch_norm(node: fx.Node, constant: list[bool], ranks: list[int]) -> Kind:
-    """Of rows: a scale and a shift for each channel."""
+    """A scale and a shift for each channel."""
     training = node.args[5] if len(node.args) > 5 else node.kwargs.get("training", False)
-    return Kind.ELEMENTWISE if not training and ranks[0] == 2 and all(constant[1:]) else Kind.OPAQUE
+    return Kind.CHANNELWISE if not training and ranks[0] > 1 and all(constant[1:]) else Kind.OPAQUE
+
+
+def is_convolution(node: fx.Node, constant: list[bool], ranks: list[int]) -> Kind:
+    back = op_name(node) == "convolution" and argument(node, 6, "transposed", False)
+    if back or len(ranks) < 2 or not constant[1] or ranks[0] != ranks[1]:
+        return Kind.OPAQUE
+    weight: Operand = argument(node, 1, "weight")
+    return convolution(argument(node, groups_at(node), "groups", 1), tuple(meta(weight).shape))
+
+
+def groups_at(node: fx.Node) -> int:
+    """The place of a convolution's number of groups."""
+    return 8 if op_name(node) == "convolution" else 6
+
+
+def set_groups(node: fx.Node, count: int) -> None:
+    at = groups_at(node)
+    if len(node.args) > at:
+        node.update_arg(at, count)
+    else:
+        node.update_kwarg("groups", count)
+
+
+def is_channelwise(node: fx.Node, constant: list[bool], ranks: list[int]) -> Kind:
+    return Kind.CHANNELWISE if ranks[0] > 2 else Kind.OPAQUE
 
 
 # ---- more about a node -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from ...system.errors import CannotShrink
 from ...system.vocabulary import Json, Operand
 from .. import Kind, Op, Role, Value
 from .builder import FxBuilder
-from .classify import meta, writes
+from .classify import meta, set_groups, writes
 from .nodes import Nodes
 from .operators import operator
 from .reader import FxReader
@@ -46,6 +46,8 @@ class FxEditor(FxReader):
     def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
         """Give this one operand new numbers. Other users of the old tensor keep the old one."""
         old: Operand = op.inputs[slot]
+        if op.kind is Kind.CHANNELWISE and Role.CONVOLUTION in op.role and slot == 1:
+            set_groups(op.node, shape[0])
         array = make()
         if array.shape != tuple(shape):
             raise CannotShrink(f"{op}: operand {slot} became {array.shape}, expected {tuple(shape)}")
@@ -77,13 +79,14 @@ class FxEditor(FxReader):
         return self.biases[op]
 
     def _new_bias(self, op: Op) -> tuple[Op, int]:
-        """A third argument of `linear`; behind a matmul it is an add."""
+        """A third argument of `linear` and convolutions; behind a matmul it is an add."""
         weight = self.tensor(op.inputs[1])
         zeros = torch.zeros(weight.shape[op.weight_axes[1]], dtype=weight.dtype, device=weight.device)
         bias = self._own(op, "bias", zeros, weight)
         self.constants[bias] = zeros
-        if op.type == "linear":
-            op.node.args, op.node.kwargs = (*op.node.args[:2], bias), {k: v for k, v in op.node.kwargs.items() if k != "bias"}
+        if op.type == "linear" or Role.CONVOLUTION in op.role:
+            op.node.args = (*op.node.args[:2], bias, *op.node.args[3:])
+            op.node.kwargs = {k: v for k, v in op.node.kwargs.items() if k != "bias"}
             op.inputs = [*op.inputs[:2], bias]
             return op, 2
         with self.gm.graph.inserting_after(op.node):

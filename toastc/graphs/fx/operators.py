@@ -15,6 +15,8 @@ from .classify import (
     is_attention,
     is_baddbmm,
     is_batch_norm,
+    is_channelwise,
+    is_convolution,
     is_einsum,
     is_linear,
     is_matmul,
@@ -22,7 +24,8 @@ from .classify import (
 )  # fmt: skip
 from .resize import expand, reshape, split
 
-ELEMENTWISE, SHAPE, REDUCE, OPAQUE = Kind.ELEMENTWISE, Kind.SHAPE, Kind.REDUCE, Kind.OPAQUE
+ELEMENTWISE, CHANNELWISE, SHAPE = Kind.ELEMENTWISE, Kind.CHANNELWISE, Kind.SHAPE
+REDUCE, OPAQUE = Kind.REDUCE, Kind.OPAQUE
 
 OPERATORS: dict[str, Operator] = {
     # products
@@ -32,7 +35,7 @@ OPERATORS: dict[str, Operator] = {
     "baddbmm": Operator(Kind.PRODUCT, refine=is_baddbmm),
     "einsum": Operator(Kind.PRODUCT, refine=is_einsum),
     "scaled_dot_product_attention": Operator(Kind.ATTENTION, refine=is_attention),
-    **rows(OPAQUE, "conv conv1d conv2d conv3d convolution", role=Role.CONVOLUTION),
+    **rows(Kind.LINEAR, "conv1d conv2d conv3d convolution", role=Role.CONVOLUTION, refine=is_convolution),
     **rows(OPAQUE, "conv_transpose1d conv_transpose2d conv_transpose3d", role=Role.CONVOLUTION_BACK),
     # element by element
     **rows(ELEMENTWISE, "mul imul multiply", effect="linear", role=Role.MULTIPLY),
@@ -40,7 +43,6 @@ OPERATORS: dict[str, Operator] = {
     **rows(ELEMENTWISE, "neg type type_as half bfloat16 _assert_tensor_metadata", effect="linear"),
     **rows(ELEMENTWISE, "dropout identity", effect="linear", role=Role.SAME),
     **rows(ELEMENTWISE, "to float _to_copy", effect="linear", role=Role.SAME | Role.CAST),
-    "batch_norm": Operator(ELEMENTWISE, "linear", refine=is_batch_norm),
     **rows(ELEMENTWISE, "add iadd", effect="affine", role=Role.ADD | Role.BOUND),
     **rows(ELEMENTWISE, "sub isub subtract", effect="affine", role=Role.BOUND),
     **rows(ELEMENTWISE, "rsub", effect="affine"),
@@ -55,6 +57,18 @@ OPERATORS: dict[str, Operator] = {
     **rows(ELEMENTWISE, "reciprocal rsqrt", role=Role.INVERT),
     "where": Operator(ELEMENTWISE, role=Role.WHERE),
     "isnan": Operator(ELEMENTWISE, role=Role.IS_NAN),
+    # channel by channel
+    "batch_norm": Operator(CHANNELWISE, "linear", refine=is_batch_norm),
+    **rows(
+        CHANNELWISE, "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+        "upsample_nearest2d upsample_bilinear2d interpolate",
+        effect="linear", refine=is_channelwise,
+    ),
+    **rows(
+        CHANNELWISE,
+        "max_pool1d max_pool2d max_pool3d adaptive_max_pool2d upsample_bicubic2d instance_norm grid_sample grid_sampler",
+        refine=is_channelwise,
+    ),
     # rearrangements
     **rows(SHAPE, "view reshape _unsafe_view unflatten flatten view_as reshape_as", resize=reshape, sizes=True),
     **rows(SHAPE, "expand expand_as", role=Role.EXPAND, resize=expand, sizes=True),

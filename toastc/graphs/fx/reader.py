@@ -12,7 +12,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from ...system.arrays import as_array
 from ...system.vocabulary import Operand
-from .. import AttentionSpec, Dim, Kind, Op, Value, wiring
+from .. import AttentionSpec, Dim, Kind, Op, Role, Value, wiring
 from ..labels import stored
 from ..macs import macs_of
 from .calls import Call, tensor_args
@@ -210,7 +210,9 @@ class FxReader:
                 op.kind, op.why = Kind.OPAQUE, "picks positions at run time"
         if kind is Kind.LINEAR and name == "addmm":
             op.inputs = [above[1], above[2], above[0]]
-        if kind is Kind.LINEAR:
+        if kind is Kind.CHANNELWISE or Role.CONVOLUTION in row.role:
+            op.axis, op.effect, op.weight_axes = 1, row.effect, (1, 0)
+        elif kind is Kind.LINEAR:
             op.weight_axes = (1, 0) if name == "linear" else (0, 1)
         elif kind is Kind.ELEMENTWISE:
             op.effect, op.factor = effect_of(node, row.effect), factor_of(node)

@@ -11,6 +11,7 @@ from ...system.vocabulary import Operand
 from .. import AttentionSpec, Kind
 from ..equations import einsum_spec, only_turns
 from ..macs import tokens_and_width
+from ..operators import convolution
 
 Shapes = list[tuple[int, ...] | None]  # of a node's inputs, as far as they are known
 
@@ -45,10 +46,21 @@ def is_attention(node: ir.Node, constant: list[bool], shapes: Shapes) -> Kind:
     return Kind.ATTENTION if attention_spec(node, shapes) else Kind.OPAQUE
 
 
+def is_convolution(node: ir.Node, constant: list[bool], shapes: Shapes) -> Kind:
+    rows, weight = shapes[0], shapes[1]
+    if rows is None or weight is None or not constant[1] or len(rows) != len(weight):
+        return Kind.OPAQUE
+    return convolution(int(attribute(node, "group", 1)), weight)
+
+
 def is_batch_norm(node: ir.Node, constant: list[bool], shapes: Shapes) -> Kind:
-    """Of rows: a scale and a shift for each channel."""
-    rows = bool(shapes[0]) and len(shapes[0] or ()) == 2 and all(constant[1:])
-    return Kind.ELEMENTWISE if rows and not attribute(node, "training_mode", 0) else Kind.OPAQUE
+    """A scale and a shift for each channel."""
+    known = len(shapes[0] or ()) > 1 and all(constant[1:])
+    return Kind.CHANNELWISE if known and not attribute(node, "training_mode", 0) else Kind.OPAQUE
+
+
+def is_channelwise(node: ir.Node, constant: list[bool], shapes: Shapes) -> Kind:
+    return Kind.CHANNELWISE if len(shapes[0] or ()) > 2 else Kind.OPAQUE
 
 
 def is_reduction(node: ir.Node, constant: list[bool], shapes: Shapes) -> Kind:

@@ -41,6 +41,8 @@ class OnnxEditor(OnnxReader):
     def set_constant(self, op: Op, slot: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
         """Give this one operand new numbers. Other users of the old constant keep the old one."""
         old: Operand = op.inputs[slot]
+        if op.kind is Kind.CHANNELWISE and Role.CONVOLUTION in op.role and slot == 1:
+            op.node.attributes["group"] = ir.AttrInt64("group", shape[0])
         dtype = ir.DataType(self.facts.dtypes[old])
 
         def evaluated() -> ir.TensorProtocol:
@@ -65,16 +67,17 @@ class OnnxEditor(OnnxReader):
         return self.biases[op]
 
     def _new_bias(self, op: Op) -> tuple[Op, int]:
-        """Gemm takes one as an input; behind a MatMul it is an Add."""
+        """Gemm and Conv take one as an input; behind a MatMul it is an Add."""
         out = op.outputs[0]
         assert isinstance(out, ir.Value)
         dtype = ir.DataType(self.facts.dtypes[out])
-        bias = self.nodes.hold(np.zeros(self.facts.shapes[out][-1:]), f"{op.path or op.name}.bias", dtype)
-        self.facts.shapes[bias], self.facts.dtypes[bias] = self.facts.shapes[out][-1:], int(dtype)
+        width = (self.facts.shapes[out][op.axis],)
+        bias = self.nodes.hold(np.zeros(width), f"{op.path or op.name}.bias", dtype)
+        self.facts.shapes[bias], self.facts.dtypes[bias] = width, int(dtype)
         self.constants.add(bias)
         assert bias.const_value is not None
         self.tensors[bias] = bias.const_value
-        if op.type == "Gemm":
+        if op.type in ("Gemm", "Conv"):
             op.node.resize_inputs(3)
             op.node.replace_input_with(2, bias)
             op.inputs = [*op.inputs[:2], bias]

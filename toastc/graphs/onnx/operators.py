@@ -24,6 +24,8 @@ from .classify import (
     given_axes,
     is_attention,
     is_batch_norm,
+    is_channelwise,
+    is_convolution,
     is_einsum,
     is_gemm,
     is_matmul,
@@ -48,7 +50,8 @@ def rows(kind: Kind, names: str, **of_all: Operand) -> dict[str, OnnxOperator]:
     return {name: OnnxOperator(kind, **of_all) for name in names.split()}
 
 
-ELEMENTWISE, SHAPE, REDUCE, OPAQUE = Kind.ELEMENTWISE, Kind.SHAPE, Kind.REDUCE, Kind.OPAQUE
+ELEMENTWISE, CHANNELWISE, SHAPE = Kind.ELEMENTWISE, Kind.CHANNELWISE, Kind.SHAPE
+REDUCE, OPAQUE = Kind.REDUCE, Kind.OPAQUE
 LAST: Any = {"axes": along_axis, "refine": is_reduction}
 REDUCED: Any = {"axes": given_axes, "refine": is_reduction}
 NORMED: Any = {"axes": last_axis, "refine": is_reduction, "like_first": True}
@@ -61,7 +64,7 @@ OPERATORS: dict[str, OnnxOperator] = {
     "Attention": OnnxOperator(Kind.ATTENTION, role=Role.ATTENTION | Role.PLAIN_ATTENTION, refine=is_attention),
     "MultiHeadAttention": OnnxOperator(Kind.ATTENTION, role=Role.ATTENTION, refine=is_attention, halves=True),
     "GroupQueryAttention": OnnxOperator(OPAQUE, role=Role.ATTENTION, like_first=True),
-    "Conv": OnnxOperator(OPAQUE, role=Role.CONVOLUTION),
+    "Conv": OnnxOperator(Kind.LINEAR, role=Role.CONVOLUTION, refine=is_convolution),
     "ConvTranspose": OnnxOperator(OPAQUE, role=Role.CONVOLUTION_BACK),
     # element by element
     "Mul": OnnxOperator(ELEMENTWISE, "linear", Role.MULTIPLY),
@@ -69,7 +72,6 @@ OPERATORS: dict[str, OnnxOperator] = {
     "Neg": OnnxOperator(ELEMENTWISE, "linear"),
     **rows(ELEMENTWISE, "Identity Dropout", effect="linear", role=Role.SAME),
     "Cast": OnnxOperator(ELEMENTWISE, "linear", Role.SAME | Role.CAST),
-    "BatchNormalization": OnnxOperator(ELEMENTWISE, "linear", refine=is_batch_norm),
     **rows(ELEMENTWISE, "Add", effect="affine", role=Role.ADD | Role.BOUND),
     **rows(ELEMENTWISE, "Sub", effect="affine", role=Role.BOUND),
     **rows(ELEMENTWISE, "Sum", effect="affine"),
@@ -88,6 +90,11 @@ OPERATORS: dict[str, OnnxOperator] = {
     **rows(ELEMENTWISE, "Log Sqrt Pow Sin Cos", delicate=True),
     "Where": OnnxOperator(ELEMENTWISE, role=Role.WHERE),
     "IsNaN": OnnxOperator(ELEMENTWISE, role=Role.IS_NAN),
+    # channel by channel
+    "BatchNormalization": OnnxOperator(CHANNELWISE, "linear", refine=is_batch_norm),
+    **rows(CHANNELWISE, "AveragePool GlobalAveragePool", effect="linear", refine=is_channelwise),
+    **rows(CHANNELWISE, "MaxPool GlobalMaxPool LpPool GlobalLpPool", refine=is_channelwise),
+    **rows(CHANNELWISE, "InstanceNormalization GridSample", refine=is_channelwise, delicate=True),
     # rearrangements
     "Reshape": OnnxOperator(SHAPE, resize=reshape, sizes=True),
     "Expand": OnnxOperator(SHAPE, role=Role.EXPAND, resize=reshape, sizes=True, grows=1),
@@ -117,7 +124,7 @@ OPERATORS: dict[str, OnnxOperator] = {
     **rows(
         OPAQUE, "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial", random=True, delicate=True,
     ),
-    **rows(OPAQUE, "CumSum InstanceNormalization Range EyeLike GridSample RoiAlign NonMaxSuppression", delicate=True),
+    **rows(OPAQUE, "CumSum Range EyeLike RoiAlign NonMaxSuppression", delicate=True),
 }  # fmt: skip
 UNKNOWN = OnnxOperator(OPAQUE)
 

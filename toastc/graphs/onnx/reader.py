@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from ...system.vocabulary import Operand
-from .. import Dim, Kind, Op, Value, wiring
+from .. import Dim, Kind, Op, Role, Value, wiring
 from ..macs import macs_of
 from . import facts as facts_of
 from .branches import inline_known_branches
@@ -206,7 +206,7 @@ class OnnxReader:
                 op.inputs = op.inputs[:1]  # the rest are sizes and positions
             else:
                 op.kind, op.why = Kind.OPAQUE, "takes its sizes at run time"
-        if kind is Kind.ELEMENTWISE:
+        if kind in (Kind.ELEMENTWISE, Kind.CHANNELWISE):
             op.effect = row.effect
         elif kind is Kind.PRODUCT:
             spec = product_spec(node, shapes)
@@ -215,9 +215,11 @@ class OnnxReader:
         elif kind is Kind.REDUCE:
             op.axes = () if row.axes is None else row.axes(node, len(shapes[0] or ()), self._given_axes(node))
         elif kind is Kind.LINEAR:
-            op.weight_axes = (1, 0) if attribute(node, "transB", 0) else (0, 1)
+            op.weight_axes = (1, 0) if attribute(node, "transB", 0) or Role.CONVOLUTION in row.role else (0, 1)
         elif kind is Kind.ATTENTION:
             op.attention = attention_spec(node, shapes, [self.facts.dtypes.get(v) == ir.DataType.BOOL for v in node.inputs])
+        if kind is Kind.CHANNELWISE or Role.CONVOLUTION in row.role:
+            op.axis = 1
         op.macs = macs_of(op, self.facts.shapes.get) // self.batch
         return op
 
