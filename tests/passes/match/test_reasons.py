@@ -63,13 +63,6 @@ def picked(*channels: int) -> onnx.ModelProto:
     return attention(SCORED, {"pick": at(*channels)}, heads=heads)
 
 
-def convolutions() -> onnx.ModelProto:
-    return written(
-        "h = Conv(x, up)  g = Relu(h)  r = Conv(g, down)  y = Add(x, r)", {"up": (32, 8, 1, 1), "down": (8, 32, 1, 1)},
-        "float[b, 8, 4, 4] x", "float[b, 8, 4, 4] y",
-    )  # fmt: skip
-
-
 TWO_OF_ONE = attention(  # two attentions, the same queries
     f"{SCORED}  k5 = MatMul(x, w5)  k6 = Reshape(k5, apart)  k7 = Transpose<perm=[0, 2, 3, 1]>(k6)  s2 = MatMul(q, k7)"
     "  p2 = Softmax(s2)  v5 = MatMul(x, w6)  v6 = Reshape(v5, apart)  v7 = Transpose<perm=[0, 2, 1, 3]>(v6)  m2 = MatMul(p2, v7)",
@@ -107,7 +100,10 @@ REASONS: list[tuple[str, str, onnx.ModelProto]] = [
     ("", "@ mixes its channels", ffn("e = LayerNormalization(h, d)  g = Relu(e)", {"d": ones(16)})),
     ("qk", "@ mixes its channels", attention(f"n = LayerNormalization(q, d)  s = MatMul(n, k)  {HALF}", {"d": ones(4)})),
     ("", "@ is not understood", ffn("e, which = TopK(h, all)  g = Relu(e)", {"all": at(16)})),
-    ("", "@ and @ are convolutions; of FFNs only those of linears are cut", convolutions()),
+    (
+        "", "@ mixes what stands on another axis of it",
+        ffn("c = Conv<group=3, pads=[1, 1]>(h, deep)  g = Relu(c)", {"deep": ones(3, 1, 3)}),
+    ),
     # ---- products
     ("qk", "@ multiplies it with a tensor no linear makes", attention(f"s = MatMul(q, z)  {HALF}", inputs=TURNED)),
     (

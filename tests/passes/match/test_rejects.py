@@ -18,7 +18,7 @@ import toastc
 from toastc import api
 from toastc.graphs.onnx import OnnxGraph, load_model
 from toastc.graphs.onnx.session import session
-from toastc.passes.match.convolutions import convolved_ffns
+from toastc.passes.match import match
 from toastc.system.errors import NothingToPrune
 
 torch.set_num_threads(1)
@@ -124,40 +124,12 @@ def test_sizes_only_known_at_run_time(told: list[list[int]], why: str) -> None:
     assert f"late (Reshape) {why}" in reasons(found)
 
 
-class Convolved(nn.Module):
-    """An FFN of 1x1 convolutions, with a depthwise one between, and others that are no FFN: a stem, a squeeze and a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16)
-        self.up, self.deep, self.down = nn.Conv2d(16, 64, 1), nn.Conv2d(64, 64, 3, padding=1, groups=64), nn.Conv2d(64, 16, 1)
-        self.squeeze, self.open, self.head = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1), nn.Conv2d(16, 10, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
-        x = x + self.down(nn.functional.gelu(self.deep(self.up(self.norm(x)))))
-        return self.head(x * self.open(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid())
-
-
-def test_an_ffn_of_convolutions_is_named(tmp_path: Path) -> None:
-    model, x = Convolved().eval(), torch.randn(2, 3, 8, 8)
-    with quiet():
-        torch.onnx.export(model, (x,), tmp_path / "m.onnx", dynamo=False, opset_version=17, input_names=["x"])
-        found = api.inspect(model, example_inputs=(x,)), api.inspect(tmp_path / "m.onnx")
-    for one in found:
-        assert one["sites"] == []
-        (reject,) = one["rejects"]
-        assert "are convolutions; of FFNs only those of linears are cut" in reject["reason"]
-    with pytest.raises(NothingToPrune, match=r"no attention and no FFN was found that can be shrunk; .* are convolutions"):
-        toastc.prune(tmp_path / "m.onnx", 0.5)
-
-
 def test_a_convolution_whose_weight_is_a_row(tmp_path: Path) -> None:
     """Of a damaged file; nothing can be said of it, and nothing breaks."""
     model = written("z = Conv(x, w)  y = Identity(x)", {"w": (8,)})
     onnx.save(model, tmp_path / "m.onnx")
     graph = OnnxGraph(load_model(tmp_path / "m.onnx"))
-    assert [op.type for op in graph.ops if op.type == "Conv"] and convolved_ffns(graph) == []
+    assert [op.type for op in graph.ops if op.type == "Conv"] and match(graph)[1] == ()
 
 
 def with_foreign(text: str, told: str, path: Path) -> Path:

@@ -1,0 +1,92 @@
+"""FFNs and attentions of convolutions: found, cut and proven in both adapters, and better for what is fitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo_exports import quiet
+
+import toastc
+
+
+class Convolved(nn.Module):
+    """An FFN of 1x1 convolutions, with a batch norm, and a depthwise convolution in its midst; `window`: of the last one."""
+
+    def __init__(self, window: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 10)
+        self.up, self.deep = nn.Conv2d(16, 64, 1, bias=False), nn.Conv2d(64, 64, 3, padding=1, groups=64)
+        self.norm, self.down = nn.BatchNorm2d(64), nn.Conv2d(64, 16, window, padding=window // 2)
+        self.norm.running_mean, self.norm.running_var = torch.randn(64) / 9, torch.rand(64) + 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.down(nn.functional.gelu(self.deep(self.norm(self.up(x)))))
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+class ConvAttention(nn.Module):
+    """Queries, keys and values of one 1x1 convolution, heads before channels, tokens last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.qkv, self.proj = nn.Conv2d(3, 16, 4, 4), nn.Conv2d(16, 96, 1), nn.Conv2d(32, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q, k, v = self.qkv(x).reshape(-1, 3, 4, 8, 16).unbind(1)
+        p = (q.transpose(-2, -1) @ k * 8**-0.5).softmax(-1)
+        out: Tensor = x + self.proj((v @ p.transpose(-2, -1)).reshape(-1, 32, 4, 4))
+        return out
+
+
+@pytest.fixture(params=["torch", "onnx"])
+def compiled(request: pytest.FixtureRequest, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Prunes a module, as it is or as a file."""
+
+    def run(model: nn.Module, **words: object) -> toastc.Result:
+        x = torch.randn(4, 3, 16, 16)
+        if request.param == "torch":
+            return toastc.prune(model.eval(), example_inputs=(x,), quiet=True, **words)
+        with quiet():
+            batch = {"x": {0: "batch"}}
+            torch.onnx.export(model.eval(), (x,), tmp_path / "m.onnx", dynamo=False, input_names=["x"], dynamic_axes=batch)
+        return toastc.prune(onnx.load(tmp_path / "m.onnx"), **words)
+
+    return run
+
+
+@pytest.mark.parametrize("recipe", ["magnitude", "default"])
+@pytest.mark.parametrize("window", [1, 3])
+def test_an_ffn_of_convolutions_is_cut(compiled, window: int, recipe: str) -> None:  # type: ignore[no-untyped-def]
+    words = {} if recipe == "magnitude" else {"data": torch.randn(32, 3, 16, 16).numpy()}
+    result = compiled(Convolved(window), ratios={"ffn": 0.5}, recipe=recipe, **words)
+    (site,) = result.report.sites
+    assert site["kind"] == "ffn"
+    assert result.report.verified["ok"]
+    per_place = 16 * 64 + 64 * 9 + 64 * 16 * window**2
+    assert result.report.before.macs - result.report.after.macs == 256 * per_place // 2
+
+
+def test_what_is_fitted_is_nearer(compiled) -> None:  # type: ignore[no-untyped-def]
+    data = torch.randn(64, 3, 16, 16).numpy()
+    blunt, fitted = (
+        compiled(Convolved(), ratios={"ffn": 0.5}, recipe=recipe, data=data).report.measured["error"]
+        for recipe in ("magnitude", "default")
+    )
+    assert fitted < 0.5 * blunt
+
+
+@pytest.mark.parametrize("recipe", ["magnitude", "default"])
+def test_an_attention_of_convolutions_is_cut(compiled, recipe: str) -> None:  # type: ignore[no-untyped-def]
+    words = {} if recipe == "magnitude" else {"data": torch.randn(32, 3, 16, 16).numpy()}
+    result = compiled(ConvAttention(), ratios={"attention": {"qk": 0.5, "vo": 0.5}}, recipe=recipe, **words)
+    assert result.report.verified["ok"]
+    assert result.report.after.macs < 0.75 * result.report.before.macs
