@@ -133,7 +133,7 @@ def blocked(ledger: Ledger, known: np.ndarray) -> list[Reject]:
         pin = flow.pins[int(numbers[numbers >= 0].min())]
         width_in = graph.shape(source.op.inputs[1])[source.op.weight_axes[0]]
         crooked, kind = bool(ledger.nonlinear[roots].any()), None if pin.op is None else pin.op.kind
-        if not crooked and kind not in (Kind.OPAQUE, Kind.REDUCE):
+        if not crooked and kind not in (Kind.OPAQUE, Kind.REDUCE, Kind.CHANNELWISE):
             continue
         if crooked and kind is Kind.OPAQUE and "run time" in pin.op.why:  # type: ignore[union-attr]
             known[roots] = True

@@ -37,13 +37,13 @@ class ConvAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stem, self.qkv, self.proj = nn.Conv2d(3, 16, 4, 4), nn.Conv2d(16, 96, 1), nn.Conv2d(32, 16, 1)
+        self.stem, self.qkv, self.proj = nn.Conv2d(3, 16, 4, 4), nn.Conv2d(16, 192, 1), nn.Conv2d(64, 16, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        q, k, v = self.qkv(x).reshape(-1, 3, 4, 8, 16).unbind(1)
-        p = (q.transpose(-2, -1) @ k * 8**-0.5).softmax(-1)
-        out: Tensor = x + self.proj((v @ p.transpose(-2, -1)).reshape(-1, 32, 4, 4))
+        q, k, v = self.qkv(x).reshape(-1, 3, 4, 16, 16).unbind(1)
+        p = (q.transpose(-2, -1) @ k * 0.25).softmax(-1)
+        out: Tensor = x + self.proj((v @ p.transpose(-2, -1)).reshape(-1, 64, 4, 4))
         return out
 
 
@@ -69,7 +69,7 @@ def test_an_ffn_of_convolutions_is_cut(compiled, window: int, recipe: str) -> No
     words = {} if recipe == "magnitude" else {"data": torch.randn(32, 3, 16, 16).numpy()}
     result = compiled(Convolved(window), ratios={"ffn": 0.5}, recipe=recipe, **words)
     (site,) = result.report.sites
-    assert site["kind"] == "ffn"
+    assert site.kind == "ffn"
     assert result.report.verified["ok"]
     per_place = 16 * 64 + 64 * 9 + 64 * 16 * window**2
     assert result.report.before.macs - result.report.after.macs == 256 * per_place // 2
