@@ -152,7 +152,7 @@ DOWNSTREAM = [
     hugging("hf_yolos", "Yolos", "ObjectDetection", lambda full: {"image_size": [512, 512]} if full else YOLOS,
             BOXES, ((2, 2), (12, 12)), size=512),
     hugging("hf_segformer", "Segformer", "SemanticSegmentation", lambda full: {} if full else SEGFORMER,
-            "logits", ((2, 0), (8, 0)), size=512, no={"hidden": "convolution"}),
+            "logits", ((2, 2), (8, 8)), size=512),
     hugging("hf_upernet_swin", "UperNet", "SemanticSegmentation",
             lambda full: {"backbone_config": swin(full, 1, 2, 3, 4), "auxiliary_in_channels": 384 if full else 64,
                           **({} if full else UPERNET)},

@@ -49,7 +49,7 @@ MORE = [
           mask_unit_size=(4, 4), q_pool=2),
     timms("twins_svt", "twins_svt_small", Twins, (6, 6), (18, 18), img_size=32, embed_dims=(16, 32, 48, 64), wss=(4, 4, 2, 1),
           num_heads=(1, 2, 3, 4), depths=(2, 2, 1, 1), sr_ratios=(4, 2, 1, 1), mlp_ratios=(4, 4, 4, 4)),
-    timms("pvt_v2", "pvt_v2_b0", PyramidVisionTransformerV2, (4, 0), (8, 0), no={"hidden": "convolution"}, depths=(1, 1, 1, 1),
+    timms("pvt_v2", "pvt_v2_b0", PyramidVisionTransformerV2, (4, 4), (8, 8), depths=(1, 1, 1, 1),
           embed_dims=(16, 32, 48, 64), num_heads=(1, 2, 3, 4), sr_ratios=(4, 2, 1, 1)),
     timms("crossvit", "crossvit_tiny_240", CrossVit, (5, 3), (21, 15), 240, img_size=32, img_scale=(1.0, 1.0), patch_size=(8, 16),
           embed_dim=(32, 48), depth=((1, 2, 1),), num_heads=(2, 3), mlp_ratio=(2.0, 2.0, 1.0)),
