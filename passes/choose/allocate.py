@@ -86,7 +86,8 @@ class AllocateWidths:
         return replace(state, widths={n: w for n, w in widths.items() if w < state.coupling(n).width}, allocate=self)
 
     def offer(self, state: State) -> Offer:
-        return Offer([item for site in state.sites for item in self.items(state, site)], total_of(state))
+        total = total_of(state)  # which says so where it needs what was not measured
+        return Offer([item for site in state.sites for item in self.items(state, site)], total)
 
     def items(self, state: State, site: Site) -> Iterator[Item]:
         """One for each coupling; one for both of an attention where whole heads may go as well, or time is what counts."""
