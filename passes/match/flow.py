@@ -44,13 +44,13 @@ class Flow:
     def pin(self, op: Op | None, ids: np.ndarray, reason: str) -> None:
         self.pins.append(Pin(op, np.unique(ids[ids >= 0]), reason))
 
-    def meet_channels(self, op: Op, slot: int, ids: np.ndarray) -> bool:
-        """Tie the rows of a constant, one for each channel, to the channels."""
-        value = op.inputs[slot] if slot < len(op.inputs) else None
-        if value is None or not self.graph.is_constant(value) or self.graph.shape(value)[:1] != ids.shape:
+    def meet_channels(self, op: Op, slot: int, labels: np.ndarray) -> bool:
+        """Tie the rows of a constant, one for each channel, to the channels, which stand on the axis of the op."""
+        value, axis = op.inputs[slot] if slot < len(op.inputs) else None, op.axis % labels.ndim
+        if value is None or not self.graph.is_constant(value) or self.graph.shape(value)[:1] != labels.shape[axis : axis + 1]:
             return value is None
-        own = self.classes.new(len(ids))
-        self.classes.tie(own, ids)
+        own = self.classes.new(labels.shape[axis])
+        self.classes.tie(own.reshape([-1 if i == axis else 1 for i in range(labels.ndim)]), labels)
         self.sources.append(Source(op, slot, (0,), own, "with"))
         return True
 

@@ -54,7 +54,7 @@ def linear(flow: Flow, op: Op) -> None:
     if len(op.inputs) > 2 and op.inputs[2] is not None:
         if flow.graph.is_constant(op.inputs[2]) and op.axis == -1:
             flow.meet_constant(op, 2, labels)
-        elif not flow.meet_channels(op, 2, ids):
+        elif not flow.meet_channels(op, 2, labels):
             flow.pin(op, labels, f"{op} adds a bias that is not a constant")
     flow.put(op.outputs[0], labels)
 
@@ -162,15 +162,14 @@ def channelwise(flow: Flow, op: Op) -> None:
     labels = flow.of(op, 0)
     if labels is None:
         return
-    if varying(labels) != (op.axis % labels.ndim,):
+    if not {0, op.axis % labels.ndim}.issuperset(varying(labels)):  # images do not see each other
         flow.pin(op, labels, f"{op} mixes what stands on another axis of it")
         return
-    ids = labels.reshape(-1)
     for slot in range(1, len(op.inputs)):
-        flow.meet_channels(op, slot, ids)
-    flow.scaled.append(np.unique(ids))
+        flow.meet_channels(op, slot, labels)
+    flow.scaled.append(np.unique(labels))
     if op.effect == "nonlinear":
-        flow.nonlinear.append((op, np.unique(ids)))
+        flow.nonlinear.append((op, np.unique(labels)))
     flow.put(op.outputs[0], labels)
 
 

@@ -133,8 +133,7 @@ class FxReader:
             return torch.empty(self.shape(node), dtype=torch.int64) if isinstance(other, torch.Tensor) else hint(other)
 
         made = self.calls[op].run(concrete)
-        parts = made if isinstance(made, tuple | list) else [made]
-        return [p.numpy() for p in parts]
+        return [p.numpy() for p in (made if isinstance(made, tuple | list) else [made])]
 
     def float_types(self) -> set[str]:
         """Names of the types that the values at run time have: float32, float16, ..."""
@@ -187,11 +186,10 @@ class FxReader:
         above = tensor_args(node)
         name = op_name(node)
         row = operator(name)
-        known = all(self.has_shape(n) for n in above)
         outputs = self._outputs(node)
         kind = Kind.OPAQUE
         unknown = any(isinstance(meta(n), torch.Tensor) and not self.has_shape(n) for n in (node, *parts_of(node)))
-        known = known and not unknown
+        known = not unknown and all(self.has_shape(n) for n in above)
         if known and node.op in ("call_function", "call_method") and above and any(v is not None for v in outputs):
             ranks, constant = [len(self.shape(n)) for n in above], [n in self.constants for n in above]
             kind = row.kind if row.refine is None else row.refine(node, constant, ranks)
