@@ -25,6 +25,7 @@ from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsB
 from torch import Tensor, nn
 from zoo_downstream import DOWNSTREAM
 from zoo_family import Family, Positional, images
+from zoo_hybrids import HYBRIDS
 from zoo_more import MORE
 
 
@@ -199,4 +200,4 @@ TWINS = {  # small, they are the very model of another row
     "swin_base",
 }
 DISTINCT = [row.name for row in ROWS if row.name not in TWINS]
-FAMILIES: dict[str, Family] = {row.name: row for row in (*ROWS, *MORE, *DOWNSTREAM)}
+FAMILIES: dict[str, Family] = {row.name: row for row in (*ROWS, *MORE, *HYBRIDS, *DOWNSTREAM)}

@@ -11,6 +11,7 @@ import torch
 from conftest import RATIOS, ZooFile
 from oracle import check_module, leaf
 from zoo_exports import quiet
+from zoo_hybrids import HYBRIDS
 from zoo_models import DISTINCT, FAMILIES
 from zoo_more import MORE
 
@@ -21,7 +22,7 @@ from toastc.graphs.fx.capture import exported as captured
 torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("name", [name for name in (*DISTINCT, *(row.name for row in MORE)) if name != "toy_tied"])
+@pytest.mark.parametrize("name", [name for name in (*DISTINCT, *(row.name for row in (*MORE, *HYBRIDS))) if name != "toy_tied"])
 def test_family_shrinks_through_export_stays_itself_and_the_backend_gives_the_same(name: str) -> None:
     family = FAMILIES[name]
     torch._dynamo.reset()
