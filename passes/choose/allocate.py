@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toastc.plans.cost import Target, Widths, counted, uniform_ratios
+from toastc.plans.cost import Target, Widths, counted, saved_twice, uniform_ratios
 from toastc.plans.ratios import NARROWEST, narrowed
 from toastc.plans.sites import Site
 from toastc.system.errors import OutOfReach, ToastcError
 
 from ..state import Pass, State, taken
+
+AGAIN = 12  # times that a budget is made smaller, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +79,22 @@ class AllocateWidths:
         if self.uniform:
             ratios = uniform_ratios(state.sites, int(total_of(state)), state.target, self.round_to)
             return replace(state, widths={name: count for name, _, count in narrowed(ratios, state.sites)})
-        offer = self.offer(state)
-        widths = {
-            f"{item.site.name}.{name}": width
-            for item, at in offer.within(state.target)
-            for name, width in item.widths[at].items()
-        }
-        return replace(state, widths={n: w for n, w in widths.items() if w < state.coupling(n).width}, allocate=self)
+        return replace(state, widths=self.within(state, self.offer(state), state.target), allocate=self)
+
+    @staticmethod
+    def within(state: State, offer: Offer, target: Target) -> dict[str, int]:
+        """The widths to a budget; a smaller one, where couplings that share a weight are said to save some of it twice."""
+        asked = target
+        for _ in range(AGAIN):
+            chosen = offer.within(asked)
+            every = {f"{item.site.name}.{name}": width for item, at in chosen for name, width in item.widths[at].items()}
+            widths = {name: width for name, width in every.items() if width < state.coupling(name).width}
+            twice = 0 if target.what == "latency" else saved_twice(state.sites, widths, target.what)
+            over = 1 + (sum(float(item.cost[at]) for item, at in chosen) + twice) / offer.total - target.keep
+            if not twice or over <= 0:
+                break
+            asked = replace(asked, keep=asked.keep - over)
+        return widths
 
     def offer(self, state: State) -> Offer:
         total = total_of(state)  # which says so where it needs what was not measured

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from toastc.graphs import Kind
 from toastc.graphs.protocols import Reader
-from toastc.plans.sites import Reject, Site
+from toastc.plans.sites import Reject, Shared, Site
 from toastc.system.errors import ToastcError
 
 from ..state import State
@@ -57,6 +59,27 @@ def kept_whole(coupling: Any) -> Any:
     return coupling if coupling is None or coupling.reason else replace(coupling, reason=SPARED)
 
 
+def with_shared(graph: Reader, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+    """The sites, told which weights they share with those before them."""
+    known: dict[Any, dict[tuple[str, int], int]] = {}  # of a weight: which couplings have which axis of it, how often
+    found: dict[str, list[Shared]] = {site.name: [] for site in sites}
+    for site in sites:
+        for coupling in site.couplings:
+            for member in coupling.members if coupling.prunable else ():
+                op, slot = member.operand
+                if op.kind is not Kind.LINEAR or slot != 1:
+                    continue
+                shape, own = graph.shape(op.inputs[1]), known.setdefault(member.operand, {})
+                for (name, axis), count in own.items():
+                    if axis != member.axes[0] and name != f"{site.name}.{coupling.name}":
+                        pairs = shape[axis] * shape[member.axes[0]]
+                        shared = Shared(coupling.name, name, count * op.macs // pairs, count * math.prod(shape) // pairs)
+                        found[site.name].append(shared)
+                key = f"{site.name}.{coupling.name}", member.axes[0]
+                own[key] = own.get(key, 0) + 1
+    return tuple(replace(site, shared=tuple(found[site.name])) for site in sites)
+
+
 def match(graph: Reader) -> tuple[Ledger, tuple[Site, ...], tuple[Reject, ...]]:
     ledger = Ledger(walk(graph))
     every, rejected = find_attention(ledger)
@@ -66,5 +89,6 @@ def match(graph: Reader) -> tuple[Ledger, tuple[Site, ...], tuple[Reject, ...]]:
     found = sorted(attention + ffn, key=lambda s: min(order[m.operand[0]] for c in s.couplings for m in c.members))
     names = unique([s.name for s in found], [s.kind for s in found])
     sites = tuple(replace(s, name=n) for s, n in zip(found, names, strict=True))
+    sites = with_shared(graph, sites)
     refused = [r for s in (*sites, *whole) if s.kind == "attention" for r in refusals(s)]
     return ledger, sites, tuple(refused + rejected + more)

@@ -43,11 +43,7 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
     above = [s.op for s in ledger.sources_of(ledger.root[ids]) if s.role == "in" and s.op.kind is Kind.LINEAR]
     ops = linear_ops(hidden.members) or [*dict.fromkeys(above), consumer.op]
     makers = [op for op in ops if op is not consumer.op]
-    first, last = (makers or ops)[0], consumer.op
-    if not is_residual(ledger, first, last):
-        first, last = end_of(ledger, first, 0), end_of(ledger, last, 1)
-    if width_before(graph, first) != graph.shape(last.inputs[1])[last.weight_axes[1]]:
-        return None  # a head or an embedding, not an FFN of the residual stream
+    first = (makers or ops)[0]
     name = site_name([op.path for op in ops], "mlp")
     reason = hidden.reason
     if not reason and any(len(m.value) > 1 and np.isin(ledger.root[m.value], block.classes).any() for m in ledger.flow.mixes):
@@ -84,37 +80,6 @@ def inputs_of(graph: Reader, hidden: Coupling) -> Coupling | None:
     costs = [cost_of(graph, m) for m in members]
     macs, params = (sum(c[i] for c in costs) for i in (0, 1))
     return Coupling("inputs", 1, width, members, channel_macs=macs, channel_params=params, read_macs=macs)
-
-
-def is_residual(ledger: Ledger, first: Op, last: Op) -> bool:
-    """Is what goes in added to what comes out, and made by linears throughout?"""
-    given, made = ledger.flow.of(first, 0), ledger.flow.labels.get(last.outputs[0])
-    if given is None or made is None:
-        return False
-    return bool(np.isin(ledger.root[made[made >= 0]], ledger.root[given[given >= 0]]).any())
-
-
-def end_of(ledger: Ledger, op: Op, end: int) -> Op:
-    """The linear that a row of linears starts with (`end` 0) or ends in (1): widths between them may be cut, and tell nothing."""
-    flow, seen = ledger.flow, set[Op]()
-    while op not in seen:
-        seen.add(op)
-        ids = flow.of(op, 0) if end == 0 else flow.labels.get(op.outputs[0])
-        if ids is None or (ids < 0).any() or ledger.pin_reason(ledger.root[ids]):
-            return op
-        next_ops = (s.op for s in ledger.sources_of(ledger.root[ids]) if s.role == ("in", "out")[end])
-        op = next((o for o in next_ops if o.kind is Kind.LINEAR), op)
-    return op
-
-
-def width_before(graph: Reader, op: Op) -> int:
-    """How many channels stand where a linear reads, before some of them were picked out."""
-    above = graph.producer(op.inputs[0])
-    if above is not None and above.kind is Kind.SHAPE and len(above.outputs) == 1:
-        source, taken = graph.shape(above.inputs[0]), graph.shape(above.outputs[0])
-        if len(source) == len(taken) and source[:-1] == taken[:-1] and source[-1] > taken[-1]:
-            return source[-1]
-    return graph.shape(op.inputs[1])[op.weight_axes[0]]
 
 
 def blocked(ledger: Ledger, known: np.ndarray) -> list[Reject]:

@@ -64,16 +64,38 @@ def counted(site: Site, widths: Widths, what: str) -> int:
 
 def saved(sites: Sequence[Site], plan: Plan, what: str) -> int:
     """MACs or parameters that a plan saves."""
-    total = 0
+    total, every = 0, dict[str, int]()
     for site in sites:
         chosen = [(c, choice) for c in site.every if (choice := plan.get(site.name, c.name)) is not None]
         widths = {c.name: choice.width for c, choice in chosen if not isinstance(choice, Select)}
+        every |= {f"{site.name}.{name}": width for name, width in widths.items()}
         total += counted(site, {}, what) - counted(site, widths, what)
         for coupling, choice in chosen:
             if what == "macs" and isinstance(choice, Select):
                 left = widths.get("hidden", site.hidden) if coupling.name == "inputs" else site.hidden
                 total += (coupling.width - choice.width) * coupling.read_macs * left // site.hidden
-    return total
+    return total - saved_twice(sites, every, what)
+
+
+def saved_twice(sites: Sequence[Site], widths: Widths, what: str) -> int:
+    """What is counted for two couplings where one has the rows of a weight and the other its columns. `widths`: of all sites."""
+    lost = {
+        f"{site.name}.{c.name}": c.groups * c.width - kept_of(site, c.name, widths) * widths.get(f"{site.name}.{c.name}", c.width)
+        for site in sites
+        for c in site.couplings
+    }
+    return sum(
+        lost[f"{site.name}.{shared.own}"] * lost.get(shared.other, 0) * int(getattr(shared, what))
+        for site in sites
+        for shared in site.shared
+    )
+
+
+def kept_of(site: Site, name: str, widths: Widths) -> int:
+    """Groups of a coupling that stay."""
+    coupling = site.coupling(name)
+    assert coupling is not None
+    return widths.get(f"{site.name}.heads", coupling.groups) if name in ("qk", "vo") else coupling.groups
 
 
 def saved_macs(sites: Sequence[Site], plan: Plan) -> int:
@@ -93,7 +115,8 @@ def saved_by_ratios(sites: Sequence[Site], ratios: Ratios, what: str, chosen: bo
             return coupling.read_macs if what == "macs" else 0
         return int(getattr(coupling, f"channel_{what}"))
 
-    return sum((c.width - count) * c.groups * each(c) for c, count in widths.values())
+    total = sum((c.width - count) * c.groups * each(c) for c, count in widths.values())
+    return total - (0 if chosen else saved_twice(sites, {name: count for name, (_, count) in widths.items()}, what))
 
 
 def uniform_ratios(sites: Sequence[Site], total: int, target: Target, round_to: int = 8, *, chosen: bool = False) -> Ratios:

@@ -63,6 +63,18 @@ class Coupling:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """A weight whose rows are one coupling's and whose columns another's: what both are said to save of it, for each pair of a
+    channel here and one there that go.
+    """
+
+    own: str  # of the site's couplings
+    other: str  # `site.coupling`
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
 class Reject:
     """Something that looked like a site, or a coupling of one, and cannot be shrunk."""
 
@@ -93,6 +105,7 @@ class Site:
     scale: float | None = None
     tokens: tuple[int, int] = (0, 0)  # query and key tokens of one sample
     wiring: Any = field(default=None, repr=False)
+    shared: tuple[Shared, ...] = field(default=(), repr=False)
 
     def coupling(self, name: str) -> Coupling | None:
         return next((c for c in self.every if c.name == name), None)

@@ -47,6 +47,19 @@ class ConvAttention(nn.Module):
         return out
 
 
+class Row(nn.Module):
+    """Two couplings that share a convolution: its rows are one's, its columns the other's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(32, 64, 1), nn.Conv2d(64, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.third(self.second(self.first(x).relu()).relu())
+        return out
+
+
 @pytest.fixture(params=["torch", "onnx"])
 def compiled(request: pytest.FixtureRequest, tmp_path: Path):  # type: ignore[no-untyped-def]
     """Prunes a module, as it is or as a file."""
@@ -90,3 +103,17 @@ def test_an_attention_of_convolutions_is_cut(compiled, recipe: str) -> None:  # 
     result = compiled(ConvAttention(), ratios={"attention": {"qk": 0.5, "vo": 0.5}}, recipe=recipe, **words)
     assert result.report.verified["ok"]
     assert result.report.after.macs < 0.75 * result.report.before.macs
+
+
+def test_what_two_save_of_one_weight_is_counted_once(compiled) -> None:  # type: ignore[no-untyped-def]
+    report = compiled(Row(), ratios={"ffn": 0.5}, recipe="magnitude").report
+    assert len(report.couplings) == 2
+    assert (report.before.macs, report.after.macs) == (64 * (27 * 32 + 32 * 64 + 64 * 8), 64 * (27 * 16 + 16 * 32 + 32 * 8))
+    assert report.before.params - report.after.params == 27 * 16 + 16 + (32 * 64 - 16 * 32) + 32 + 32 * 8
+
+
+@pytest.mark.parametrize("recipe", ["magnitude", "default"])
+def test_a_target_is_met_where_couplings_share_a_weight(compiled, recipe: str) -> None:  # type: ignore[no-untyped-def]
+    data = torch.randn(32, 3, 16, 16).numpy()
+    report = compiled(Row(), target="macs=0.6", recipe=recipe, data=data).report
+    assert 0.45 < report.after.macs / report.before.macs <= 0.6
