@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +60,15 @@ def kept_whole(coupling: Any) -> Any:
     return coupling if coupling is None or coupling.reason else replace(coupling, reason=SPARED)
 
 
+def with_own_inputs(ledger: Ledger, site: Site, sites: Sequence[Site]) -> Site:
+    """The site; what it reads can not be left out there where it is cut as the channels of another."""
+    if site.inputs is None:
+        return site
+    given = ledger.flow.of(site.inputs.members[0].operand[0], 0)
+    read = set() if given is None else set(ledger.root[given[given >= 0]].tolist())
+    return replace(site, inputs=None) if read & classes_of(sites) else site
+
+
 def with_shared(graph: Reader, sites: tuple[Site, ...]) -> tuple[Site, ...]:
     """The sites, told which weights they share with those before them."""
     known: dict[Any, dict[tuple[str, int], int]] = {}  # of a weight: which couplings have which axis of it, how often
@@ -89,6 +99,6 @@ def match(graph: Reader) -> tuple[Ledger, tuple[Site, ...], tuple[Reject, ...]]:
     found = sorted(attention + ffn, key=lambda s: min(order[m.operand[0]] for c in s.couplings for m in c.members))
     names = unique([s.name for s in found], [s.kind for s in found])
     sites = tuple(replace(s, name=n) for s, n in zip(found, names, strict=True))
-    sites = with_shared(graph, sites)
+    sites = with_shared(graph, tuple(with_own_inputs(ledger, s, sites) for s in sites))
     refused = [r for s in (*sites, *whole) if s.kind == "attention" for r in refusals(s)]
     return ledger, sites, tuple(refused + rejected + more)

@@ -16,6 +16,8 @@ from .heads import beyond, heads_coupling
 from .names import site_name
 from .records import Contraction, Mix
 
+NOT_SILENT = "a constant or an activation makes something of its channels where their weights are nothing"
+
 
 def is_softmax(op: Op) -> bool:
     return op.kind is Kind.REDUCE and Role.SOFTMAX in op.role
@@ -149,9 +151,7 @@ def qk_coupling(ledger: Ledger, scores: Op, block: Block | None, others: list[Co
     if block is None:
         reason = blocked_above(ledger, scores) or next((p.reason for p in ledger.flow.pins if p.op is scores), "")
         return Coupling("qk", 1, 1, (), reason or "its labels do not reach the product")
-    crooked = ledger.nonlinear[block.classes].any() and not only_rotates(ledger, block)
-    extra = "an activation stands between the linear and the product" if crooked else ""
-    extra = extra or ("a constant is added to all its channels alike" if ledger.shifted[block.classes].any() else "")
+    extra = "" if all(is_silent(ledger, op) for op in (scores, *(c.op for c in others))) else NOT_SILENT
     macs += sum(c.op.macs for c in others)
     made = coupling(ledger, "qk", block, {"in": "qk", "with": "qk", "out": "qk"}, macs, extra)
     return replace(made, beside=tuple(c.op for c in others), rotatable=made.rotatable and not others)
@@ -172,11 +172,10 @@ class AttentionWiring:
         self.scores, self.softmax, self.mix, self.scores_at = scores, softmax, mix, scores_at
 
 
-def only_rotates(ledger: Ledger, block: Block) -> bool:
-    """Products of labelled tensors or activations make a path crooked; tables and signs do not."""
-    ids = set(block.classes.ravel().tolist())
-    ops = [op for op, some in ledger.flow.nonlinear if ids & set(ledger.root[some[some >= 0]].tolist())]
-    return not ops
+def is_silent(ledger: Ledger, product: Op) -> bool:
+    """Does a channel that is gone add nothing to a product?"""
+    flow = ledger.flow
+    return any(v in flow.silent or (v is not None and flow.graph.is_constant(v)) for v in product.inputs[:2])
 
 
 def product_macs(graph: Reader, mix: Mix, scores: Op) -> tuple[int, int, tuple[int, int]]:

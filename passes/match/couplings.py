@@ -43,7 +43,6 @@ class Ledger:
         for number, pin in reversed(list(enumerate(flow.pins))):
             self.pinned[self.root[pin.ids]] = number
         self.nonlinear = self._flag([ids for _, ids in flow.nonlinear])
-        self.shifted = self._flag(flow.shifted)
         self.scaled = self._flag(flow.scaled)
         self.heads = self._flag([np.fromiter(flow.heads, np.int64, len(flow.heads))])
         self._place = np.full(flow.classes.size, -1, np.int64)

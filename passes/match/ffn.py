@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from toastc.graphs import Kind, Op
@@ -24,7 +26,7 @@ def find_ffn(ledger: Ledger, taken: set[int]) -> tuple[list[Site], list[Reject]]
         if (consumer.ids < 0).any():
             continue
         ids = consumer.ids[~known[ledger.root[consumer.ids]]]
-        if not len(ids) or not ledger.nonlinear[ledger.root[ids]].any():
+        if not len(ids) or consumer.op.inputs[0] not in flow.bent:
             continue
         known[ledger.root[ids]] = True
         made = build(ledger, consumer, ids)
@@ -133,6 +135,6 @@ def linear_below(ledger: Ledger, op: Op | None, crooked: bool, limit: int = 32) 
     return None
 
 
-def classes_of(sites: list[Site]) -> set[int]:
+def classes_of(sites: Sequence[Site]) -> set[int]:
     every = [c.classes.ravel() for s in sites for c in s.couplings if c.classes is not None]
     return set(np.concatenate(every).tolist()) if every else set()

@@ -11,7 +11,7 @@ from toastc.graphs import Op, Value
 from toastc.graphs.labels import Classes
 from toastc.graphs.protocols import Reader
 
-from .records import Contraction, Mix, Pin, Source
+from .records import Contraction, Mix, Pin, Source, Sum
 
 
 @dataclass
@@ -24,7 +24,12 @@ class Flow:
     mixes: list[Mix] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     nonlinear: list[tuple[Op, np.ndarray]] = field(default_factory=list)  # passed through an activation or a gate
-    shifted: list[np.ndarray] = field(default_factory=list)  # moved by a constant that is not per channel
+    silent: set[Value] = field(default_factory=set)  # nothing where a channel is padded with zeros
+    told: set[Value] = field(default_factory=set)  # elsewhere: worked out from what stays
+    bent: set[Value] = field(default_factory=set)  # passed an activation or a gate
+    statistics: list[Op] = field(default_factory=list)  # sums and norms over channels
+    expanded: list[tuple[Op, int]] = field(default_factory=list)  # operands that were repeated along channels first
+    sums: list[Sum] = field(default_factory=list)
     scaled: list[np.ndarray] = field(default_factory=list)  # multiplied by a constant per channel
     heads: set[int] = field(default_factory=set)  # numbers that are heads, of the scores of contractions
     weights: dict[Hashable, list[tuple[Op, np.ndarray]]] = field(default_factory=dict)  # the linears of each weight
@@ -40,6 +45,19 @@ class Flow:
     def are_heads(self, labels: np.ndarray) -> bool:
         heads = np.fromiter(self.heads, np.int64, len(self.heads))
         return bool(np.isin(self.classes.find(labels[labels >= 0]), self.classes.find(heads)).all())
+
+    def are_sums(self, labels: np.ndarray) -> bool:
+        """Is it one number for the channels of each head, that was summed up of them?"""
+        heads = np.concatenate([np.zeros(0, np.int64), *(made.heads for made in self.sums)])
+        return bool(self.sums) and bool(np.isin(self.classes.find(labels[labels >= 0]), self.classes.find(heads)).all())
+
+    def name_heads(self, rows: np.ndarray, heads: np.ndarray) -> None:
+        """What was summed up of the channels of a head goes where these heads of a product go."""
+        roots = self.classes.find(rows)
+        for made in self.sums:
+            for number, row in zip(made.heads, self.classes.find(made.rows), strict=True):
+                same = np.isin(roots, row).all(axis=1)
+                self.classes.tie(np.full(int(same.sum()), number), heads[same])
 
     def pin(self, op: Op | None, ids: np.ndarray, reason: str) -> None:
         self.pins.append(Pin(op, np.unique(ids[ids >= 0]), reason))

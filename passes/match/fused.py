@@ -34,6 +34,8 @@ def attention(flow: Flow, op: Op) -> None:
     if q is not None and k is not None and fits(q) and fits(k):
         rows_q, rows_k = rows(q, spec.heads), np.repeat(rows(k, spec.kv_heads), repeat, axis=0)
         flow.contractions.append(Contraction(op, rows_q, rows_k, heads))
+        for own in (rows_q, rows_k):
+            flow.name_heads(own, heads)
     else:
         for slot, labels in ((0, q), (1, k)):
             if labels is not None:

@@ -110,6 +110,8 @@ def contract(flow: Flow, op: Op, a: np.ndarray | None, b: np.ndarray | None, car
         alike = np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)  # a head of several images, on one axis with them
         heads = flow.classes.new(int(alike.max()) + 1)[alike]
         flow.heads.update(heads.tolist())
+        for side in (q, k):
+            flow.name_heads(side.reshape(count, -1), heads)
         sizes = [q.shape[groups.index(x)] if x in groups else 1 for x in out]
         order_out = [x for x in out if x in groups]
         array = heads.reshape(q.shape[: len(groups)])

@@ -41,6 +41,15 @@ class Mix:
 
 
 @dataclass(frozen=True, eq=False)
+class Sum:
+    """One over the channels of each head: `heads` [groups] are the numbers its output carries, `rows` [groups, width]."""
+
+    op: Op
+    heads: np.ndarray
+    rows: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Pin:
     op: Op | None
     ids: np.ndarray

@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from toastc.graphs import Kind, Op, Role, Value
+from toastc.graphs import Kind, Op, Role
 from toastc.graphs.labels import NONE, collapse, varying
 from toastc.graphs.protocols import Reader
 
+from .absence import note_absence, statistic, unexpanded
 from .flow import Flow
 from .fused import attention
 from .products import product
@@ -30,6 +31,7 @@ def walk(graph: Reader) -> Flow:
     flow = Flow(graph)
     for op in graph.ops:
         RULES[op.kind](flow, op)
+        note_absence(flow, op)
     for value in graph.outputs:
         if value in flow.labels:
             flow.pin(None, flow.labels[value], "is an output of the model")
@@ -46,6 +48,9 @@ def linear(flow: Flow, op: Op) -> None:
             flow.sources.append(Source(op, 1, (op.weight_axes[0],), given.reshape(-1), "out"))
         else:
             flow.pin(op, given, f"{op} is applied along another axis of it")
+        for made in flow.sums:
+            if np.isin(flow.classes.find(made.heads), flow.classes.find(given[given >= 0])).any():
+                flow.pin(made.op, made.rows, f"{made.op} mixes its channels")
     width = flow.graph.shape(op.inputs[1])[op.weight_axes[1]]
     ids = flow.classes.new(width)
     flow.sources.append(Source(op, 1, (op.weight_axes[1],), ids, "in"))
@@ -90,6 +95,9 @@ def elementwise(flow: Flow, op: Op) -> None:
     given = [(slot, labels) for slot in range(len(op.inputs)) if (labels := flow.of(op, slot)) is not None]
     if not given or op.outputs[0] is None:
         return
+    channels = [(slot, labels) for slot, labels in given if not flow.are_sums(labels)]
+    sums = [slot for slot, _ in given if all(slot != s for s, _ in channels)] if channels else []  # they go where a head goes
+    given = channels or given
     rank = len(flow.graph.shape(op.outputs[0]))
     merged = given[0][1].reshape([1] * (rank - given[0][1].ndim) + list(given[0][1].shape))
     for _, labels in given[1:]:
@@ -101,19 +109,15 @@ def elementwise(flow: Flow, op: Op) -> None:
         merged = np.where(a >= 0, a, b)
     if may_divide_by_nothing(flow, op, [slot for slot, _ in given]):
         flow.pin(op, merged, f"{op} divides by it")
-    lone = True
     for slot, value in enumerate(op.inputs):
         if value is None or any(slot == s for s, _ in given):
             continue
-        lone = False
         if flow.graph.is_constant(value):
             with_constant(flow, op, slot, merged)
         else:
-            with_tensor(flow, op, value, merged)
+            with_tensor(flow, op, slot, merged, slot in sums)
     if op.effect == "nonlinear" or (len(given) > 1 and op.effect == "linear"):
         flow.nonlinear.append((op, np.unique(merged)))
-    elif op.effect == "affine" and lone and len(given) == 1:
-        flow.shifted.append(np.unique(merged))  # x + 1 with a number, not a tensor
     flow.put(op.outputs[0], merged)
 
 
@@ -139,19 +143,20 @@ def with_constant(flow: Flow, op: Op, slot: int, labels: np.ndarray) -> None:
         flow.pin(op, labels, f"{op} divides each channel by its own number")
     elif per_channel and op.effect == "linear":
         flow.scaled.append(np.unique(labels))
-    elif not per_channel and op.effect == "affine":
-        flow.shifted.append(np.unique(labels))
     elif not per_channel and Role.DIVIDE in op.role and slot == 0:
         flow.nonlinear.append((op, np.unique(labels)))
 
 
-def with_tensor(flow: Flow, op: Op, value: Value, labels: np.ndarray) -> None:
-    shape = flow.graph.shape(value)
-    shape = (1,) * (labels.ndim - len(shape)) + tuple(shape)
-    if any(shape[i] > 1 for i in varying(labels)):
+def with_tensor(flow: Flow, op: Op, slot: int, labels: np.ndarray, summed: bool) -> None:
+    """`summed`: it has one number for all channels of a head."""
+    value = op.inputs[slot]
+    one, whole = (flow.graph.shape(v) for v in (unexpanded(flow.graph, value), value))
+    shape = (1,) * (labels.ndim - len(one)) + tuple(one)
+    along = [i for i in varying(labels) if shape[i] > 1]
+    if along and not (summed and along == [i for i in varying(flow.labels[value]) if shape[i] > 1]):
         flow.pin(op, labels, f"{op} combines it with a tensor no linear makes")
-    elif op.effect == "affine":
-        flow.shifted.append(np.unique(labels))
+    elif one != whole:
+        flow.expanded.append((op, slot))
 
 
 def channelwise(flow: Flow, op: Op) -> None:
@@ -181,7 +186,10 @@ def reduce(flow: Flow, op: Op) -> None:
         axes = tuple(a % labels.ndim for a in op.axes or range(labels.ndim))
         made = op.outputs[0]
         rank = -1 if made is None else len(flow.graph.shape(made))
-        if slot or any(labels.shape[a] > 1 for a in axes) or rank not in (labels.ndim, labels.ndim - len(axes)):
+        tied = any(labels.shape[a] > 1 for a in axes)
+        if not slot and tied and made is not None and statistic(flow, op, labels, axes):
+            continue
+        if slot or tied or rank not in (labels.ndim, labels.ndim - len(axes)):
             flow.pin(op, labels, f"{op} mixes its channels")
             continue
         if Role.SUM not in op.role:

@@ -28,6 +28,7 @@ from .cuts import Cut, growth, install, mixtures
 from .regions import emit_exits, pieces_of, plan_exits, rebuild_above
 from .selections import readers, take, taken, write_selections
 from .shapes import picked_at_once, what_remains
+from .statistics import put_right
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Work:
             elif op.kind is Kind.ATTENTION and self._meets(op):
                 self._attention(op)
         self._cut(sources)
+        put_right(self.graph, self.ledger.flow, self.full_mask)
 
     def _meets(self, op: Op) -> bool:
         values = (*op.inputs, *op.outputs, *(self.graph.sizes_from(op) if op.kind is Kind.SHAPE else ()))
@@ -225,18 +227,18 @@ class Work:
         for coupling, choice, _ in self.choices:
             for member in coupling.members if choice.shifts else ():
                 if member.role == "out":
-                    plus.setdefault(self._bias(member), []).append(growth(self.graph, member, choice))
+                    plus.setdefault(self._bias(member, by_operand), []).append(growth(self.graph, member, choice))
         for op, slot in by_operand | plus:
             install(self.graph, op, slot, by_operand.get((op, slot), ()), plus.get((op, slot), ()))
 
-    def _bias(self, member: Member) -> tuple[Op, int]:
-        """The bias of a consumer; an empty one is put behind it if it has none."""
+    def _bias(self, member: Member, cuts: dict[tuple[Op, int], list[Cut]]) -> tuple[Op, int]:
+        """The bias of a consumer; an empty one is put behind it if it has none, cut like what the consumer makes."""
         op: Op = member.operand[0]
         found = bias_of(self.graph, op)
         if found is None:
-            if op.outputs[0] in self.touched:
-                raise CannotShrink(f"{op}: has no bias to take a shift, and its own output is cut; use recipe magnitude")
             found = self.graph.insert_bias(op)
+            rows = [c for c in cuts.get((op, 1), ()) if c.axes == (op.weight_axes[1],)]
+            cuts.setdefault(found, [replace(c, axes=(0,)) for c in rows])
         return found
 
 

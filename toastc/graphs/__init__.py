@@ -45,6 +45,9 @@ class Role(Flag):
     WHERE = auto()
     IS_NAN = auto()
     SUM = auto()  # a sum or a mean: what is linear among the reductions
+    MEAN = auto()
+    LENGTH = auto()  # zeros more or less do not change it, nor what it makes of the others
+    ZERO = auto()  # nothing where its operand is nothing
     SOFTMAX = auto()
     NORM = auto()  # a scale and a shift for every channel at the end: (x, scale, shift)
     SKIP_NORM = auto()  # a sum and a norm in one: (x, skip, scale, shift, bias)
@@ -69,6 +72,14 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """(x, scale, shift): x, less its mean where it is `centred`, over the root of its mean square and `eps`."""
+
+    eps: Operand  # a number, or the node of one that is only known at run time
+    centred: bool
+
+
+@dataclass(frozen=True)
 class Guide:
     """Where the class token's attention can be read: `slot` of P in the product of P and V, or -1 of a whole attention."""
 
@@ -90,6 +101,7 @@ class Op:
     effect: str = "nonlinear"  # ELEMENTWISE, CHANNELWISE: "linear", "affine" or "nonlinear"
     axis: int = -1  # LINEAR, CHANNELWISE: where channels stand, in what is read and in what is made
     axes: tuple[int, ...] = ()  # REDUCE, of the first input; empty means all
+    norm: Norm | None = None  # REDUCE, where it is one as a whole
     spec: tuple[str, str, str] = ("", "", "")  # PRODUCT
     weight_axes: tuple[int, int] = (0, 1)  # LINEAR
     attention: AttentionSpec | None = None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..system.vocabulary import Operand
-from . import Kind, Role
+from . import Kind, Norm, Role
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Operator:
     role: Role = Role.NONE
     refine: Callable[..., Kind] | None = None  # of a node, which operands are constant, and their shapes
     axes: Callable[..., tuple[int, ...]] | None = None  # REDUCE: of a node and the rank of its input
+    norm: Callable[..., Norm | None] | None = None  # REDUCE: of a node
     resize: Callable[..., None] | None = None  # SHAPE: of a graph, its nodes, an op, and what is left before and behind it
     sizes: bool = False  # SHAPE: it is given sizes, which may be read from tensors at run time
 

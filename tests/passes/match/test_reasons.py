@@ -97,8 +97,11 @@ REASONS: list[tuple[str, str, onnx.ModelProto]] = [
     ),
     ("", "@ divides by it", ffn("e = Relu(h)  d = ReduceMax<keepdims=1>(e, axis)  g = Div(e, d)", {"axis": at(1)})),
     ("", "@ divides each channel by its own number", ffn("e = Div(h, d)  g = Relu(e)", {"d": ones(16)})),
-    ("", "@ mixes its channels", ffn("e = LayerNormalization(h, d)  g = Relu(e)", {"d": ones(16)})),
-    ("qk", "@ mixes its channels", attention(f"n = LayerNormalization(q, d)  s = MatMul(n, k)  {HALF}", {"d": ones(4)})),
+    ("", "@ mixes its channels", ffn("e = Softmax(h)  g = Relu(e)")),
+    (
+        "qk", "@ mixes its channels",
+        attention(f"d = ReduceMax<keepdims=1>(q, last)  n = Sub(q, d)  s = MatMul(n, k)  {HALF}", {"last": at(3)}),
+    ),
     ("", "@ is not understood", ffn("e, which = TopK(h, all)  g = Relu(e)", {"all": at(16)})),
     (
         "", "@ mixes what stands on another axis of it",
@@ -176,8 +179,10 @@ REASONS: list[tuple[str, str, onnx.ModelProto]] = [
             f"  s = MatMul(left, right)  {HALF}"
         ),
     ),
-    ("qk", "an activation stands between the linear and the product", attention(f"n = Relu(q)  s = MatMul(n, k)  {HALF}")),
-    ("qk", "a constant is added to all its channels alike", attention(f"n = Add(q, scale)  s = MatMul(n, k)  {HALF}")),
+    (
+        "qk", "a constant or an activation makes something of its channels where their weights are nothing",
+        attention(f"n = Add(q, scale)  c = Sigmoid(k)  s = MatMul(n, c)  {HALF}"),
+    ),
     (
         "vo", "one number meets all channels of a head, which hang together by it",
         attention(SCORED, {"each": ones(1, 2, 1, 1)}, heads=HEADS.replace("v = ", "plain = ") + "  v = Mul(plain, each)"),

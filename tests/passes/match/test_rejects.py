@@ -34,19 +34,10 @@ def inspected(name: str) -> dict:
         return api.inspect(family.small().eval(), example_inputs=tuple(family.inputs(False, 2).values()))
 
 
-@pytest.mark.parametrize(
-    ("name", "coupling", "word"),
-    [("vit_qknorm", "qk", "layer_norm"), ("swinv2_tiny", "qk", "norm"), ("beit3_base", "vo", "layer_norm")],
-)
-def test_a_norm_over_channels_rejects_one_coupling_and_not_the_site(name: str, coupling: str, word: str) -> None:
-    found = inspected(name)
-    attention = [s for s in found["sites"] if s["kind"] == "attention"]
-    assert attention
-    for site in attention:
-        state = {c["name"]: c for c in site["couplings"]}
-        assert not state[coupling]["prunable"]
-        assert word in state[coupling]["reason"]
-        assert state["vo" if coupling == "qk" else "qk"]["prunable"]
+@pytest.mark.parametrize("name", ["vit_qknorm", "swinv2_tiny", "beit3_base"])
+def test_a_norm_over_channels_rejects_nothing(name: str) -> None:
+    attention = [s for s in inspected(name)["sites"] if s["kind"] == "attention"]
+    assert attention and all(c["prunable"] for s in attention for c in s["couplings"])
 
 
 def test_talking_heads_keep_their_heads_and_lose_channels() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from copy import copy
+from typing import Self
 
 import numpy as np
 import torch
@@ -29,6 +31,19 @@ class FxBuilder:
         node = self.nodes.call(target, args, self.op, **words)
         self.drawn.append(node)
         return node
+
+    def wide(self) -> Self:
+        if self.like.dtype.itemsize > 2:
+            return self
+        made = copy(self)
+        made.like = self.like.to(torch.float32)
+        return made
+
+    def again(self, op: Op, inputs: Sequence[Value | None]) -> fx.Node:
+        others = dict(zip(op.inputs, inputs, strict=True))
+        made = self.nodes.copy(op.node, lambda node: others.get(node, node), self.op)
+        self.drawn.append(made)
+        return made
 
     # ---- numbers -----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from ...system.vocabulary import Operand
-from .. import Kind
+from .. import Kind, Norm
 from ..equations import einsum_spec, only_turns
 from ..operators import convolution
 
@@ -125,6 +125,15 @@ def factor_of(node: fx.Node) -> float | None:
 def normed_dims(node: fx.Node, rank: int) -> tuple[int, ...]:
     shape = argument(node, 1, "normalized_shape")
     return tuple(range(rank - len(shape), rank)) if isinstance(shape, tuple | list) else ()
+
+
+def norm_of(node: fx.Node) -> Norm | None:
+    """`rms_norm` has no shift. A shift without a scale would stand in the scale's place."""
+    centred = op_name(node) == "layer_norm"
+    if centred and argument(node, 2, "weight") is None is not argument(node, 3, "bias"):
+        return None
+    eps = argument(node, 4 if centred else 3, "eps", 1e-5 if centred else None)
+    return Norm(torch.finfo(meta(node).dtype).eps if eps is None else eps, centred)
 
 
 def along_dims(node: fx.Node, rank: int) -> tuple[int, ...]:

@@ -37,8 +37,9 @@ class FxEditor(FxReader):
         args = op.node.args
         if op.type == "addmm":
             args = (args[1], args[2], args[0])
-        if slot < len(args):
-            return args[slot]
+        at = slot + 1 if op.norm and slot else slot  # sizes stand behind its tensor
+        if at < len(args):
+            return args[at]
         return op.node.kwargs.get({1: "weight", 2: "bias"}.get(slot, ""))
 
     # ---- constants -------------------------------------------------------------------------------------------------

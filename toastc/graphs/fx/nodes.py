@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import fx
@@ -48,6 +50,13 @@ class Nodes:
     def positions(self, index: np.ndarray, stem: str, before: fx.Node, device: torch.device) -> fx.Node:
         tensor = torch.from_numpy(np.array(index, np.int64)).to(device if device.type != "meta" else "cpu")
         return self.hold(tensor, self.fresh(stem), before)
+
+    def copy(self, node: fx.Node, argument: Callable[[fx.Node], Operand], before: Op) -> fx.Node:
+        """The same call, of other things."""
+        with self.gm.graph.inserting_before(before.node):
+            made = self.gm.graph.node_copy(node, argument)
+        made.meta = {"nn_module_stack": before.node.meta.get("nn_module_stack", {})}
+        return made
 
     def call(self, target: Operand, args: tuple[Operand, ...], before: Op, **words: Operand) -> fx.Node:
         with self.gm.graph.inserting_before(before.node):

@@ -20,6 +20,7 @@ from .classify import (
     is_einsum,
     is_linear,
     is_matmul,
+    norm_of,
     normed_dims,
 )  # fmt: skip
 from .resize import expand, reshape, split
@@ -48,9 +49,14 @@ OPERATORS: dict[str, Operator] = {
     **rows(ELEMENTWISE, "rsub", effect="affine"),
     **rows(
         ELEMENTWISE,
-        "gelu relu silu tanh hardswish hardsigmoid hardtanh relu6 log erf pow masked_fill minimum clamp_max square sqrt "
-        "abs sin cos mish elu selu celu leaky_relu prelu softsign logical_not logical_and logical_or eq ne lt gt le ge "
-        "nan_to_num threshold expm1 log1p",
+        "gelu relu silu tanh hardswish relu6 erf pow square sqrt abs sin mish elu selu celu leaky_relu prelu softsign "
+        "nan_to_num expm1 log1p",
+        role=Role.ZERO,
+    ),
+    **rows(
+        ELEMENTWISE,
+        "hardsigmoid hardtanh log masked_fill minimum clamp_max cos logical_not logical_and logical_or eq ne lt gt le ge "
+        "threshold addcmul",
     ),
     **rows(ELEMENTWISE, "sigmoid exp softplus", role=Role.POSITIVE),
     **rows(ELEMENTWISE, "clamp clamp_min maximum", role=Role.BOUND),
@@ -84,13 +90,12 @@ OPERATORS: dict[str, Operator] = {
     **rows(REDUCE, "softmax", role=Role.SOFTMAX | Role.POSITIVE, axes=along_dims),
     **rows(REDUCE, "_softmax _safe_softmax", role=Role.SOFTMAX, axes=along_dims),
     **rows(REDUCE, "log_softmax", axes=along_dims),
-    **rows(REDUCE, "layer_norm rms_norm", axes=normed_dims),
-    **rows(REDUCE, "mean sum", role=Role.SUM, axes=along_dims),
-    **rows(
-        REDUCE,
-        "norm vector_norm linalg_vector_norm normalize amax amin var std prod cumsum logsumexp argmax topk",
-        axes=along_dims,
-    ),
+    **rows(REDUCE, "layer_norm rms_norm", axes=normed_dims, norm=norm_of),
+    "mean": Operator(REDUCE, role=Role.SUM | Role.MEAN, axes=along_dims),
+    "sum": Operator(REDUCE, role=Role.SUM, axes=along_dims),
+    **rows(REDUCE, "norm vector_norm linalg_vector_norm normalize", role=Role.LENGTH, axes=along_dims),
+    **rows(REDUCE, "amax amin var std prod cumsum topk", role=Role.ZERO, axes=along_dims),
+    **rows(REDUCE, "logsumexp argmax", axes=along_dims),
 }  # fmt: skip
 UNKNOWN = Operator(OPAQUE)
 

@@ -183,8 +183,7 @@ class FxReader:
             return None
         if is_getitem_of_tuple(node):
             return None  # an output of the op above
-        above = tensor_args(node)
-        name = op_name(node)
+        name, above = op_name(node), tensor_args(node)
         row = operator(name)
         outputs = self._outputs(node)
         kind = Kind.OPAQUE
@@ -216,7 +215,8 @@ class FxReader:
             op.effect, op.factor = effect_of(node, row.effect), factor_of(node)
         elif kind is Kind.REDUCE:
             op.axes = () if row.axes is None else row.axes(node, len(self.shape(above[0])))
-            op.inputs = op.inputs[:1]  # the scale and the shift of a norm stand behind what it ties
+            op.norm = row.norm(node) if row.norm else None
+            op.inputs = op.inputs[: 3 if op.norm else 1]
         elif kind is Kind.PRODUCT:
             if name == "baddbmm":  # a mask, which may not count, and two factors
                 above = [above[1], above[2], above[0]][: 3 if node.kwargs.get("beta", 1) else 2]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from typing import Self
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +24,18 @@ class OnnxBuilder:
         self.drawn: list[ir.Node | None] = []
 
     # ---- numbers -----------------------------------------------------------------------------------------------
+
+    def wide(self) -> Self:
+        if self.real.itemsize > 2:
+            return self
+        made = copy(self)
+        made.real = ir.DataType.FLOAT
+        return made
+
+    def again(self, op: Op, inputs: Sequence[Value | None]) -> ir.Value:
+        more = op.node.inputs[len(op.inputs) :]  # sizes and axes
+        attributes = {name: a.value for name, a in op.node.attributes.items()}
+        return self.one(op.node.op_type, *inputs, *more, of=op.node.outputs[0].dtype, domain=op.node.domain, **attributes)
 
     def constant(self, numbers: np.ndarray) -> ir.Value:
         return self.nodes.hold(numbers, "numbers", INT64 if numbers.dtype.kind in "iu" else self.real)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from ...system.vocabulary import Operand
-from .. import AttentionSpec, Kind
+from .. import AttentionSpec, Kind, Norm
 from ..equations import einsum_spec, only_turns
 from ..macs import tokens_and_width
 from ..operators import convolution
@@ -94,6 +94,12 @@ def from_axis(node: ir.Node, rank: int, given: list[int] | None) -> tuple[int, .
 def given_axes(node: ir.Node, rank: int, given: list[int] | None) -> tuple[int, ...]:
     axes = attribute(node, "axes") if given is None else given
     return tuple(int(a) % rank for a in axes) if axes else ()
+
+
+def norm_of(node: ir.Node) -> Norm | None:
+    """Where nobody asks for its mean."""
+    read = any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
+    return None if read else Norm(float(attribute(node, "epsilon", 1e-5)), node.op_type == "LayerNormalization")
 
 
 # ---- products and attentions ----------------------------------------------------------------------------------------------

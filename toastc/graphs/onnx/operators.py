@@ -31,6 +31,7 @@ from .classify import (
     is_matmul,
     is_reduction,
     last_axis,
+    norm_of,
 )  # fmt: skip
 from .resize import become_gather_or_slice, reshape, split
 
@@ -78,16 +79,18 @@ OPERATORS: dict[str, OnnxOperator] = {
     **rows(ELEMENTWISE, "BiasAdd", effect="affine", like_first=True),
     **rows(
         ELEMENTWISE,
-        "Relu Erf Tanh HardSwish HardSigmoid Mish Swish Softsign Abs LeakyRelu Elu Selu Celu PRelu ThresholdedRelu Min Sign "
-        "Floor Ceil Round Not And Or Equal Greater Less GreaterOrEqual LessOrEqual IsInf Mod CastLike",
+        "Relu Erf Tanh HardSwish Mish Swish Softsign Abs LeakyRelu Elu Selu Celu PRelu ThresholdedRelu Sign Floor Ceil Round",
+        role=Role.ZERO,
     ),
-    **rows(ELEMENTWISE, "Gelu FastGelu BiasGelu", like_first=True, halves=True),
-    "QuickGelu": OnnxOperator(ELEMENTWISE, like_first=True),
+    **rows(ELEMENTWISE, "HardSigmoid Min Not And Or Equal Greater Less GreaterOrEqual LessOrEqual IsInf Mod CastLike"),
+    **rows(ELEMENTWISE, "Gelu FastGelu BiasGelu", role=Role.ZERO, like_first=True, halves=True),
+    "QuickGelu": OnnxOperator(ELEMENTWISE, role=Role.ZERO, like_first=True),
     "Sigmoid": OnnxOperator(ELEMENTWISE, role=Role.POSITIVE),
     **rows(ELEMENTWISE, "Exp Softplus", role=Role.POSITIVE, delicate=True),
     **rows(ELEMENTWISE, "Clip Max", role=Role.BOUND),
     "Reciprocal": OnnxOperator(ELEMENTWISE, role=Role.INVERT, delicate=True),
-    **rows(ELEMENTWISE, "Log Sqrt Pow Sin Cos", delicate=True),
+    **rows(ELEMENTWISE, "Sqrt Pow Sin", role=Role.ZERO, delicate=True),
+    **rows(ELEMENTWISE, "Log Cos", delicate=True),
     "Where": OnnxOperator(ELEMENTWISE, role=Role.WHERE),
     "IsNaN": OnnxOperator(ELEMENTWISE, role=Role.IS_NAN),
     # channel by channel
@@ -107,15 +110,19 @@ OPERATORS: dict[str, OnnxOperator] = {
     # reductions
     "Softmax": OnnxOperator(REDUCE, role=Role.SOFTMAX | Role.POSITIVE, **LAST),
     "LogSoftmax": OnnxOperator(REDUCE, role=Role.SOFTMAX, delicate=True, **LAST),
-    "LpNormalization": OnnxOperator(REDUCE, delicate=True, **LAST),
+    "LpNormalization": OnnxOperator(REDUCE, role=Role.LENGTH, delicate=True, **LAST),
     "Hardmax": OnnxOperator(REDUCE, **LAST),
-    "LayerNormalization": OnnxOperator(REDUCE, role=Role.NORM, axes=from_axis, refine=is_reduction),
-    "RMSNormalization": OnnxOperator(REDUCE, axes=from_axis, refine=is_reduction),
+    "LayerNormalization": OnnxOperator(REDUCE, role=Role.NORM, axes=from_axis, refine=is_reduction, norm=norm_of),
+    "RMSNormalization": OnnxOperator(REDUCE, axes=from_axis, refine=is_reduction, norm=norm_of),
     **rows(REDUCE, "SkipLayerNormalization SkipSimplifiedLayerNormalization", role=Role.SKIP_NORM, halves=True, **NORMED),
-    "SimplifiedLayerNormalization": OnnxOperator(REDUCE, **NORMED),
-    **rows(REDUCE, "ReduceMean ReduceSum", role=Role.SUM, delicate=True, **REDUCED),
-    **rows(REDUCE, "ReduceSumSquare ReduceL1 ReduceL2 ReduceLogSumExp ReduceProd", delicate=True, **REDUCED),
-    **rows(REDUCE, "ReduceMax ReduceMin ReduceLogSum", **REDUCED),
+    "SimplifiedLayerNormalization": OnnxOperator(REDUCE, norm=norm_of, **NORMED),
+    "ReduceMean": OnnxOperator(REDUCE, role=Role.SUM | Role.MEAN, delicate=True, **REDUCED),
+    "ReduceSum": OnnxOperator(REDUCE, role=Role.SUM, delicate=True, **REDUCED),
+    **rows(REDUCE, "ReduceSumSquare ReduceL1 ReduceL2", role=Role.LENGTH, delicate=True, **REDUCED),
+    "ReduceLogSumExp": OnnxOperator(REDUCE, delicate=True, **REDUCED),
+    "ReduceProd": OnnxOperator(REDUCE, role=Role.ZERO, delicate=True, **REDUCED),
+    **rows(REDUCE, "ReduceMax ReduceMin", role=Role.ZERO, **REDUCED),
+    "ReduceLogSum": OnnxOperator(REDUCE, **REDUCED),
     # what is not understood, but known to somebody who looks at shapes, numbers or types
     **rows(OPAQUE, "BiasSplitGelu RotaryEmbedding GroupNormalization MeanVarianceNormalization", like_first=True),
     **rows(OPAQUE, "ConstantOfShape", grows=0),

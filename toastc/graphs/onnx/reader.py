@@ -214,6 +214,7 @@ class OnnxReader:
             op.factor = attribute(node, "alpha")
         elif kind is Kind.REDUCE:
             op.axes = () if row.axes is None else row.axes(node, len(shapes[0] or ()), self._given_axes(node))
+            op.norm = None if row.norm is None else row.norm(node)
         elif kind is Kind.LINEAR:
             op.weight_axes = (1, 0) if attribute(node, "transB", 0) or Role.CONVOLUTION in row.role else (0, 1)
         elif kind is Kind.ATTENTION:
