@@ -15,6 +15,7 @@ from toastc.graphs import Kind
 from toastc.graphs.protocols import Runner
 from toastc.plans.cost import Target
 from toastc.plans.latency import Block, Times
+from toastc.plans.plan import READERS
 from toastc.plans.sites import Member, Site
 from toastc.system.errors import ToastcError
 
@@ -76,7 +77,7 @@ def block_of(graph: Runner, site: Site, batch: int) -> Block:
     """The sizes of a site: its widths, and of its linears the other side and how many tokens they take."""
     coupling = site.couplings[-1]  # vo, or hidden
     consumer = next(m for m in coupling.members if m.role == "out")
-    makers = {m.operand: m for m in coupling.members if m.role != "out" and is_matrix(m)}
+    makers = {m.operand: m for m in coupling.members if m.role not in READERS and is_matrix(m)}
     maker = next(iter(makers.values()))
     op = maker.operand[0]
     dim, wide = (graph.shape(op.inputs[1])[axis] for axis in op.weight_axes)

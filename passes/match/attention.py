@@ -11,7 +11,7 @@ from toastc.graphs import Kind, Op, Role
 from toastc.graphs.protocols import Reader
 from toastc.plans.sites import Coupling, Reject, Site
 
-from .couplings import Block, Ledger, coupling, linear_ops
+from .couplings import Block, Ledger, coupling, linear_ops, read_by_one
 from .heads import beyond, heads_coupling
 from .names import site_name
 from .records import Contraction, Mix
@@ -161,10 +161,9 @@ def vo_coupling(ledger: Ledger, mix: Mix, block: Block, macs: int) -> Coupling:
     same = [m for m in ledger.flow.mixes if m is not mix and np.isin(ledger.root[m.value], block.classes).any()]
     macs += sum(product_macs(ledger.flow.graph, m, m.op)[1] for m in same)
     made = coupling(ledger, "vo", block, {"in": "v", "with": "v", "out": "out"}, macs, "")
-    consumers = {m.operand for m in made.members if m.role == "out"}
-    if made.reason or len(consumers) == 1:
-        return made
-    return replace(made, reason="its channels are used twice" if consumers else "no linear consumes it")
+    if made.reason or any(m.role == "out" for m in made.members):
+        return read_by_one(ledger.flow.graph, made)
+    return replace(made, reason="no linear consumes it")
 
 
 class AttentionWiring:

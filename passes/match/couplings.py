@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from toastc.plans.sites import Coupling, Member
 
 from .flow import Flow
 from .records import Source
+
+ASIDE = 0.1  # of the MACs of the first
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +151,24 @@ def coupling(ledger: Ledger, name: str, block: Block, roles: dict[str, str], mac
     single = len({(m.operand, m.role) for m in members}) == len(members)
     straight = not ledger.nonlinear[block.classes].any() and not ledger.scaled[block.classes].any()
     return Coupling(name, groups, width, members, reason, single and straight, each_macs, each_params, read, block.classes)
+
+
+def read_by_one(graph: Reader, made: Coupling) -> Coupling:
+    """The coupling with one consumer: linears that do next to nothing with its channels, like those of a squeeze-and-excitation,
+    are cut with them, and are not asked what they lose.
+    """
+    macs: dict[tuple[Op, int], int] = {}
+    for m in made.members:
+        if m.role == "out":
+            macs[m.operand] = macs.get(m.operand, 0) + cost_of(graph, m)[0]
+    if len(macs) < 2:
+        return made
+    first = max(macs, key=macs.__getitem__)
+    if sum(macs.values()) - macs[first] > ASIDE * macs[first]:
+        ops = ", ".join(str(op) for op, _ in sorted(macs, key=lambda o: o[0].name))
+        return replace(made, reason=made.reason or f"its channels are used twice: {ops}")
+    aside = [replace(m, role="aside") if m.role == "out" and m.operand != first else m for m in made.members]
+    return replace(made, members=tuple(aside))
 
 
 def cost_of(graph: Reader, member: Member) -> tuple[int, int]:

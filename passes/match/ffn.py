@@ -10,7 +10,7 @@ from toastc.graphs import Kind, Op
 from toastc.graphs.protocols import Reader
 from toastc.plans.sites import Coupling, Member, Reject, Site
 
-from .couplings import Ledger, cost_of, coupling, linear_ops
+from .couplings import Ledger, cost_of, coupling, linear_ops, read_by_one
 from .names import site_name
 from .records import Source
 
@@ -50,11 +50,8 @@ def build(ledger: Ledger, consumer: Source, ids: np.ndarray) -> Site | Reject | 
     reason = hidden.reason
     if not reason and any(len(m.value) > 1 and np.isin(ledger.root[m.value], block.classes).any() for m in ledger.flow.mixes):
         reason = "its channels are values that a product weighs head by head"
-    consumers = {m.operand for m in hidden.members if m.role == "out"}
-    if not reason and len(consumers) > 1:
-        reason = "its hidden channels are used twice: " + ", ".join(
-            str(op) for op, _ in sorted(consumers, key=lambda o: o[0].name)
-        )
+    hidden = read_by_one(graph, hidden)
+    reason = reason or hidden.reason
     if reason:
         return Reject(name or str(consumer.op), reason)
     width = hidden.groups * hidden.width

@@ -49,7 +49,7 @@ def pad_back(dense: Editor, dense_sites: Sequence[Site], pruned: Reader, pruned_
     by_name = {s.name: s for s in pruned_sites}
     named = {name.rpartition(".")[0] for name, choice in plan.choices.items() if not isinstance(choice, Select)}
     touched: dict[Any, dict[tuple[int, ...], list[Pairing]]] = {}
-    shifted: dict[tuple[Op, int], tuple[tuple[Op, int], Operands]] = {}
+    shifted: dict[tuple[Op, int], tuple[Op, int]] = {}
     for site in dense_sites:  # sites the plan does not name may share a weight with those it does
         other = by_name.get(site.name)
         if other is None and site.name in named:
@@ -70,16 +70,13 @@ def pad_back(dense: Editor, dense_sites: Sequence[Site], pruned: Reader, pruned_
             cut.append(to)
         free = shifted.pop(to, None) is not None
         dense.set_constant(op, slot, dense.shape(op.inputs[slot]), filler(dense, op, slot, pruned, value, pairings, free))
-    for (op, slot), (source, weights) in shifted.items():
-        rows = [p for axes, parts in touched.get(weights, {}).items() if axes == (weights[0][0].weight_axes[1],) for p in parts]
-        dense.set_constant(op, slot, dense.shape(op.inputs[slot]), copier(dense, op, slot, pruned, source, rows))
+    for (op, slot), source in shifted.items():
+        dense.set_constant(op, slot, dense.shape(op.inputs[slot]), copier(dense, op, slot, pruned, source))
     return Padded(len(touched), cut)
 
 
-def shifted_biases(
-    dense: Editor, site: Site, pruned: Reader, other: Site, plan: Plan
-) -> dict[tuple[Op, int], tuple[tuple[Op, int], Operands]]:
-    """Biases that took in what was lost: where they are in the dense graph, and in the pruned one, and whose they are."""
+def shifted_biases(dense: Editor, site: Site, pruned: Reader, other: Site, plan: Plan) -> dict[tuple[Op, int], tuple[Op, int]]:
+    """Biases that took in what was lost: where they are in the dense graph, and in the pruned one."""
     found = {}
     for coupling in site.couplings:
         choice, partner = plan.get(site.name, coupling.name), other.coupling(coupling.name)
@@ -91,20 +88,17 @@ def shifted_biases(
                 if source is None:
                     raise VerificationFailed(f"{site.name}.{coupling.name}: the plan shifts a bias, the pruned model has none")
                 op: Op = a.operand[0]
-                found[bias_of(dense, op) or dense.insert_bias(op)] = source, (a.operand, b.operand)
+                own = bias_of(dense, op)
+                assert own is not None, "those that had none were given one"
+                found[own] = source
     return found
 
 
-def copier(
-    dense: Reader, op: Op, slot: int, pruned: Reader, source: tuple[Op, int], rows: Sequence[Pairing]
-) -> Callable[[], np.ndarray]:
-    """`rows`: which of what its linear makes stay."""
+def copier(dense: Reader, op: Op, slot: int, pruned: Reader, source: tuple[Op, int]) -> Callable[[], np.ndarray]:
     shape, value = dense.shape(op.inputs[slot]), source[0].inputs[source[1]]
 
     def make() -> np.ndarray:
         array = pruned.constant(value)
-        if rows and array.size < math.prod(shape):
-            array = spread(array.ravel(), replace(join(rows), axes=(0,)), np.zeros(math.prod(shape), array.dtype))
         if array.size != math.prod(shape):
             raise VerificationFailed(f"{dense.constant_name(op, slot)}: a shifted bias has {array.size} numbers, not {shape}")
         return array.reshape(shape)

@@ -80,7 +80,7 @@ class ScoreWeights:
     def score(self, weights: Weights, coupling: Coupling) -> np.ndarray:
         """Of all members together, or of one side of queries and keys, or of both sides and then their mean."""
         if coupling.name != "qk" or self.qk == "joint":
-            return self.score_of(weights, coupling, coupling.members)
+            return self.score_of(weights, coupling, [m for m in coupling.members if m.role != "aside"])
         sides = ("q", "k") if self.qk == "average" else (self.qk,)
         own = [self.score_of(weights, coupling, [m for m in coupling.members if m.role == side]) for side in sides]
         return np.asarray(np.mean(own, axis=0))

@@ -41,7 +41,7 @@ def correct(graph: Editor, flow: Flow, op: Op, kept: int, every: int) -> None:
     made, absent = op.outputs[0], None
     builder = graph.builder(first_user(graph, made), made)
     if op.inputs[0] not in flow.silent:
-        absent = builder.again(op, [in_place_of(flow, builder, op.inputs[0])])
+        absent = builder.again(op, [in_place_of(graph, flow, builder, op, 0), *op.inputs[1:]])
     right: Value = made
     if Role.MEAN in op.role:
         right = builder.mul(right, np.array(kept / every))
@@ -52,17 +52,19 @@ def correct(graph: Editor, flow: Flow, op: Op, kept: int, every: int) -> None:
         graph.rewire(made, right, builder.drawn)
 
 
-def in_place_of(flow: Flow, builder: Builder, value: Value) -> Value:
-    """What stands in the place of a channel that is gone."""
-    if not bears_channels(flow, value):
-        return unexpanded(flow.graph, value)
-    nothing = np.zeros((1,) * len(flow.graph.shape(value)))
-    op = flow.graph.producer(value)
-    if value in flow.silent or op is None:
-        return builder.constant(nothing)
-    filled = constants_of(flow, op)
-    given = [builder.constant(nothing) if i in filled else in_place_of(flow, builder, v) for i, v in enumerate(op.inputs)]
-    return builder.again(op, given)
+def in_place_of(graph: Editor, flow: Flow, builder: Builder, op: Op, slot: int) -> Value:
+    """What stands in the place of a channel that is gone, in an operand; what others were put right to is taken as it is now."""
+    value = op.inputs[slot]
+    if value is not None and not bears_channels(flow, value):
+        now = graph.operand(op, slot)
+        return unexpanded(graph, value) if now is value else now
+    above = None if value is None or value in flow.silent else graph.producer(value)
+    if above is None:
+        return builder.constant(np.zeros((1,) * len(graph.shape(value))))
+    filled = constants_of(flow, above)
+    nothing = builder.constant(np.zeros(1))
+    each = [nothing if i in filled else in_place_of(graph, flow, builder, above, i) for i in range(len(above.inputs))]
+    return builder.again(above, each)
 
 
 def write_norm(graph: Editor, op: Op, share: float) -> None:

@@ -22,6 +22,7 @@ from .consumer import Consumer, require
 from .sites import Coupling
 
 CONSUMERS = ("k", "out")  # roles of the members that meet what the others produce
+READERS = ("out", "aside")  # those of linears that take the channels
 PER = ("image", "batch")
 
 

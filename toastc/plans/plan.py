@@ -12,7 +12,7 @@ import numpy as np
 from ..system.errors import ToastcError
 from ..system.files import write_beside
 from ..system.vocabulary import Read
-from .choices import CONSUMERS, Basis, Choice, Keep, Select
+from .choices import CONSUMERS, READERS, Basis, Choice, Keep, Select
 from .consumer import Consumer
 from .merges import Merge, parse_merges
 from .sites import Coupling, Site
@@ -130,4 +130,6 @@ def from_dict(data: Read) -> Plan:
     return Plan(choices, parse_merges(data.get("tokens", [])))
 
 
-__all__ = ["CONSUMERS", "Basis", "Choice", "Consumer", "Keep", "Plan", "Select", "check_plan", "from_arrays", "from_dict"]
+__all__ = [
+    "CONSUMERS", "READERS", "Basis", "Choice", "Consumer", "Keep", "Plan", "Select", "check_plan", "from_arrays", "from_dict",
+]  # fmt: skip

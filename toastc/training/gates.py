@@ -16,6 +16,7 @@ from ..graphs import Kind, Op
 from ..graphs.fx import FxGraph
 from ..graphs.fx.calls import Call
 from ..graphs.protocols import bias_of
+from ..plans.plan import READERS
 from ..plans.sites import Coupling, Member, Site
 
 
@@ -74,7 +75,7 @@ def install(model: nn.Module, graph: FxGraph, sites: Sequence[Site]) -> tuple[li
             for op in producers(coupling):
                 for owner in (o for o in [(op, 1), bias_of(graph, op)] if o is not None):
                     blocks = Counter[str]()  # weight and bias have theirs in the same order
-                    for member in (m for m in coupling.members if m.operand == owner and m.role != "out"):
+                    for member in (m for m in coupling.members if m.operand == owner and m.role not in READERS):
                         row = rows_of(graph, owner, member)
                         if row is None:
                             reason = (
@@ -102,7 +103,7 @@ def install(model: nn.Module, graph: FxGraph, sites: Sequence[Site]) -> tuple[li
 
 def producers(coupling: Coupling) -> list[Op]:
     """The linears that make a coupling's channels."""
-    ops = [m.operand[0] for m in coupling.members if m.role != "out" and m.operand is not None]
+    ops = [m.operand[0] for m in coupling.members if m.role not in READERS and m.operand is not None]
     return list(dict.fromkeys(op for op in ops if op.kind is Kind.LINEAR))
 
 

@@ -192,7 +192,7 @@ REASONS: list[tuple[str, str, onnx.ModelProto]] = [
         attention(f"{SCORED}  z = Shape(m)  y = Identity(x)", joined="", outputs="float[b, 3, 8] y, int64[4] z"),
     ),
     (
-        "vo", "its channels are used twice",
+        "vo", "its channels are used twice: @, @",
         attention(SCORED, {"w2": (8, 8)}, joined=f"{JOINED.replace('y =', 'one =')}  {SUM}"),
     ),
     (
@@ -255,7 +255,7 @@ REASONS: list[tuple[str, str, onnx.ModelProto]] = [
         "", "its channels are values that a product weighs head by head",
         attention("m0 = MatMul(fixed, v)  m = Relu(m0)", {"fixed": (1, 2, 3, 3)}),
     ),
-    ("", "its hidden channels are used twice: @, @", ffn("g = Relu(h)  z = MatMul(g, w3)", {"w3": (16, 8)}, outputs=TWO)),
+    ("", "its channels are used twice: @, @", ffn("g = Relu(h)  z = MatMul(g, w3)", {"w3": (16, 8)}, outputs=TWO)),
 ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Self
 
@@ -13,6 +13,7 @@ from torch import fx
 
 from ...system.vocabulary import Operand
 from .. import Dim, Op, Value
+from .calls import Call
 from .classify import meta
 from .nodes import Nodes
 
@@ -23,12 +24,12 @@ CHOSEN = "toastc_chosen"  # in the meta of a node: the name under which a proof 
 class FxBuilder:
     """Draws before an op; numbers that are not whole have the type of `like`, and all of them its device."""
 
-    def __init__(self, nodes: Nodes, op: Op, like: Value) -> None:
-        self.nodes, self.op, self.like = nodes, op, meta(like)
+    def __init__(self, nodes: Nodes, op: Op, like: Value, calls: Mapping[Op, Call]) -> None:
+        self.nodes, self.op, self.like, self.calls = nodes, op, meta(like), calls
         self.drawn: list[fx.Node] = []
 
-    def draw(self, target: Operand, *args: Operand, **words: Operand) -> fx.Node:
-        node = self.nodes.call(target, args, self.op, **words)
+    def draw(self, target: Operand, *args: Operand, method: bool = False, **words: Operand) -> fx.Node:
+        node = self.nodes.call(target, args, self.op, method, **words)
         self.drawn.append(node)
         return node
 
@@ -40,10 +41,10 @@ class FxBuilder:
         return made
 
     def again(self, op: Op, inputs: Sequence[Value | None]) -> fx.Node:
-        others = dict(zip(op.inputs, inputs, strict=True))
-        made = self.nodes.copy(op.node, lambda node: others.get(node, node), self.op)
-        self.drawn.append(made)
-        return made
+        call = self.calls[op]
+        others: dict[Operand, Operand] = dict(zip(op.inputs, inputs, strict=True))
+        args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda node: others.get(node, node))
+        return self.draw(call.target, *args, method=call.method, **kwargs)
 
     # ---- numbers -----------------------------------------------------------------------------------------------
 

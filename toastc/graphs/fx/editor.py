@@ -31,7 +31,7 @@ class FxEditor(FxReader):
         self.biases: dict[Op, tuple[Op, int]] = {}  # those that were inserted
 
     def builder(self, before: Op, like: Value | None = None) -> FxBuilder:
-        return FxBuilder(self.nodes, before, before.inputs[0] if like is None else like)
+        return FxBuilder(self.nodes, before, before.inputs[0] if like is None else like, self.calls)
 
     def operand(self, op: Op, slot: int) -> Operand:
         args = op.node.args

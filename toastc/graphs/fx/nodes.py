@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import fx
@@ -51,16 +49,9 @@ class Nodes:
         tensor = torch.from_numpy(np.array(index, np.int64)).to(device if device.type != "meta" else "cpu")
         return self.hold(tensor, self.fresh(stem), before)
 
-    def copy(self, node: fx.Node, argument: Callable[[fx.Node], Operand], before: Op) -> fx.Node:
-        """The same call, of other things."""
+    def call(self, target: Operand, args: tuple[Operand, ...], before: Op, method: bool = False, **words: Operand) -> fx.Node:
         with self.gm.graph.inserting_before(before.node):
-            made = self.gm.graph.node_copy(node, argument)
-        made.meta = {"nn_module_stack": before.node.meta.get("nn_module_stack", {})}
-        return made
-
-    def call(self, target: Operand, args: tuple[Operand, ...], before: Op, **words: Operand) -> fx.Node:
-        with self.gm.graph.inserting_before(before.node):
-            node = self.gm.graph.call_function(target, args, words)
+            node = (self.gm.graph.call_method if method else self.gm.graph.call_function)(target, args, words)
         if "nn_module_stack" in before.node.meta:
             node.meta["nn_module_stack"] = before.node.meta["nn_module_stack"]
         return node
