@@ -12,6 +12,7 @@ from toastc.graphs.protocols import Reader
 from toastc.plans.sites import Coupling, Reject, Site
 
 from .couplings import Block, Ledger, coupling, linear_ops, read_by_one
+from .flow import Flow
 from .heads import beyond, heads_coupling
 from .names import site_name
 from .records import Contraction, Mix
@@ -23,8 +24,9 @@ def is_softmax(op: Op) -> bool:
     return op.kind is Kind.REDUCE and Role.SOFTMAX in op.role
 
 
-def ancestors(graph: Reader, op: Op, slot: int, limit: int = 60) -> list[Op]:
-    """The ops above one operand, nearest first, not looking past linears and other products."""
+def ancestors(flow: Flow, op: Op, slot: int, limit: int = 60) -> list[Op]:
+    """The ops above one operand, nearest first, not looking past other products, and linears but those over heads."""
+    graph = flow.graph
     found: list[Op] = []
     todo = [graph.producer(op.inputs[slot])]
     while todo and len(found) < limit:
@@ -32,15 +34,10 @@ def ancestors(graph: Reader, op: Op, slot: int, limit: int = 60) -> list[Op]:
         if above is None or above in found:
             continue
         found.append(above)
-        if above.kind in (Kind.PRODUCT, Kind.ATTENTION) or (above.kind is Kind.LINEAR and not is_between(graph, above)):
+        if above.kind in (Kind.PRODUCT, Kind.ATTENTION) or (above.kind is Kind.LINEAR and above not in flow.talking):
             continue
         todo += [graph.producer(v) for v in above.inputs if v is not None]
     return found
-
-
-def is_between(graph: Reader, op: Op) -> bool:
-    """A linear over heads (talking heads) stands inside the scores; one over the model width stands outside."""
-    return len(graph.shape(op.outputs[0])) >= 4 and op.axis == -1
 
 
 def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
@@ -54,9 +51,9 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
         if mix.slot < 0:
             contraction, softmax = by_op.get(mix.op), mix.op
             masks = [slot for slot in mix.op.attention.masks if slot < len(mix.op.inputs)] if mix.op.attention else []
-            candidates = [mix.op, *(o for slot in masks for o in ancestors(graph, mix.op, slot) if o.kind is Kind.PRODUCT)]
+            candidates = [mix.op, *(o for slot in masks for o in ancestors(flow, mix.op, slot) if o.kind is Kind.PRODUCT)]
         else:
-            above = ancestors(graph, mix.op, mix.slot)
+            above = ancestors(flow, mix.op, mix.slot)
             softmax = next((o for o in above if is_softmax(o)), None)
             candidates = [o for o in above if o.kind is Kind.PRODUCT]
             contraction = queries_and_keys(graph, [by_op[o] for o in candidates if o in by_op])
@@ -71,7 +68,7 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
         if op.kind is Kind.OPAQUE and op.role & (Role.SOFTMAX | Role.ATTENTION):
             rejects.append(Reject(str(op), f"{op} {op.why}"))
         if is_softmax(op) and op not in used:
-            above = [o for o in ancestors(graph, op, 0) if o.kind is Kind.PRODUCT or sum(p.op is o for p in flow.pins) > 1]
+            above = [o for o in ancestors(flow, op, 0) if o.kind is Kind.PRODUCT or sum(p.op is o for p in flow.pins) > 1]
             if above:
                 near = [op, *above, *(user for user, _ in graph.users(op.outputs[0]))]
                 reasons = [p.reason for p in flow.pins if p.op in near]
@@ -206,8 +203,8 @@ def scores_dim(graph: Reader, mix: Mix, scores: Op) -> int:
 
 def blocked_above(ledger: Ledger, scores: Op) -> str:
     """Why the operands of the product carry no labels: the nearest pin above it."""
-    graph, seen = ledger.flow.graph, []
-    by_op: dict[Op, str] = {p.op: p.reason for p in reversed(ledger.flow.pins) if p.op is not None}
+    flow, seen = ledger.flow, []
+    by_op: dict[Op, str] = {p.op: p.reason for p in reversed(flow.pins) if p.op is not None}
     for slot in range(2):
-        seen += ancestors(graph, scores, slot)
+        seen += ancestors(flow, scores, slot)
     return next((by_op[o] for o in seen if o in by_op), "")

@@ -54,6 +54,9 @@ def linear(flow: Flow, op: Op) -> None:
     width = flow.graph.shape(op.inputs[1])[op.weight_axes[1]]
     ids = flow.classes.new(width)
     flow.sources.append(Source(op, 1, (op.weight_axes[1],), ids, "in"))
+    if given is not None and flow.are_heads(given):  # heads that talk to each other: what it makes are heads as well
+        flow.heads.update(ids.tolist())
+        flow.talking.add(op)
     labels = ids.reshape([width if axis == op.axis % rank else 1 for axis in range(rank)])
     note_shared(flow, op, given, ids)
     if len(op.inputs) > 2 and op.inputs[2] is not None:
