@@ -15,7 +15,7 @@ from toastc.plans.sites import Coupling, Member
 from .flow import Flow
 from .records import Source
 
-ASIDE = 0.1  # of the MACs of the first
+FEW = 10  # times as many
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,21 +154,39 @@ def coupling(ledger: Ledger, name: str, block: Block, roles: dict[str, str], mac
 
 
 def read_by_one(graph: Reader, made: Coupling) -> Coupling:
-    """The coupling with one consumer: linears that do next to nothing with its channels, like those of a squeeze-and-excitation,
-    are cut with them, and are not asked what they lose.
+    """The coupling with one consumer, the last: others that see few places and whose say ends there, as in a
+    squeeze-and-excitation, are cut with the channels, and what the last is fitted to makes up for them.
     """
-    macs: dict[tuple[Op, int], int] = {}
-    for m in made.members:
-        if m.role == "out":
-            macs[m.operand] = macs.get(m.operand, 0) + cost_of(graph, m)[0]
-    if len(macs) < 2:
+    consumers = list(dict.fromkeys(m.operand for m in made.members if m.role == "out"))
+    if len(consumers) < 2:
         return made
-    first = max(macs, key=macs.__getitem__)
-    if sum(macs.values()) - macs[first] > ASIDE * macs[first]:
-        ops = ", ".join(str(op) for op, _ in sorted(macs, key=lambda o: o[0].name))
-        return replace(made, reason=made.reason or f"its channels are used twice: {ops}")
-    aside = [replace(m, role="aside") if m.role == "out" and m.operand != first else m for m in made.members]
+    last, _ = max(consumers, key=lambda operand: graph.position(operand[0].outputs[0]))
+    others = [op for op, _ in consumers if op is not last]
+    if not all(FEW * places(graph, op) <= places(graph, last) and ends_at(graph, op, last) for op in others):
+        times = "twice" if len(consumers) == 2 else f"{len(consumers)} times"
+        first = ", ".join(sorted(str(op) for op, _ in consumers)[:3]) + (", ..." if len(consumers) > 3 else "")
+        return replace(made, reason=made.reason or f"its channels are used {times}: {first}")
+    aside = [replace(m, role="aside") if m.role == "out" and m.operand[0] is not last else m for m in made.members]
     return replace(made, members=tuple(aside))
+
+
+def places(graph: Reader, op: Op) -> int:
+    """At how many places a linear is applied in one sample."""
+    return op.macs // math.prod(graph.shape(op.inputs[1]))
+
+
+def ends_at(graph: Reader, op: Op, end: Op) -> bool:
+    """Does all that an op says pass through another?"""
+    todo, seen = [op], {op, end}
+    while todo:
+        for value in todo.pop().outputs:
+            if value in graph.outputs:
+                return False
+            for user, _ in graph.users(value) if value is not None else ():
+                if user not in seen:
+                    seen.add(user)
+                    todo.append(user)
+    return True
 
 
 def cost_of(graph: Reader, member: Member) -> tuple[int, int]:
