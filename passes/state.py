@@ -70,7 +70,7 @@ class State:
     @property
     def watched_bytes(self) -> int:
         """What the taps of one input take."""
-        shapes = [self.graph.shape(value) for value in {tap.value for tap in self.taps.values()}]
+        shapes = [self.graph.shape(value) for value in {place.value for tap in self.taps.values() for place in tap.places}]
         return max(1, sum(4 * math.prod(shape) for shape in shapes) // self.graph.batch)
 
     def site(self, name: str) -> Site:

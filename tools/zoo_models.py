@@ -108,7 +108,7 @@ BERT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "in
 TEXT, EYE = {**BERT, "max_position_embeddings": 12, "eos_token_id": 99}, {**BERT, "image_size": 32, "patch_size": 8}
 CLIP, EOS = {"text_config": TEXT, "vision_config": EYE, "projection_dim": 32}, {"eos_token_id": 999}
 WORDS, POOLED = "input_ids attention_mask", "last_hidden_state pooler_output"
-NORM, EVA = {"qk": "norm"}, {**VIT, "ref_feat_shape": (4, 4)}
+EVA = {**VIT, "ref_feat_shape": (4, 4)}
 
 
 # fmt: off
@@ -156,18 +156,18 @@ ROWS = [
       for tag, pool in (("", {}), ("_avg", {"global_pool": "avg"}))),
     *(vit(f"swin_{size}", f"swin_{size}_patch4_window7_224", depth=depth, small=SWIN)
       for size, depth in (("tiny", 12), ("small", 24), ("base", 24))),
-    vit("swinv2_tiny", "swinv2_tiny_window8_256", NORM, size=256, small=SWIN),
+    vit("swinv2_tiny", "swinv2_tiny_window8_256", size=256, small=SWIN),
     *(vit(name, f"vit_small_patch14_{name}", size=518) for name in ("dinov2", "reg4_dinov2")),
     vit("dinov3", "vit_small_patch16_dinov3", size=256),
-    vit("beit3_base", "beit3_base_patch16_224", {"vo": "norm", "heads": "norm", "hidden": "norm"}),
+    vit("beit3_base", "beit3_base_patch16_224"),
     vit("eva02_tiny", "eva02_tiny_patch14_224", small=EVA),
     vit("eva02_base", "eva02_base_patch14_224", {"hidden": "norm"}, small=EVA),
     vit("siglip_base", "vit_base_patch16_siglip_224", more=(1, 1)),
     vit("vit_relpos_small_rpn", "vit_relpos_small_patch16_rpn_224"),
-    vit("vit_qknorm", "vit_base_patch16_224", NORM, qk_norm=True),
-    vit("xcit_tiny", "xcit_tiny_12_p16_224", {"xca": "channels"}, each=(0, 1), more=(2, 2)),
+    vit("vit_qknorm", "vit_base_patch16_224", qk_norm=True),
+    vit("xcit_tiny", "xcit_tiny_12_p16_224", {"xca": "channels"}, each=(0, 1), more=(2, 4)),
     vit("vit_parallel", "vit_base_patch16_224", each=(2, 2), block_fn=ParallelThingsBlock),
-    vit("vit_22b", "vit_base_patch16_224", NORM, block_fn=ParallelScalingBlock, qk_norm=True, qkv_bias=False),
+    vit("vit_22b", "vit_base_patch16_224", block_fn=ParallelScalingBlock, qk_norm=True, qkv_bias=False),
     vit("vit_22b_fused", "vit_base_patch16_224", block_fn=partial(ParallelScalingBlock, fuse_out_proj=True)),
     Family("tv_vit", lambda full: tv.vit_b_16() if full else tv.VisionTransformer(32, 8, 2, 3, 48, 96), images),
     Family("tv_swin", lambda full: tv.swin_t() if full else tv.SwinTransformer([4, 4], 32, [2, 2], [2, 4], [4, 4]),

@@ -40,7 +40,7 @@ CVT = {"embed_dim": [16, 32, 48], "depth": [1, 2, 3], "num_heads": [1, 2, 3], "n
 EYE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
 
 MORE = [
-    timms("levit", "levit_128s", Levit, (5, 5), (11, 11), img_size=32, embed_dim=(32, 48, 64), key_dim=8, depth=(1, 1, 1),
+    timms("levit", "levit_128s", Levit, (5, 8), (11, 14), img_size=32, embed_dim=(32, 48, 64), key_dim=8, depth=(1, 1, 1),
           num_heads=(2, 3, 4)),
     timms("cait", "cait_xxs24_224", Cait, (4, 4), (26, 26), img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3),
     timms("sam_vit", "samvit_base_patch16", partial(timm.create_model, "samvit_base_patch16"), (2, 2), (12, 12), 1024,

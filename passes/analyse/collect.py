@@ -75,7 +75,7 @@ class CollectMoments:
     def collect(self, state: State) -> tuple[Moments, list[str]]:
         workers, kept = state.workers, state.unfinished
         lanes = state.graph.lanes
-        probe = state.graph.probe([tap.value for tap in state.taps.values()], lanes=lanes)
+        probe = state.graph.probe([place.value for tap in state.taps.values() for place in tap.places], lanes=lanes)
         moments, done, notes = self.start_or_resume(state)
         data = state.data.part(workers.rank, workers.count)
         sides = self.sides(state)
@@ -126,7 +126,7 @@ class CollectMoments:
         cost = 0
         for key, side in self.sides(state).items():
             tap = state.taps[key]
-            cost += math.prod(state.graph.shape(tap.value)) // tap.index.size * side.products
+            cost += math.prod(state.graph.shape(tap.value)) // tap.index.size * side.products * len(tap.places)
         return min(1.0, self.share * state.graph.totals()[0] * state.graph.batch / max(cost, 1))
 
     @staticmethod
@@ -154,12 +154,13 @@ class Look:
         def seen(start: int) -> list[Array]:
             rng = np.random.default_rng([*seed, start])
             _, arrays = self.probe({name: array[start : start + self.pieces] for name, array in batch.items()})
-            return [tap.rows(array, self.part, rng) for tap, array in zip(self.taps.values(), arrays, strict=True)]
+            return [place.rows(array, self.part, rng) for (_, place), array in zip(places, arrays, strict=True)]
 
+        places = [(key, place) for key, tap in self.taps.items() for place in tap.places]
         rows: dict[str, list[Array]] = {key: [] for key in self.taps}
         starts = range(0, count, self.pieces)
         for start, found in zip(starts, beside_each_other(seen, starts, self.lanes), strict=True):
-            for key, own in zip(self.taps, found, strict=True):
+            for (key, _), own in zip(places, found, strict=True):
                 rows[key].append(own)
             if start + self.pieces >= count or sum(piece.nbytes for own in rows.values() for piece in own) > WAITING:
                 yield rows

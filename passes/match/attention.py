@@ -19,6 +19,8 @@ from .records import Contraction, Mix
 
 NOT_SILENT = "a constant or an activation makes something of its channels where their weights are nothing"
 
+TAKEN = "another attention has its channels, and they go with that one's"
+
 
 def is_softmax(op: Op) -> bool:
     return op.kind is Kind.REDUCE and Role.SOFTMAX in op.role
@@ -77,20 +79,23 @@ def find_attention(ledger: Ledger) -> tuple[list[Site], list[Reject]]:
 
 
 def drop_shared(ledger: Ledger, sites: list[Site]) -> list[Site]:
-    """Queries, keys or values that two attentions share are cut with the first of them."""
+    """Queries, keys or values that two attentions share are cut with the first of them. One whose weights are all used before is
+    no site of its own.
+    """
     taken = np.zeros(ledger.flow.classes.size, bool)
     found = []
     for site in sites:
         own = []
         for c in site.couplings:
             if c.classes is not None and not c.reason and taken[c.classes].any():
-                c = replace(c, reason="another attention has its channels, and they go with that one's")
+                c = replace(c, reason=TAKEN)
                 site = replace(site, heads=site.heads and replace(site.heads, reason=site.heads.reason or c.reason))
             own.append(c)
         for c in own:
             if c.classes is not None and not c.reason:
                 taken[c.classes] = True
-        found.append(replace(site, couplings=tuple(own)))
+        if not all(c.reason == TAKEN for c in own):
+            found.append(replace(site, couplings=tuple(own)))
     return found
 
 
@@ -149,7 +154,7 @@ def qk_coupling(ledger: Ledger, scores: Op, block: Block | None, others: list[Co
         reason = blocked_above(ledger, scores) or next((p.reason for p in ledger.flow.pins if p.op is scores), "")
         return Coupling("qk", 1, 1, (), reason or "its labels do not reach the product")
     extra = "" if all(is_silent(ledger, op) for op in (scores, *(c.op for c in others))) else NOT_SILENT
-    macs += sum(c.op.macs for c in others)
+    macs += sum(c.op.macs if c.op.attention is None else halves(ledger.flow.graph, c.op)[0] for c in others)
     made = coupling(ledger, "qk", block, {"in": "qk", "with": "qk", "out": "qk"}, macs, extra)
     return replace(made, beside=tuple(c.op for c in others), rotatable=made.rotatable and not others)
 
@@ -174,6 +179,18 @@ def is_silent(ledger: Ledger, product: Op) -> bool:
     return any(v in flow.silent or (v is not None and flow.graph.is_constant(v)) for v in product.inputs[:2])
 
 
+def halves(graph: Reader, op: Op) -> tuple[int, int]:
+    """MACs of the two products of an attention in one node."""
+    spec = op.attention
+    assert spec is not None
+    last = [
+        graph.shape(op.inputs[i])[-1] // (h if spec.layouts[i] == "bn(hd)" else 1)
+        for i, h in ((0, spec.heads), (2, spec.kv_heads))
+    ]
+    total = last[0] + last[1]
+    return op.macs * last[0] // total, op.macs * last[1] // total
+
+
 def product_macs(graph: Reader, mix: Mix, scores: Op) -> tuple[int, int, tuple[int, int]]:
     """MACs of Q.K' and of P.V for one sample, and the numbers of query and key tokens."""
     if mix.slot < 0:
@@ -181,12 +198,7 @@ def product_macs(graph: Reader, mix: Mix, scores: Op) -> tuple[int, int, tuple[i
         assert spec is not None
         axis = {"bhnd": 2, "bnhd": 1, "bn(hd)": 1}
         n, m = (graph.shape(mix.op.inputs[i])[axis[spec.layouts[i]]] for i in (0, 1))
-        last = [
-            graph.shape(mix.op.inputs[i])[-1] // (h if spec.layouts[i] == "bn(hd)" else 1)
-            for i, h in ((0, spec.heads), (2, spec.kv_heads))
-        ]
-        total = last[0] + last[1]
-        return mix.op.macs * last[0] // total, mix.op.macs * last[1] // total, (n, m)
+        return *halves(graph, mix.op), (n, m)
     shape = graph.shape(scores.outputs[0])
     return scores.macs, mix.op.macs, (shape[-2], shape[-1])
 

@@ -146,7 +146,11 @@ def coupling(ledger: Ledger, name: str, block: Block, roles: dict[str, str], mac
         reason = reason or uneven
     costs = [cost_of(ledger.flow.graph, m) for m in members]
     each_macs = macs // max(groups * width, 1) + sum(c[0] for c in costs)
-    each_params = sum(c[1] for c in costs)
+    once = {
+        (ledger.flow.graph.identity(m.operand[0].inputs[m.operand[1]]), m.role, m.index.tobytes()): c[1]
+        for m, c in zip(members, costs, strict=True)
+    }
+    each_params = sum(once.values())  # a weight may be used again
     read = sum(c[0] for m, c in zip(members, costs, strict=True) if m.role == "out")
     single = len({(m.operand, m.role) for m in members}) == len(members)
     straight = not ledger.nonlinear[block.classes].any() and not ledger.scaled[block.classes].any()
@@ -158,15 +162,17 @@ def read_by_one(graph: Reader, made: Coupling) -> Coupling:
     squeeze-and-excitation, are cut with the channels, and what the last is fitted to makes up for them.
     """
     consumers = list(dict.fromkeys(m.operand for m in made.members if m.role == "out"))
-    if len(consumers) < 2:
+    weights = {graph.identity(op.inputs[slot]) for op, slot in consumers}
+    if len(weights) < 2:  # one may be used again and again
         return made
-    last, _ = max(consumers, key=lambda operand: graph.position(operand[0].outputs[0]))
-    others = [op for op, _ in consumers if op is not last]
+    last, slot = max(consumers, key=lambda operand: graph.position(operand[0].outputs[0]))
+    again = {op for op, _ in consumers if graph.identity(op.inputs[1]) == graph.identity(last.inputs[slot])}
+    others = [op for op, _ in consumers if op not in again]
     if not all(FEW * places(graph, op) <= places(graph, last) and ends_at(graph, op, last) for op in others):
         times = "twice" if len(consumers) == 2 else f"{len(consumers)} times"
         first = ", ".join(sorted(str(op) for op, _ in consumers)[:3]) + (", ..." if len(consumers) > 3 else "")
         return replace(made, reason=made.reason or f"its channels are used {times}: {first}")
-    aside = [replace(m, role="aside") if m.role == "out" and m.operand[0] is not last else m for m in made.members]
+    aside = [replace(m, role="aside") if m.role == "out" and m.operand[0] not in again else m for m in made.members]
     return replace(made, members=tuple(aside))
 
 

@@ -33,7 +33,9 @@ class Flow:
     scaled: list[np.ndarray] = field(default_factory=list)  # multiplied by a constant per channel
     heads: set[int] = field(default_factory=set)  # numbers that are heads, of the scores of contractions
     talking: set[Op] = field(default_factory=set)  # linears over heads
-    weights: dict[Hashable, list[tuple[Op, np.ndarray]]] = field(default_factory=dict)  # the linears of each weight
+    weights: dict[Hashable, list[tuple[Op, np.ndarray | None]]] = field(
+        default_factory=dict
+    )  # the linears of each, what they read
 
     def of(self, op: Op, slot: int) -> np.ndarray | None:
         value = op.inputs[slot] if slot < len(op.inputs) else None

@@ -52,13 +52,16 @@ def linear(flow: Flow, op: Op) -> None:
             if np.isin(flow.classes.find(made.heads), flow.classes.find(given[given >= 0])).any():
                 flow.pin(made.op, made.rows, f"{made.op} mixes its channels")
     width = flow.graph.shape(op.inputs[1])[op.weight_axes[1]]
-    ids = flow.classes.new(width)
+    known = used_before(flow, op, given)
+    ids = flow.classes.new(width) if known is None else known
     flow.sources.append(Source(op, 1, (op.weight_axes[1],), ids, "in"))
     if given is not None and flow.are_heads(given):  # heads that talk to each other: what it makes are heads as well
         flow.heads.update(ids.tolist())
         flow.talking.add(op)
     labels = ids.reshape([width if axis == op.axis % rank else 1 for axis in range(rank)])
-    note_shared(flow, op, given, ids)
+    first = flow.weights[flow.graph.identity(op.inputs[1])][0][0]
+    if known is None and first is not op:
+        flow.pin(op, ids, f"its weight is shared by {first} and {op}")
     if len(op.inputs) > 2 and op.inputs[2] is not None:
         if flow.graph.is_constant(op.inputs[2]) and op.axis == -1:
             flow.meet_constant(op, 2, labels)
@@ -67,14 +70,25 @@ def linear(flow: Flow, op: Op) -> None:
     flow.put(op.outputs[0], labels)
 
 
-def note_shared(flow: Flow, op: Op, given: np.ndarray | None, ids: np.ndarray) -> None:
-    """A weight that several linears share would have to be copied to be cut: pin it everywhere."""
-    own = np.concatenate([ids, *([given.ravel()] if given is not None else [])])
+def used_before(flow: Flow, op: Op, given: np.ndarray | None) -> np.ndarray | None:
+    """The numbers of a linear's channels, if another has its weight: what goes there goes here, in what both read as well."""
     twins = flow.weights.setdefault(flow.graph.identity(op.inputs[1]), [])
-    for other, other_ids in twins:
-        flow.pin(op, own, f"its weight is shared by {other} and {op}")
-        flow.pin(other, other_ids, f"its weight is shared by {other} and {op}")
-    twins.append((op, own))
+    twins.append((op, given))
+    first, read = twins[0]
+    if first is op:
+        return None
+    reason = f"its weight is shared by {first} and {op}"
+    ids = next(s.ids for s in flow.sources if s.op is first and s.role == "in")
+    alike = (first.weight_axes, first.axis) == (op.weight_axes, op.axis)
+    if alike and read is not None and given is not None:
+        flow.classes.tie(read.reshape(-1), given.reshape(-1))
+    else:
+        for labels in (read, given):
+            if labels is not None:
+                flow.pin(op, labels, reason)
+    if not alike:
+        flow.pin(first, ids, reason)
+    return ids if alike else None
 
 
 def shape(flow: Flow, op: Op) -> None:

@@ -36,9 +36,11 @@ def taps_of(ledger: Ledger, site: Site) -> dict[str, Tap]:
             for n, other in enumerate(coupling.beside):
                 found |= {f"qk/{side}{n}": tap(ledger, coupling, other.inputs[slot]) for slot, side in enumerate("qk")}
         else:
-            consumers = {m.operand[0] for m in coupling.members if m.role == "out"}
-            if len(consumers) == 1:
-                found[f"{coupling.name}/out"] = tap(ledger, coupling, consumers.pop().inputs[0])
+            consumers = dict.fromkeys(m.operand[0] for m in coupling.members if m.role == "out")
+            places = [tap(ledger, coupling, op.inputs[0]) for op in consumers]
+            known = [t for t in places if t is not None]
+            if known and len(known) == len(places):
+                found[f"{coupling.name}/out"] = replace(known[0], more=tuple(known[1:]))
     return {name: t for name, t in found.items() if t is not None}
 
 

@@ -55,7 +55,7 @@ def jobs_of(state: State) -> Iterator[Job]:
             name = f"{site.name}.{coupling.name}"
             choice = state.plan.get(site.name, coupling.name)
             tap = state.taps.get(f"{name}/q") or state.taps.get(f"{name}/out")
-            if choice is None or tap is None:
+            if choice is None or tap is None or tap.more:  # what is used again keeps its fold: it is due before all is seen
                 continue
             choice = consumed(state.graph, coupling, tap, choice)
             job = Job(name, tap, choice, state.plan.groups(site.name, coupling))

@@ -7,7 +7,7 @@ written out, because every runtime's default follows the head_dim that has just 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,7 +24,7 @@ from toastc.system.errors import CannotShrink
 from ..match.couplings import Ledger
 from ..match.records import Source
 from ..state import State
-from .cuts import Cut, growth, install, mixtures
+from .cuts import Cut, growth, install, mixtures, told
 from .regions import emit_exits, pieces_of, plan_exits, rebuild_above
 from .selections import readers, take, taken, write_selections
 from .shapes import picked_at_once, what_remains
@@ -223,13 +223,21 @@ class Work:
                 for m in mixtures(member, choice, groups, kept_rows)
             ]
             by_operand.setdefault((source.op, source.slot), []).append(Cut(source.axes, kept_rows, tuple(mixed)))
-        plus: dict[tuple[Op, int], list[Callable[[], np.ndarray]]] = {}
+        plus: dict[tuple[Op, int], list[tuple[Hashable, Callable[[], np.ndarray]]]] = {}
         for coupling, choice, _ in self.choices:
             for member in coupling.members if choice.shifts else ():
                 if member.role == "out":
-                    plus.setdefault(self._bias(member, by_operand), []).append(growth(self.graph, member, choice))
-        for op, slot in by_operand | plus:
-            install(self.graph, op, slot, by_operand.get((op, slot), ()), plus.get((op, slot), ()))
+                    plus.setdefault(self._bias(member, by_operand), []).append(
+                        ((id(choice), self.graph.identity(member.operand[0].inputs[1])), growth(self.graph, member, choice))
+                    )
+        made: dict[Hashable, tuple[Op, int]] = {}  # what is cut the same way is one tensor, if it was one
+        for op, slot in sorted(by_operand | plus, key=lambda operand: order.get(operand[0], -1)):
+            cuts, more = by_operand.get((op, slot), ()), plus.get((op, slot), ())
+            alike = self.graph.identity(op.inputs[slot]), tuple(map(told, cuts)), tuple(key for key, _ in more)
+            if op.kind is Kind.LINEAR and (twin := made.setdefault(alike, (op, slot))) != (op, slot):
+                self.graph.redirect(op, slot, self.graph.operand(*twin))
+            else:
+                install(self.graph, op, slot, cuts, [make for _, make in more])
 
     def _bias(self, member: Member, cuts: dict[tuple[Op, int], list[Cut]]) -> tuple[Op, int]:
         """The bias of a consumer; an empty one is put behind it if it has none, cut like what the consumer makes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,12 @@ class Cut:
             new[mixture.to] = mixture.made(flat).reshape(len(mixture.to), *rest).astype(new.dtype)
         new = new.reshape(*self.order.shape, *rest)
         return np.moveaxis(new, range(len(self.axes)), self.axes)
+
+
+def told(cut: Cut) -> Hashable:
+    """The same for two cuts that do the same."""
+    mixed = ((m.to.tobytes(), m.rows.tobytes(), m.matrix.tobytes() if isinstance(m, Mixture) else b"") for m in cut.mixtures)
+    return cut.axes, cut.order.shape, cut.order.tobytes(), tuple(mixed)
 
 
 def mixtures(member: Member, choice: Choice, groups: Sequence[int], order: np.ndarray) -> tuple[Mixture | Given, ...]:

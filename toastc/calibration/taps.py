@@ -26,10 +26,15 @@ class Tap:
     index: np.ndarray  # [groups, width, copies]
     tokens: int | None = None
     plus: np.ndarray | None = None  # what the node adds before it uses them, by position
+    more: tuple[Tap, ...] = ()  # where the same channels stand when their weights are used again
 
     @property
     def copies(self) -> int:
         return int(self.index.shape[2])
+
+    @property
+    def places(self) -> tuple[Tap, ...]:
+        return self, *self.more
 
     def in_order(self, size: int) -> bool:
         """Are these all positions there are, as they stand?"""

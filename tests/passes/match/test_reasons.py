@@ -89,7 +89,10 @@ REASONS: list[tuple[str, str, onnx.ModelProto]] = [
     ),
     (
         "", "its weight is shared by @ and @",
-        ffn("g = Relu(h)  a = MatMul(g, w2)  c = MatMul(a, w1)  d = Relu(c)  z = MatMul(d, w3)", {"w3": (16, 8)}, outputs=TWO),
+        written(
+            "h = MatMul(x, w1)  g = Relu(h)  y = MatMul(g, w2)  c = Gemm<transB=1>(a, w1)  d = Relu(c)  z = MatMul(d, w3)",
+            {**PLAIN, "w3": (8, 16)}, "float[b, 3, 8] x, float[4, 16] a", "float[b, 3, 8] y, float[4, 16] z",
+        ),
     ),
     (
         "", "@ combines it with a tensor no linear makes",
