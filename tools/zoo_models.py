@@ -193,7 +193,7 @@ ROWS = [
     *(toy(f"toy_{ffn}", ffn=ffn) for ffn in ("geglu", "packed")),
     toy("toy_talking", {"heads": "mixed"}, layout="talking"),
     toy("toy_leak", {"hidden": "leaked"}, ffn="leak"),
-    toy("toy_tied", dict.fromkeys(("qk", "vo", "heads", "hidden"), "shared"), tied=True),
+    toy("toy_tied", {"heads": "another"}, tied=True),
 ]
 TWINS = {  # small, they are the very model of another row
     "deit_small", "deit_base", "beitv2_base", "vit_base", "vit_large", "vit_huge", "vit_large_avg", "vit_huge_avg", "swin_small",

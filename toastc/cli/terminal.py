@@ -82,7 +82,11 @@ def print_sites(data: Read, console: Console) -> None:
     console.print(table)
     for reject in data["rejects"]:
         console.print(f"rejected: {reject['node']}: {reject['reason']}", markup=False, highlight=False)
-    console.print(f"model: {human(data['macs'])} MACs, {human(data['params'])} params; (n) can not be cut", highlight=False)
+    for whole in data["whole"]:
+        said = f"stays whole: {whole['node']}: {whole['share']:.0%} of the MACs, because {whole['reason']}"
+        console.print(said, markup=False, highlight=False)
+    size = f"model: {human(data['macs'])} MACs, {data['share']:.0%} of them in what can be cut, {human(data['params'])} params"
+    console.print(f"{size}; (n) can not be cut", highlight=False)
 
 
 def print_bench(data: Read, console: Console) -> None:

@@ -21,6 +21,7 @@ from ..graphs.onnx import (
 )  # fmt: skip
 from ..graphs.protocols import Reader
 from ..passes.match import match
+from ..passes.match.whole import share_of_macs, stays_whole
 from ..plans.plan import Plan
 from ..system.errors import ToastcError
 from ..system.vocabulary import Json
@@ -106,10 +107,12 @@ def rows_of_plan(plan: Plan) -> list[Json]:
 
 def inspected(graph: Reader, name: str) -> Json:
     """What can be shrunk and what not, as `toastc inspect --json` has it."""
-    _, sites, rejects = match(graph)
+    ledger, sites, rejects = match(graph)
     macs, params = graph.totals()
     rows, refused = [site_dict(s) for s in sites], reject_dicts(sites, rejects)
-    return {"model": name, "sites": rows, "rejects": refused, "macs": macs, "params": params}
+    whole = [{"node": r.node, "reason": r.reason, "share": round(share, 4)} for r, share in stays_whole(ledger, sites)]
+    share = round(share_of_macs(graph, sites), 4)
+    return {"model": name, "sites": rows, "rejects": refused, "whole": whole, "macs": macs, "params": params, "share": share}
 
 
 def of_model(path: Path) -> Json:

@@ -284,7 +284,10 @@ def test_a_first_block_that_stays_whole(tmp_path: Path) -> None:
     assert {c.reason for c in (*site.couplings, site.inputs) if c} == {"the first block stays whole"}
 
 
-ELSEWHERE = {"adds a tensor to it", "the first block stays whole"}  # in the two tests above
+ELSEWHERE = {  # in the two tests above, and in test_whole.py
+    "adds a tensor to it", "the first block stays whole", "others take it, a residual stream", "no linear takes it",
+    "what it reads: no linear makes it", "no softmax stands between two products with it",
+}  # fmt: skip
 
 
 def test_no_reason_is_without_a_model() -> None:
