@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -103,9 +104,9 @@ def learning_rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def make_optimizer(model: VisionTransformer) -> torch.optim.AdamW:
+def make_optimizer(model: torch.nn.Module) -> torch.optim.AdamW:
     """AdamW that decays matrices only: not biases, norms, the class token or the position embedding."""
-    exempt = model.no_weight_decay()
+    exempt = model.no_weight_decay() if isinstance(model, VisionTransformer) else {"place"}
     decayed, free = [], []
     for name, parameter in model.named_parameters():
         (free if parameter.ndim < 2 or name in exempt else decayed).append(parameter)
@@ -113,14 +114,19 @@ def make_optimizer(model: VisionTransformer) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.98))
 
 
-def train(epochs: int = EPOCHS, out: Path = CHECKPOINT) -> float:
+def train(
+    epochs: int = EPOCHS,
+    out: Path = CHECKPOINT,
+    # Dropout inside the MLPs and dropped paths make channels stand in for one another: that is what pruning takes.
+    fresh: Callable[[], torch.nn.Module] = lambda: build(dropout=0.1, drop_path=0.15),
+    trained: Callable[[], torch.nn.Module] = lambda: load(),
+) -> float:
     """Train from scratch, write the last epoch's weights (the test digits choose nothing), return test accuracy."""
     torch.manual_seed(SEED)
     torch.use_deterministic_algorithms(True)
     (train_x, train_y), _ = data()
     images, labels = torch.from_numpy(train_x), torch.from_numpy(train_y)
-    # Dropout inside the MLPs and dropped paths make channels stand in for one another: that is what pruning takes.
-    model = build(dropout=0.1, drop_path=0.15).train()
+    model = fresh().train()
     optimizer = make_optimizer(model)
     steps = epochs * math.ceil(len(images) / BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
@@ -140,7 +146,7 @@ def train(epochs: int = EPOCHS, out: Path = CHECKPOINT) -> float:
 
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, out)
-    return accuracy(load(out))
+    return accuracy(trained())
 
 
 @torch.inference_mode()

@@ -27,7 +27,8 @@ def test_the_tables_of_inspect() -> None:
     couplings = [{"name": n, "prunable": True} for n in ("qk", "vo")]
     site |= {"macs": 123_456_789, "params": 2_345_678, "couplings": couplings}
     made = console()
-    print_sites({"model": "m.onnx", "sites": [site], "rejects": [], "macs": 1, "params": 1}, made)
+    data: dict[str, Any] = {"model": "m.onnx", "sites": [site], "rejects": [], "whole": [], "macs": 1, "params": 1, "share": 1.0}
+    print_sites(data, made)
     check(lines(made), ("qk", "vo", "hidden", "MACs", "params", "12", "64", "48", "123.46 M", "2.35 M"))
 
 
