@@ -13,6 +13,7 @@ from toastc.plans.sites import Reject, Site
 from .couplings import Ledger
 
 COUNTS = 0.02  # of all MACs
+NO_ACTIVATION = "no activation stands between it and the next linear"
 NO_ATTENTION = "no softmax stands between two products with it"
 
 
@@ -50,7 +51,7 @@ def reason_of(ledger: Ledger, op: Op) -> str:
     said = [f"what it {where}: {said}" for labels, where in ends if (said := told(ledger, labels))]
     if read is None:
         said.append("what it reads: no linear makes it")
-    return "; ".join(said)
+    return "; ".join(said) or NO_ACTIVATION
 
 
 def told(ledger: Ledger, labels: np.ndarray) -> str:

@@ -37,7 +37,8 @@ def test_family_shrinks_through_export_stays_itself_and_the_backend_gives_the_sa
         error = check_module(program, args, basis=True, seed=3)  # others made of them
         made = toastc.prune(program, RATIOS, recipe="magnitude")  # channels left out
         own = toastc.prune(model, RATIOS, recipe="magnitude", example_inputs=args)
-        assert isinstance(own.model, type(model)) and own.report.verified["error"] <= 1e-4, own.report.notes
+        assert isinstance(own.model, type(model)) or name == "toy_tied", own.report.notes  # its parts are called twice
+        assert own.report.verified["error"] <= 1e-4
         others = tuple(family.inputs(False, 2 if name == "torch_encoder_seq_first" else 5).values())  # its batch comes second
         assert (leaf(made.model(*others)) - leaf(own.model(*others))).abs().max() <= 1e-5
         if name in DISTINCT:  # of the others tools/zoo.py
@@ -46,6 +47,7 @@ def test_family_shrinks_through_export_stays_itself_and_the_backend_gives_the_sa
             got = leaf(torch.compile(model, backend=toastc.backend, options=options)(*args))
             same = (expected - got).abs().max() <= 1e-4 * expected.abs().max()
             assert same or name in SCORED_OTHERWISE
+    assert all(whole["reason"] for whole in found["whole"]), found["whole"]
     assert error <= 1e-4 and made.report.verified["error"] <= 1e-4
     if not family.unprunable:
         kinds = [s["kind"] for s in found["sites"] if all(c["prunable"] for c in s["couplings"])]

@@ -287,6 +287,7 @@ def test_a_first_block_that_stays_whole(tmp_path: Path) -> None:
 ELSEWHERE = {  # in the two tests above, and in test_whole.py
     "adds a tensor to it", "the first block stays whole", "others take it, a residual stream", "no linear takes it",
     "what it reads: no linear makes it", "no softmax stands between two products with it",
+    "no activation stands between it and the next linear",
 }  # fmt: skip
 
 

@@ -59,6 +59,18 @@ class Grouped(nn.Module):
         return out
 
 
+class Straight(nn.Module):
+    """Nothing but a norm between two linears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.norm, self.two = nn.Linear(16, 16), nn.Linear(16, 32), nn.LayerNorm(32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.two(self.norm(self.one(self.stem(x))))
+        return out
+
+
 class Streaming(nn.Module):
     """Linears from the stream to the stream."""
 
@@ -80,6 +92,7 @@ class Streaming(nn.Module):
         (Additive(), {"matmul": "carry channels outwards", "proj": "is an output of the model"}),
         (Bare(), {"matmul": "no softmax stands between two products with it", "proj": "what it makes: no linear takes it"}),
         (Grouped(), {"mixed": "is not understood", "stem": "what it reads: no linear makes it"}),
+        (Straight(), {"one": "no activation stands between it and the next linear"}),
         (Streaming(), {"one": "3 others take it, a residual stream", "head": "is an output of the model"}),
     ],
 )
