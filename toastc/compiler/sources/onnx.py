@@ -22,10 +22,15 @@ from ...graphs.onnx import (
     is_external,
     load_model,
     prepare,
+    sample_inputs,
+    session,
+    sizes_for,
     staged,
     write_model,
 )
-from ...passes.prove import Verification
+from ...graphs.onnx.files import read_model
+from ...graphs.onnx.older import EXPORT, is_old, opset_of
+from ...passes.prove import DEFAULT_TOLERANCE, Verification, furthest
 from ...passes.prove.files import verify_files
 from ...passes.state import State
 from ...plans.cost import saved_macs
@@ -55,6 +60,7 @@ class OnnxSource:
     output: Path | None
     provider: str
     loaded: ir.Model | None = None
+    notes: tuple[str, ...] = ()
     opening = "read"
     consequence = "; nothing was written"
     leaves_out = True
@@ -95,7 +101,7 @@ class OnnxSource:
                 proven = folder / "proven.onnx" if request.deploy else file
                 write_model(model, proven, self.external)
                 seconds["write"] = time.perf_counter() - start
-                made = MadeFile(self, proven, file, OnnxGraph.count_parameters(model))
+                made = MadeFile(self, proven, file, OnnxGraph.count_parameters(model), notes=self.notes)
                 yield made
             made.model = self.delivered(target)
 
@@ -137,10 +143,26 @@ class MadeFile:
         return Size(macs, self.params, sum(part.stat().st_size for part in self.file.parent.iterdir()))
 
 
-def first_read(file: Path, options: Options) -> ir.Model:
-    model = load_model(file)
+def first_read(file: Path, options: Options) -> tuple[ir.Model, tuple[str, ...]]:
+    """And what is to be said of it."""
+    asis = read_model(file)
+    opset = opset_of(asis)
+    model = prepare(asis, str(file))
     check_targets(options.targets, external_files(model))
-    return model
+    return model, (compared_as_newer(file, model, opset, options.seed),) if is_old(opset) else ()
+
+
+def compared_as_newer(file: Path, newer: ir.Model, opset: int, seed: int) -> str:
+    """An old file and the one that was made of it give the same, or it is refused."""
+    with scratch() as folder:
+        write_model(newer, folder / "newer.onnx", external=True)
+        feeds = [sample_inputs(newer, sizes_for(newer), seed)]
+        (old,), (new,) = (session.run(path, feeds) for path in (file, folder / "newer.onnx"))
+    made, apart = opset_of(newer), furthest(old, new)
+    if not apart <= DEFAULT_TOLERANCE:
+        far = f"its outputs are {apart:.0e} of their scale apart"
+        raise ToastcError(f"{file}: is of opset {opset}; made into {made}, {far}; {EXPORT}")
+    return f"the file is of opset {opset}; opset {made} was made of it first, which gives the same ({apart:.0e} apart)"
 
 
 @contextlib.contextmanager
@@ -149,13 +171,18 @@ def opened(model: Model, options: Options, tell: Tell) -> Iterator[tuple[OnnxSou
     if isinstance(model, str | Path):
         tell("read")
         with blame_file(model):
-            yield OnnxSource(model, Path(model), str(model), output, options.provider, first_read(Path(model), options)), None
+            loaded, notes = first_read(Path(model), options)
+            yield OnnxSource(model, Path(model), str(model), output, options.provider, loaded, notes), None
         return
     given = as_ir(model)
     with scratch() as folder:
-        file = folder / "dense.onnx"
-        write_model(prepare(given, "model"), file)
-        yield OnnxSource(model, file, given.graph.name or "model", output, options.provider), None
+        file, asis, opset = folder / "dense.onnx", folder / "given.onnx", opset_of(given)
+        if is_old(opset):
+            write_model(given, asis)
+        made = prepare(given, "model")
+        write_model(made, file)
+        notes = (compared_as_newer(asis, made, opset, options.seed),) if is_old(opset) else ()
+        yield OnnxSource(model, file, made.graph.name or "model", output, options.provider, notes=notes), None
 
 
 def read(model: Model, example_inputs: Inputs | None = None, provider: str = "cpu") -> tuple[OnnxGraph, str]:

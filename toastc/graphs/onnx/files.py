@@ -21,13 +21,13 @@ from ...system.files import alone, check_targets, hidden, removed
 from .checks import check_functions, check_nodes, check_tensor, check_text, check_wires, put_in_order
 from .inference import fewest
 from .names import UNDERSTOOD, named
+from .older import made_newer
 from .operators import OPERATORS
 from .unpack import unpack_attention
 from .weights import by_itself, replace_tensors, tensors_of
 
 SINGLE_FILE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
 IN_FLIGHT = 256 * 2**20  # bytes of weights computed and not yet written
-OLDEST_OPSET = 13
 QUANTIZED = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul",
     "QLinearConv", "MatMulNBits", "QGemm", "QAttention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat",
@@ -105,9 +105,7 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
             raise ToastcError(f"{what}: is a training graph ({node.op_type}); export the model in eval mode")
     if "ai.onnx" in model.graph.opset_imports:  # the longer name of the same
         model.graph.opset_imports.setdefault("", model.graph.opset_imports.pop("ai.onnx"))
-    opset = model.graph.opset_imports.get("", OLDEST_OPSET)
-    if opset < OLDEST_OPSET:
-        raise ToastcError(f"{what}: opset {opset} is too old; export with opset {OLDEST_OPSET} or newer")
+    model = made_newer(model, what)
     try:
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     except (ValueError, TypeError) as error:
