@@ -57,7 +57,7 @@ def test_one_that_can_not_be_converted_says_so(tmp_path: Path) -> None:
     text = '<ir_version: 3, opset_import: ["": 8]> g (int64[1] n) => (float[k] y) { y = ConstantOfShape(n) }'
     model = parser.parse_model(text)
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(ToastcError, match="opset 8 is old, and can not be made into 17 .*; export it with opset 13 or newer"):
+    with pytest.raises(ToastcError, match=r"opset 8 is old, and can not be made into 17 .*; export it with opset 13 or newer"):
         toastc.prune(tmp_path / "m.onnx", 0.5)
 
 
@@ -74,6 +74,6 @@ def test_one_whose_outputs_change_is_refused(folder: Path, tmp_path: Path, monke
             return made
 
     monkeypatch.setattr(older, "ConvertVersionPass", Wrong)
-    with pytest.raises(ToastcError, match="is of opset 11; made into 17, its outputs are .* apart; export it with"):
+    with pytest.raises(ToastcError, match=r"is of opset 11; made into 17, its outputs are .* apart; export it with"):
         toastc.prune(folder / "11.onnx", RATIOS, recipe="magnitude", output=tmp_path / "s.onnx")
     assert not (tmp_path / "s.onnx").exists()
