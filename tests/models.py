@@ -23,9 +23,9 @@ TOKENS = (IMAGE // PATCH) ** 2
 Weights = dict[str, np.ndarray]
 
 # Forms that must be pruned, and the plain one is the first.
-GOOD = ("plain", "float16", "tied", "shared_bias", "transposed", "gemm", "dropout", "dropout_constant")
+GOOD = ("plain", "float16", "qdq", "tied", "shared_bias", "transposed", "gemm", "dropout", "dropout_constant")
 # Forms that must be refused.
-REFUSED = ("qdq", "training", "opset11")
+REFUSED = ("training", "opset11")
 
 
 def weights(seed: int = 0) -> Weights:

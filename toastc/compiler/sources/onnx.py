@@ -20,6 +20,7 @@ from ...graphs.onnx import (
     external_files,
     file_bytes,
     is_external,
+    is_quantised,
     load_model,
     prepare,
     sample_inputs,
@@ -30,7 +31,7 @@ from ...graphs.onnx import (
 )
 from ...graphs.onnx.files import read_model
 from ...graphs.onnx.older import EXPORT, is_old, opset_of
-from ...passes.prove import DEFAULT_TOLERANCE, Verification, furthest
+from ...passes.prove import DEFAULT_TOLERANCE, Verification, furthest, rms_apart
 from ...passes.prove.files import verify_files
 from ...passes.state import State
 from ...plans.cost import saved_macs
@@ -146,23 +147,35 @@ class MadeFile:
 def first_read(file: Path, options: Options) -> tuple[ir.Model, tuple[str, ...]]:
     """And what is to be said of it."""
     asis = read_model(file)
-    opset = opset_of(asis)
+    form = opset_of(asis), is_quantised(asis)
     model = prepare(asis, str(file))
     check_targets(options.targets, external_files(model))
-    return model, (compared_as_newer(file, model, opset, options.seed),) if is_old(opset) else ()
+    return model, changed(file, model, *form, options.seed)
 
 
-def compared_as_newer(file: Path, newer: ir.Model, opset: int, seed: int) -> str:
-    """An old file and the one that was made of it give the same, or it is refused."""
+def changed(file: Path, model: ir.Model, opset: int, quantised: bool, seed: int) -> tuple[str, ...]:
+    """What was made of an old or a quantised file before anything else, beside the original: of another opset, it gives the same,
+    or it is refused.
+    """
+    if not quantised and not is_old(opset):
+        return ()
     with scratch() as folder:
-        write_model(newer, folder / "newer.onnx", external=True)
-        feeds = [sample_inputs(newer, sizes_for(newer), seed)]
-        (old,), (new,) = (session.run(path, feeds) for path in (file, folder / "newer.onnx"))
-    made, apart = opset_of(newer), furthest(old, new)
-    if not apart <= DEFAULT_TOLERANCE:
-        far = f"its outputs are {apart:.0e} of their scale apart"
-        raise ToastcError(f"{file}: is of opset {opset}; made into {made}, {far}; {EXPORT}")
-    return f"the file is of opset {opset}; opset {made} was made of it first, which gives the same ({apart:.0e} apart)"
+        write_model(model, folder / "made.onnx", external=True)
+        feeds = [sample_inputs(model, sizes_for(model), seed)]
+        (was,), (made,) = (session.run(path, feeds) for path in (file, folder / "made.onnx"))
+    notes, newest = [], opset_of(model)
+    if is_old(opset):
+        far, apart = furthest(was, made), ""
+        if not quantised and not far <= DEFAULT_TOLERANCE:
+            apart = f"its outputs are {far:.0e} of their scale apart"
+            raise ToastcError(f"{file}: is of opset {opset}; made into {newest}, {apart}; {EXPORT}")
+        notes.append(f"the file is of opset {opset}; opset {newest} was made of it first, which gives the same")
+    if quantised:
+        far = rms_apart(list(zip(was, made, strict=True)))
+        notes.append(
+            f"the file is quantised; its float weights were taken back first: its outputs are {far:.1%} (rms) from the file's"
+        )
+    return tuple(notes)
 
 
 @contextlib.contextmanager
@@ -176,12 +189,12 @@ def opened(model: Model, options: Options, tell: Tell) -> Iterator[tuple[OnnxSou
         return
     given = as_ir(model)
     with scratch() as folder:
-        file, asis, opset = folder / "dense.onnx", folder / "given.onnx", opset_of(given)
-        if is_old(opset):
+        file, asis, form = folder / "dense.onnx", folder / "given.onnx", (opset_of(given), is_quantised(given))
+        if form[1] or is_old(form[0]):
             write_model(given, asis)
         made = prepare(given, "model")
         write_model(made, file)
-        notes = (compared_as_newer(asis, made, opset, options.seed),) if is_old(opset) else ()
+        notes = changed(asis, made, *form, options.seed)
         yield OnnxSource(model, file, made.graph.name or "model", output, options.provider, notes=notes), None
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from . import upcast
 from .embedded import carries_plan, embed_plan, plan_of
 from .facts import sizes_for
-from .files import external_files, file_bytes, is_external, is_quantised, load_model, prepare, read_model, staged, write_model
+from .files import external_files, file_bytes, is_external, load_model, prepare, read_model, staged, write_model
 from .graph import OnnxGraph
 from .inputs import sample_inputs
 from .macs import macs_of
 from .precision import to_half
+from .recovered import is_quantised
 from .runtime_nodes import fuse_for_runtime
 
 __all__ = [

@@ -23,15 +23,12 @@ from .inference import fewest
 from .names import UNDERSTOOD, named
 from .older import made_newer
 from .operators import OPERATORS
+from .recovered import take_back
 from .unpack import unpack_attention
 from .weights import by_itself, replace_tensors, tensors_of
 
 SINGLE_FILE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
 IN_FLIGHT = 256 * 2**20  # bytes of weights computed and not yet written
-QUANTIZED = {
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul",
-    "QLinearConv", "MatMulNBits", "QGemm", "QAttention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat",
-}  # fmt: skip
 TRAINING_OPS = {"SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss", "Gradient", "Adam", "Momentum", "Adagrad"}
 
 
@@ -69,10 +66,6 @@ def read_model(path: Path) -> ir.Model:
     return model
 
 
-def is_quantised(model: ir.Model) -> bool:
-    return any(node.op_type in QUANTIZED for node in model.graph)
-
-
 @contextlib.contextmanager
 def unheard() -> Iterator[None]:
     """What libraries warn of, odd keys of external data or names that nothing makes, is checked here, or does no harm."""
@@ -98,8 +91,6 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
         except ValueError as error:
             raise ToastcError(f"{what}: its functions can not be written out ({one_line(error)})") from None
     for node in model.graph:
-        if node.op_type in QUANTIZED:
-            raise ToastcError(f"{what}: is quantised ({node.op_type}); prune the float model and quantise the result")
         training = node.attributes.get("training_mode")
         if node.op_type in TRAINING_OPS or "training" in node.domain or (training is not None and training.as_int()):
             raise ToastcError(f"{what}: is a training graph ({node.op_type}); export the model in eval mode")
@@ -110,6 +101,7 @@ def prepare(model: ir.Model, what: str) -> ir.Model:
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     except (ValueError, TypeError) as error:
         raise ToastcError(f"{what}: a damaged ONNX model ({one_line(error)})") from None
+    take_back(model.graph, what)
     check_nodes(model, what)
     for node in model.graph.all_nodes():  # an input without a name at the end is none, and ONNX Runtime may end over it
         least = fewest(node, model.graph.opset_imports)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from .embedded import MACS_KEY
-from .files import is_quantised, prepare, read_model
+from .files import prepare, read_model
 from .graph import OnnxGraph
+from .recovered import is_quantised
 
 
 def macs_of(path: Path) -> int | None:
