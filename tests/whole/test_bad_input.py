@@ -207,7 +207,9 @@ def test_models_that_contradict_themselves(
     assert found_in(temp) == {}
 
 
-@pytest.mark.parametrize(("form", "word"), [("training", "training"), ("opset11", "opset 11 is old, and can not be made into 17")])
+@pytest.mark.parametrize(
+    ("form", "word"), [("training", "training"), ("opset11", "opset 11 is old, and can not be made into 17")]
+)
 @pytest.mark.parametrize("command", ["prune", "inspect"])
 def test_graphs_of_the_wrong_kind(refused: Refused, tmp_path: Path, ratio_file: Path, form: str, word: str, command: str) -> None:
     path = models.save(models.vit(form), tmp_path / "model.onnx")
