@@ -73,6 +73,15 @@ class Ledger:
         numbers = numbers[numbers >= 0]
         return self.flow.pins[int(numbers.min())].reason if len(numbers) else ""
 
+    def summed(self, classes: np.ndarray) -> str:
+        """What sums up other channels together than those of whole groups, which may not keep the same ones."""
+        groups = [set(group) for group in classes.tolist()]
+        for made in self.flow.sums:
+            for row in self.root[made.rows].tolist():
+                if not set(row).isdisjoint(classes.ravel().tolist()) and set(row) not in groups:
+                    return f"{made.op} mixes its channels"
+        return ""
+
     # ---- blocks and members ------------------------------------------------------------------------------
 
     def block(self, ids: np.ndarray) -> Block:
@@ -137,7 +146,7 @@ class Ledger:
 def coupling(ledger: Ledger, name: str, block: Block, roles: dict[str, str], macs: int, extra: str = "") -> Coupling:
     """A coupling with its members, or with the first reason why it can not be cut. `macs`: of its products."""
     groups, width = block.classes.shape
-    reason = block.reason or ledger.pin_reason(block.classes) or extra
+    reason = block.reason or ledger.pin_reason(block.classes) or ledger.summed(block.classes) or extra
     if not reason and ledger.heads[block.classes].any():
         reason = "its channels are the heads of a product"
     members: tuple[Member, ...] = ()

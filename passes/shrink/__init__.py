@@ -15,7 +15,7 @@ import numpy as np
 
 from toastc.graphs import Kind, Op, Value, lone_shape
 from toastc.graphs.labels import varying
-from toastc.graphs.protocols import Editor, bias_of
+from toastc.graphs.protocols import Editor
 from toastc.graphs.rearrange import compact
 from toastc.plans.plan import Choice, Plan, Select, check_plan
 from toastc.plans.sites import Coupling, Member, Site
@@ -24,7 +24,7 @@ from toastc.system.errors import CannotShrink
 from ..match.couplings import Ledger
 from ..match.records import Source
 from ..state import State
-from .cuts import Cut, growth, install, mixtures, told
+from .cuts import Cut, growth, install, mixtures, told, with_bias
 from .regions import emit_exits, pieces_of, plan_exits, rebuild_above
 from .selections import readers, take, taken, write_selections
 from .shapes import picked_at_once, what_remains
@@ -227,7 +227,7 @@ class Work:
         for coupling, choice, _ in self.choices:
             for member in coupling.members if choice.shifts else ():
                 if member.role == "out":
-                    plus.setdefault(self._bias(member, by_operand), []).append(
+                    plus.setdefault(with_bias(self.graph, member.operand[0], by_operand), []).append(
                         ((id(choice), self.graph.identity(member.operand[0].inputs[1])), growth(self.graph, member, choice))
                     )
         made: dict[Hashable, tuple[Op, int]] = {}  # what is cut the same way is one tensor, if it was one
@@ -238,16 +238,6 @@ class Work:
                 self.graph.redirect(op, slot, self.graph.operand(*twin))
             else:
                 install(self.graph, op, slot, cuts, [make for _, make in more])
-
-    def _bias(self, member: Member, cuts: dict[tuple[Op, int], list[Cut]]) -> tuple[Op, int]:
-        """The bias of a consumer; an empty one is put behind it if it has none, cut like what the consumer makes."""
-        op: Op = member.operand[0]
-        found = bias_of(self.graph, op)
-        if found is None:
-            found = self.graph.insert_bias(op)
-            rows = [c for c in cuts.get((op, 1), ()) if c.axes == (op.weight_axes[1],)]
-            cuts.setdefault(found, [replace(c, axes=(0,)) for c in rows])
-        return found
 
 
 def of(coupling: Coupling) -> np.ndarray:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from toastc.graphs import Op, Value
-from toastc.graphs.protocols import Editor, Reader
+from toastc.graphs.protocols import Editor, Reader, bias_of
 from toastc.plans.plan import CONSUMERS, Basis, Choice, Select
 from toastc.plans.sites import Member
 from toastc.system.errors import CannotShrink
@@ -56,6 +56,16 @@ class Cut:
             new[mixture.to] = mixture.made(flat).reshape(len(mixture.to), *rest).astype(new.dtype)
         new = new.reshape(*self.order.shape, *rest)
         return np.moveaxis(new, range(len(self.axes)), self.axes)
+
+
+def with_bias(graph: Editor, op: Op, cuts: dict[tuple[Op, int], list[Cut]]) -> tuple[Op, int]:
+    """The bias of a consumer; an empty one is put behind it if it has none, cut like what the consumer makes."""
+    found = bias_of(graph, op)
+    if found is None:
+        found = graph.insert_bias(op)
+        rows = [c for c in cuts.get((op, 1), ()) if c.axes == (op.weight_axes[1],)]
+        cuts.setdefault(found, [replace(c, axes=(0,)) for c in rows])
+    return found
 
 
 def told(cut: Cut) -> Hashable:
