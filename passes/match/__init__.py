@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from toastc.graphs import Kind
 from toastc.graphs.protocols import Reader
@@ -60,13 +61,13 @@ def kept_whole(coupling: Any) -> Any:
     return coupling if coupling is None or coupling.reason else replace(coupling, reason=SPARED)
 
 
-def with_own_inputs(ledger: Ledger, site: Site, sites: Sequence[Site]) -> Site:
-    """The site; what it reads can not be left out there where it is cut as the channels of another."""
+def with_own_inputs(ledger: Ledger, site: Site, taken: np.ndarray) -> Site:
+    """The site; what it reads can not be left out there where it is cut as the channels of another: `taken`."""
     if site.inputs is None:
         return site
     given = ledger.flow.of(site.inputs.members[0].operand[0], 0)
-    read = set() if given is None else set(ledger.root[given[given >= 0]].tolist())
-    return replace(site, inputs=None) if read & classes_of(sites) else site
+    cut = given is not None and np.isin(ledger.root[given[given >= 0]], taken).any()
+    return replace(site, inputs=None) if cut else site
 
 
 def with_shared(graph: Reader, sites: tuple[Site, ...]) -> tuple[Site, ...]:
@@ -99,6 +100,7 @@ def match(graph: Reader) -> tuple[Ledger, tuple[Site, ...], tuple[Reject, ...]]:
     found = sorted(attention + ffn, key=lambda s: min(order[m.operand[0]] for c in s.couplings for m in c.members))
     names = unique([s.name for s in found], [s.kind for s in found])
     sites = tuple(replace(s, name=n) for s, n in zip(found, names, strict=True))
-    sites = with_shared(graph, tuple(with_own_inputs(ledger, s, sites) for s in sites))
+    taken = np.fromiter(classes_of(sites), np.int64)
+    sites = with_shared(graph, tuple(with_own_inputs(ledger, s, taken) for s in sites))
     refused = [r for s in (*sites, *whole) if s.kind == "attention" for r in refusals(s)]
     return ledger, sites, tuple(refused + rejected + more)

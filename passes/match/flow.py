@@ -46,13 +46,16 @@ class Flow:
             self.labels[value] = labels
 
     def are_heads(self, labels: np.ndarray) -> bool:
-        heads = np.fromiter(self.heads, np.int64, len(self.heads))
-        return bool(np.isin(self.classes.find(labels[labels >= 0]), self.classes.find(heads)).all())
+        return self.are_among(labels, np.fromiter(self.heads, np.int64, len(self.heads)))
 
     def are_sums(self, labels: np.ndarray) -> bool:
         """Is it one number for the channels of each head, that was summed up of them?"""
-        heads = np.concatenate([np.zeros(0, np.int64), *(made.heads for made in self.sums)])
-        return bool(self.sums) and bool(np.isin(self.classes.find(labels[labels >= 0]), self.classes.find(heads)).all())
+        return bool(self.sums) and self.are_among(labels, np.concatenate([made.heads for made in self.sums]))
+
+    def are_among(self, labels: np.ndarray, heads: np.ndarray) -> bool:
+        """The first tells nearly always."""
+        ids = labels[labels >= 0]
+        return bool(all(np.isin(self.classes.find(some), self.classes.find(heads)).all() for some in (ids[:1], ids)))
 
     def name_heads(self, rows: np.ndarray, heads: np.ndarray) -> None:
         """What was summed up of the channels of a head goes where these heads of a product go."""
