@@ -20,7 +20,7 @@ def note_absence(flow: Flow, op: Op) -> None:
     made = [v for v in op.outputs if v is not None and v in flow.labels]
     if not made:
         return
-    given = [v for v in op.inputs if v is not None and bears_channels(flow, v)]
+    given = [v for v in op.inputs if v is not None and has_channels(flow, v)]
     if is_silent(flow, op, given):
         flow.silent.update(made)
     if op.kind is Kind.ELEMENTWISE and all(v in flow.silent or v in flow.told for v in given):
@@ -31,7 +31,7 @@ def note_absence(flow: Flow, op: Op) -> None:
         flow.bent.update(made)
 
 
-def bears_channels(flow: Flow, value: Value) -> bool:
+def has_channels(flow: Flow, value: Value) -> bool:
     return value in flow.labels and not flow.are_heads(flow.labels[value])
 
 

@@ -153,7 +153,7 @@ def qk_coupling(ledger: Ledger, scores: Op, block: Block | None, others: list[Co
     if block is None:
         reason = blocked_above(ledger, scores) or next((p.reason for p in ledger.flow.pins if p.op is scores), "")
         return Coupling("qk", 1, 1, (), reason or "its labels do not reach the product")
-    extra = "" if all(is_silent(ledger, op) for op in (scores, *(c.op for c in others))) else NOT_SILENT
+    extra = "" if all(adds_nothing(ledger, op) for op in (scores, *(c.op for c in others))) else NOT_SILENT
     macs += sum(c.op.macs if c.op.attention is None else halves(ledger.flow.graph, c.op)[0] for c in others)
     made = coupling(ledger, "qk", block, {"in": "qk", "with": "qk", "out": "qk"}, macs, extra)
     return replace(made, beside=tuple(c.op for c in others), rotatable=made.rotatable and not others)
@@ -173,7 +173,7 @@ class AttentionWiring:
         self.scores, self.softmax, self.mix, self.scores_at = scores, softmax, mix, scores_at
 
 
-def is_silent(ledger: Ledger, product: Op) -> bool:
+def adds_nothing(ledger: Ledger, product: Op) -> bool:
     """Does a channel that is gone add nothing to a product?"""
     flow = ledger.flow
     return any(v in flow.silent or (v is not None and flow.graph.is_constant(v)) for v in product.inputs[:2])

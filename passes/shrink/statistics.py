@@ -12,7 +12,7 @@ import numpy as np
 from toastc.graphs import Op, Role, Value
 from toastc.graphs.protocols import Builder, Editor
 
-from ..match.absence import bears_channels, constants_of, unexpanded
+from ..match.absence import constants_of, has_channels, unexpanded
 from ..match.flow import Flow
 from .regions import first_user
 
@@ -55,7 +55,7 @@ def correct(graph: Editor, flow: Flow, op: Op, kept: int, every: int) -> None:
 def in_place_of(graph: Editor, flow: Flow, builder: Builder, op: Op, slot: int) -> Value:
     """What stands in the place of a channel that is gone, in an operand; what others were put right to is taken as it is now."""
     value = op.inputs[slot]
-    if value is not None and not bears_channels(flow, value):
+    if value is not None and not has_channels(flow, value):
         now = graph.operand(op, slot)
         return unexpanded(graph, value) if now is value else now
     above = None if value is None or value in flow.silent else graph.producer(value)
