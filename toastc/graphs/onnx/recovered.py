@@ -30,7 +30,7 @@ def take_back(graph: ir.Graph, what: str) -> None:
     """The graph in floats, if it is quantised."""
     for node in graph:
         if node.op_type in UNKNOWN:
-            raise ToastcError(f"{what}: is quantised ({node.op_type}); {FLOAT}")
+            raise ToastcError(f"{what}: is quantised ({node.op_type}); prune the float model and quantise the result")
     Recovery(graph, what).run()
 
 
