@@ -30,7 +30,7 @@ from ...graphs.onnx import (
     write_model,
 )
 from ...graphs.onnx.files import read_model
-from ...graphs.onnx.older import EXPORT, is_old, opset_of
+from ...graphs.onnx.older import OLDEST, is_old, opset_of
 from ...passes.prove import DEFAULT_TOLERANCE, Verification, furthest, rms_apart
 from ...passes.prove.files import verify_files
 from ...passes.state import State
@@ -157,18 +157,19 @@ def changed(file: Path, model: ir.Model, opset: int, quantised: bool, seed: int)
     """What was made of an old or a quantised file before anything else, beside the original: of another opset, it gives the same,
     or it is refused.
     """
-    if not quantised and not is_old(opset):
+    if not (quantised or is_old(opset)):
         return ()
     with scratch() as folder:
         write_model(model, folder / "made.onnx", external=True)
         feeds = [sample_inputs(model, sizes_for(model), seed)]
         (was,), (made,) = (session.run(path, feeds) for path in (file, folder / "made.onnx"))
-    notes, newest = [], opset_of(model)
+    notes, newest, far = [], opset_of(model), furthest(was, made)
     if is_old(opset):
-        far, apart = furthest(was, made), ""
         if not quantised and not far <= DEFAULT_TOLERANCE:
-            apart = f"its outputs are {far:.0e} of their scale apart"
-            raise ToastcError(f"{file}: is of opset {opset}; made into {newest}, {apart}; {EXPORT}")
+            raise ToastcError(
+                f"{file}: is of opset {opset}; made into {newest}, its outputs are {far:.0e} of their scale apart; "
+                f"export it with opset {OLDEST} or newer"
+            )
         notes.append(f"the file is of opset {opset}; opset {newest} was made of it first, which gives the same")
     if quantised:
         far = rms_apart(list(zip(was, made, strict=True)))

@@ -10,7 +10,6 @@ from onnxscript.version_converter import ConvertVersionPass
 from ...system.errors import ToastcError
 
 OLDEST, WRITTEN = 13, 17  # the oldest that is taken as it is, and what older ones become
-EXPORT = f"export it with opset {OLDEST} or newer"
 
 
 def last_words(error: BaseException) -> str:
@@ -56,5 +55,8 @@ def made_newer(model: ir.Model, what: str) -> ir.Model:
         log.setLevel(before)
         log.propagate = told
     if opset_of(made) != WRITTEN:
-        raise ToastcError(f"{what}: opset {opset} is old, and can not be made into {WRITTEN} ({heard.said}); {EXPORT}")
+        raise ToastcError(
+            f"{what}: opset {opset} is old, and can not be made into {WRITTEN} ({heard.said}); "
+            f"export it with opset {OLDEST} or newer"
+        )
     return made
