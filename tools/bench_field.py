@@ -57,8 +57,8 @@ def measured(name: str, kind: str, folder: Path) -> dict[str, Any]:
     )
     try:
         write((torch.zeros(2, *size),), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    except torch.onnx.errors.OnnxExporterError:  # it can not have a free batch
-        write((torch.zeros(1, *size),))
+    except Exception as problem:  # noqa: BLE001  exporters raise anything
+        return row | {"problem": f"torch.onnx.export fails ({type(problem).__name__})"}
     toastc.prune(dense, output=whole, recipe="magnitude", runtime="ort-cpu")
     report = toastc.prune(dense, HALF, output=half, recipe="magnitude", runtime="ort-cpu").report
     assert report.verified is not None
